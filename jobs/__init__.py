@@ -1,0 +1,1 @@
+"""The stages as jobs: each parses a config, calls `kd`, and writes a manifest."""

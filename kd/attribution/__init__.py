@@ -1,0 +1,1 @@
+"""Which input tokens decided the teacher's answer."""

@@ -1,0 +1,1 @@
+"""What a run showed, for a reader: JSON, Markdown and one HTML page."""

@@ -1,0 +1,478 @@
+"""Every row type of the project, its Arrow schema, and the way from rows to tables and back.
+
+A row is declared once, as a frozen dataclass; the Arrow schema is derived from the annotations and pinned by a golden
+file. Conversion is by column: no Python dict per row, and the garbage collector rests while the objects are built.
+
+| annotation        | Arrow                  | annotation      | Arrow                    |
+|-------------------|------------------------|-----------------|--------------------------|
+| `str`             | string                 | `list[X]`       | list of X, 32-bit inside |
+| `bool`            | bool                   | a dataclass     | struct                   |
+| `int`, `float`    | int64, float64         | `X | None`      | X, nullable              |
+"""
+
+import dataclasses
+import gc
+import hashlib
+import itertools
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
+
+import pyarrow as pa
+
+Role = Literal["context", "question", "premise", "hypothesis", "text", "choice", "prompt"]
+Split = Literal["train", "validation", "test"]
+Reason = Literal[
+    "unparsable",
+    "missing_field",
+    "empty_text",
+    "unknown_label",
+    "answer_not_in_choices",
+    "too_long",
+    "not_finite",
+    "out_of_memory",
+]
+ROLES: tuple[str, ...] = get_args(Role)
+SPLITS: tuple[str, ...] = get_args(Split)
+REASONS: tuple[str, ...] = get_args(Reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One string that the model reads, and what it is. The model's input is the segments' texts, joined as they are."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Half-open code-point offsets into the text of one segment."""
+
+    segment: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row has no result: one of `REASONS`, and a detail for a person."""
+
+    reason: str
+    detail: str
+
+    def __post_init__(self) -> None:
+        _require(self.reason in REASONS, "error.reason", f"one of {', '.join(REASONS)}", self.reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What every row has: an id that is unique, stable and derived from the source, and a place for its error."""
+
+    uid: str
+    error: RowError | None
+
+    def __post_init__(self) -> None:
+        _require(bool(self.uid), "uid", "a non-empty string", self.uid)
+
+    def tally(self) -> tuple[str, ...]:
+        """What the manifest counts about this row."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example(Row):
+    """One record of the corpus. `target` is null where it has no label; `label_set` are the answers to choose from.
+
+    For multiple choice the label set holds the options, which are segments of role `choice` too; for free text it is
+    empty. `evidence` are human highlights; `llm_rationale` and `llm_label` another model's chain of thought and answer.
+    """
+
+    task: str
+    split: str
+    segments: list[Segment]
+    target: str | None
+    label_set: list[str]
+    evidence: list[Span]
+    llm_rationale: str | None
+    llm_label: str | None
+
+    def __post_init__(self) -> None:
+        Row.__post_init__(self)
+        _require(self.split in SPLITS, "split", f"one of {', '.join(SPLITS)}", self.split)
+        for segment in self.segments:
+            _require(segment.role in ROLES, "role", f"one of {', '.join(ROLES)}", segment.role)
+        _check_spans(
+            self.segments,
+            [span.segment for span in self.evidence],
+            [span.start for span in self.evidence],
+            [span.end for span in self.evidence],
+        )
+
+    def tally(self) -> tuple[str, ...]:
+        """What the manifest counts about this row."""
+        return ("unlabelled",) if self.target is None and self.error is None else ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribution(Example):
+    """An example with the teacher's answers and one raw score per input token of a segment.
+
+    `explained` says which answer was explained; `explained_answer` is its text. `generated` is the teacher's greedy
+    answer, `ranked` the most probable entry of the label set (null where there is none), `choice_logprobs` the
+    log-probability of every entry in nats. `target_logprob` is that of the explained answer: the attributed scalar.
+    `completeness_gap` is the error of methods that claim completeness, else null. `scores` are as the method gave them.
+    `fold` names the teacher's fold, 0 where there is one teacher.
+    """
+
+    model: str
+    method: str
+    explained: str
+    explained_answer: str | None
+    generated: str | None
+    ranked: str | None
+    choice_logprobs: list[float]
+    target_logprob: float | None
+    tokens: list[str]
+    token_segment: list[int]
+    token_start: list[int]
+    token_end: list[int]
+    scores: list[float]
+    completeness_gap: float | None
+    truncated_tokens: int
+    fold: int
+
+    def __post_init__(self) -> None:
+        Example.__post_init__(self)
+        _check_parallel(self, "tokens", "token_segment", "token_start", "token_end", "scores")
+        _check_spans(self.segments, self.token_segment, self.token_start, self.token_end)
+
+    def tally(self) -> tuple[str, ...]:
+        """What the manifest counts about this row."""
+        if self.error is not None:
+            return ()
+        right = self.target is not None and self.target in (self.ranked, self.generated)
+        return Example.tally(self) + ("truncated",) * (self.truncated_tokens > 0) + ("teacher_right",) * right
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RationaleRow(Attribution):
+    """An attribution in the shared unit, the word, with the words that became the rationale.
+
+    `importance` is soft: the word's share of the raw scores. `rationale` is hard. `rationale_text` is what a student
+    learns to write, empty for none. `source` names where it came from, `provenance` the settings that made it.
+    """
+
+    word_segment: list[int]
+    word_start: list[int]
+    word_end: list[int]
+    importance: list[float]
+    rationale: list[bool]
+    rationale_text: str
+    source: str
+    provenance: str
+
+    def __post_init__(self) -> None:
+        Attribution.__post_init__(self)
+        _check_parallel(self, "word_segment", "word_start", "word_end", "importance", "rationale")
+        _check_spans(self.segments, self.word_segment, self.word_start, self.word_end)
+
+    def tally(self) -> tuple[str, ...]:
+        """What the manifest counts about this row."""
+        empty = self.error is None and not self.rationale_text
+        return Attribution.tally(self) + ("empty_rationale",) * empty
+
+
+Status = Literal["ok", "unparsed", "truncated"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction(Example):
+    """One model's answer to one example.
+
+    `raw` is the text as generated, `answer` what it was read as (null unless `status` is ok). Unparsed is not wrong:
+    `correct` is false for both, and the report prints both. `correct` is null where the example has no target.
+    `student` is the model, `variant` and `seed` the run that made it ("teacher" and 0 for the teacher).
+    """
+
+    student: str
+    variant: str
+    seed: int
+    answer: str | None
+    raw: str
+    choice_logprobs: list[float]
+    status: str
+    correct: bool | None
+    truncated_tokens: int
+
+    def __post_init__(self) -> None:
+        Example.__post_init__(self)
+        _require(
+            self.error is not None or self.status in get_args(Status),
+            "status",
+            f"one of {', '.join(get_args(Status))}",
+            self.status,
+        )
+
+    def tally(self) -> tuple[str, ...]:
+        """What the manifest counts about this row."""
+        if self.error is not None:
+            return ()
+        return Example.tally(self) + (self.status,) + ("correct",) * bool(self.correct)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features(Row):
+    """What one row teaches a student: parallel sequences, each of one term of the objective.
+
+    `term` indexes the objective's terms; `input_ids` and `target_ids` are the student's token ids, without padding.
+    """
+
+    term: list[int]
+    input_ids: list[list[int]]
+    target_ids: list[list[int]]
+
+    def __post_init__(self) -> None:
+        Row.__post_init__(self)
+        _check_parallel(self, "term", "input_ids", "target_ids")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricRow:
+    """One number of the report. Every table is a view of these rows. The headline metric is called `accuracy`."""
+
+    subject: str
+    stage: str
+    variant: str
+    seed: int | None
+    task: str
+    split: str
+    metric: str
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    against: str | None
+    p_value: float | None
+    higher_is_better: bool
+
+
+R = TypeVar("R", bound=Row)
+
+
+def as_errored(row: Row, row_type: type[R], error: RowError) -> R:
+    """A row without its result: what it had so far, the error, and blanks in what `row_type` adds."""
+    had = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+    blanks = {name: _blank(hint) for name, hint in _hints(row_type).items()}
+    return row_type(**{name: had.get(name, blank) for name, blank in blanks.items()} | {"error": error})
+
+
+def text_of(row: Example, span: Span) -> str:
+    """The text that a span covers."""
+    return row.segments[span.segment].text[span.start : span.end]
+
+
+def choices_of(row: Example) -> list[int]:
+    """Indices of the segments that are options."""
+    return [index for index, segment in enumerate(row.segments) if segment.role == "choice"]
+
+
+def check_conserved(before: Sequence[Row], after: Sequence[Row]) -> None:
+    """The law of every stage: as many rows out as in, the same uids in the same order, none twice.
+
+    Raises:
+        ValueError: naming the first uid that breaks it.
+    """
+    went_in = [row.uid for row in before]
+    came_out = [row.uid for row in after]
+    if len(set(went_in)) != len(went_in):
+        seen: set[str] = set()
+        twice = next(uid for uid in went_in if uid in seen or seen.add(uid))  # type: ignore[func-returns-value]
+        raise ValueError(f"uid {twice!r} occurs twice in the input of a stage; expected every uid once")
+    if went_in != came_out:
+        missing = sorted(set(went_in) - set(came_out))[:3]
+        added = sorted(set(came_out) - set(went_in))[:3]
+        raise ValueError(
+            f"a stage took {len(went_in)} rows and gave {len(came_out)}; missing {missing}, added {added}, or reordered"
+        )
+
+
+# --- schema -----------------------------------------------------------------------------------------------------------
+
+
+def schema(row_type: type) -> pa.Schema:
+    """The Arrow schema of a row type, derived from its annotations."""
+    return pa.schema([_field(name, hint) for name, hint in _hints(row_type).items()])
+
+
+def schema_digest(row_type: type) -> str:
+    """Sixteen hex digits that change when the row's contract does."""
+    return hashlib.sha256(f"{row_type.__name__}\n{schema(row_type)}".encode()).hexdigest()[:16]
+
+
+def check(table: pa.Table, row_type: type) -> None:
+    """A table is what a row type says: same columns, same types, no null where none may be.
+
+    Raises:
+        ValueError: with the column, what was expected and what was found.
+    """
+    expected = schema(row_type)
+    if table.schema.names != expected.names:
+        missing = [name for name in expected.names if name not in table.schema.names]
+        unknown = [name for name in table.schema.names if name not in expected.names]
+        raise ValueError(f"{row_type.__name__}: columns differ from the contract; missing {missing}, unknown {unknown}")
+    for want in expected:
+        got = table.schema.field(want.name)
+        if got.type != want.type:
+            raise ValueError(f"{row_type.__name__}.{want.name}: expected {want.type}, got {got.type}")
+        for chunk in table.column(want.name).chunks:
+            _check_nulls(chunk, want, f"{row_type.__name__}.{want.name}")
+
+
+def to_table(rows: Sequence[R], row_type: type[R]) -> pa.Table:
+    """Rows as an Arrow table of the row's schema, built column by column."""
+    with collector_paused():
+        columns = [_to_array([getattr(row, name) for row in rows], hint) for name, hint in _hints(row_type).items()]
+    table = pa.Table.from_arrays(columns, schema=schema(row_type))
+    check(table, row_type)
+    return table
+
+
+def from_table(table: pa.Table, row_type: type[R]) -> list[R]:
+    """An Arrow table as rows; the contract is checked first."""
+    check(table, row_type)
+    with collector_paused():
+        columns = [_to_values(table.column(name).combine_chunks(), hint) for name, hint in _hints(row_type).items()]
+        names = list(_hints(row_type))
+        return [row_type(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage collection inside: most of the cost of building many small objects is scanning them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+_SCALARS: dict[type, pa.DataType] = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+_ELEMENTS: dict[type, pa.DataType] = _SCALARS | {int: pa.int32(), float: pa.float32()}
+
+
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _hints(row_type: type) -> dict[str, Any]:
+    """Field name to resolved annotation, in order; resolved once per type."""
+    if row_type not in _HINTS:
+        hints = typing.get_type_hints(row_type)
+        _HINTS[row_type] = {field.name: hints[field.name] for field in dataclasses.fields(row_type)}
+    return _HINTS[row_type]
+
+
+def _optional(hint: Any) -> tuple[Any, bool]:
+    """The annotation without its `| None`, and whether it had one."""
+    if isinstance(hint, types.UnionType):
+        (inner,) = [arg for arg in get_args(hint) if arg is not types.NoneType]
+        return inner, True
+    return hint, False
+
+
+def _field(name: str, hint: Any, element: bool = False) -> pa.Field:
+    inner, nullable = _optional(hint)
+    return pa.field(name, _arrow_type(inner, element), nullable=nullable)
+
+
+def _arrow_type(hint: Any, element: bool = False) -> pa.DataType:
+    if dataclasses.is_dataclass(hint):
+        return pa.struct([_field(name, sub, element) for name, sub in _hints(typing.cast(type, hint)).items()])
+    if typing.get_origin(hint) is list:
+        return pa.list_(_field("item", get_args(hint)[0], element=True))
+    return (_ELEMENTS if element else _SCALARS)[hint]
+
+
+def _to_array(values: list[Any], hint: Any, element: bool = False) -> pa.Array:
+    inner, _ = _optional(hint)
+    arrow_type = _arrow_type(inner, element)
+    if dataclasses.is_dataclass(inner):
+        return _struct_array(values, typing.cast(type, inner), arrow_type, element)
+    if typing.get_origin(inner) is list:
+        offsets = [0]
+        for value in values:
+            offsets.append(offsets[-1] + len(value))
+        flat = _to_array([item for value in values for item in value], get_args(inner)[0], element=True)
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, type=arrow_type)
+    return pa.array(values, arrow_type)
+
+
+def _struct_array(values: list[Any], cls: type, arrow_type: pa.DataType, element: bool) -> pa.Array:
+    absent = [value is None for value in values]
+    children = []
+    for name, hint in _hints(cls).items():
+        blank = _blank(hint)
+        column = [blank if value is None else getattr(value, name) for value in values]
+        children.append(_to_array(column, hint, element))
+    mask = pa.array(absent, pa.bool_()) if any(absent) else None
+    return pa.StructArray.from_arrays(children, fields=list(arrow_type), mask=mask)
+
+
+def _blank(hint: Any) -> Any:
+    """An empty value of an annotation: null where it may be, else an empty list or string, zero or false."""
+    inner, nullable = _optional(hint)
+    if nullable:
+        return None
+    return [] if typing.get_origin(inner) is list else inner()
+
+
+def _to_values(array: pa.Array, hint: Any) -> list[Any]:
+    inner, _ = _optional(hint)
+    if dataclasses.is_dataclass(inner):
+        cls = typing.cast(type, inner)
+        fields = [_to_values(array.field(index), sub) for index, sub in enumerate(_hints(cls).values())]
+        present = array.is_valid().to_pylist()
+        return [cls(*parts) if valid else None for valid, *parts in zip(present, *fields, strict=True)]
+    if typing.get_origin(inner) is list:
+        offsets = array.offsets.to_pylist()
+        flat = _to_values(array.values, get_args(inner)[0])
+        return [flat[start:end] for start, end in itertools.pairwise(offsets)]
+    return typing.cast(list[Any], array.to_pylist())
+
+
+def _check_nulls(array: pa.Array, field: pa.Field, where: str) -> None:
+    """No null where the field forbids it, at any depth; children of a null struct are not looked at."""
+    if not field.nullable and array.null_count:
+        raise ValueError(f"{where}: expected no nulls, got {array.null_count} of {len(array)}")
+    if pa.types.is_struct(field.type):
+        present = array.drop_null() if array.null_count else array
+        for index, child in enumerate(field.type):
+            _check_nulls(present.field(index), child, f"{where}.{child.name}")
+    elif pa.types.is_list(field.type):
+        _check_nulls(array.flatten(), field.type.value_field, f"{where}[]")
+
+
+# --- what a constructor checks ----------------------------------------------------------------------------------------
+
+
+def _require(holds: bool, what: str, expected: str, got: object) -> None:
+    if not holds:
+        raise ValueError(f"{what}: expected {expected}, got {got!r}")
+
+
+def _check_parallel(row: object, *names: str) -> None:
+    lengths = {name: len(getattr(row, name)) for name in names}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{type(row).__name__}: expected lists of equal length, got {lengths}")
+
+
+def _check_spans(segments: Sequence[Segment], which: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> None:
+    sizes = [len(segment.text) for segment in segments]
+    for segment, start, end in zip(which, starts, ends, strict=True):
+        if not (0 <= segment < len(sizes) and 0 <= start <= end <= sizes[segment]):
+            raise ValueError(f"span ({segment}, {start}, {end}): expected offsets inside one of the texts of lengths {sizes}")

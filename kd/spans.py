@@ -1,0 +1,77 @@
+"""Spans of text: the words of a text, and token scores pooled to words.
+
+A word is the unit that teacher and student share, since their tokenizers differ. Offsets are code points of one
+segment's text, half-open, so they hold for every script.
+"""
+
+from collections.abc import Sequence
+
+import regex
+
+from kd.rows import Segment, Span
+
+# A Han character is a word of its own. Elsewhere a run of letters, digits and their marks is one, with an inner
+# apostrophe, hyphen or decimal mark. Any other visible character (punctuation, an emoji with its modifiers) stands alone.
+_WORD = regex.compile(
+    r"""(?V1)
+      \p{Han}\p{M}*
+    | [[\w\p{M}]--\p{Han}]+ (?: ['’\-.,] (?<=[\p{L}\p{N}][^.,]|\p{N}[.,]) [[\w\p{M}]--\p{Han}]+ )*
+    | (?!\s)\X
+    """,
+    regex.VERBOSE,
+)
+
+
+def words(segments: Sequence[Segment], roles: Sequence[str] | None = None) -> list[Span]:
+    """The words of the segments with one of `roles` (default: all), in reading order."""
+    return [
+        Span(index, match.start(), match.end())
+        for index, segment in enumerate(segments)
+        if roles is None or segment.role in roles
+        for match in _WORD.finditer(segment.text)
+    ]
+
+
+def overlap(a: Span, b: Span) -> int:
+    """How many code points two spans share."""
+    return max(0, min(a.end, b.end) - max(a.start, b.start)) if a.segment == b.segment else 0
+
+
+def pool(tokens: Sequence[Span], scores: Sequence[float], onto: Sequence[Span]) -> tuple[list[float], float]:
+    """Token scores as word scores: each token's score is shared among the words it touches, by code points in common.
+
+    Args:
+        tokens: spans in reading order; scores: one each, signed or not; onto: the words, in reading order, not overlapping.
+
+    Returns:
+        One score per word, and what fell on no word. Mass is conserved: the two together sum to `sum(scores)`.
+    """
+    pooled = [0.0] * len(onto)
+    unassigned = 0.0
+    first = 0
+    for token, score in zip(tokens, scores, strict=True):
+        while first < len(onto) and _before(onto[first], token):
+            first += 1
+        touched = _touched(token, onto, first)
+        total = sum(shared for _, shared in touched)
+        if not total:
+            unassigned += score
+        for index, shared in touched:
+            pooled[index] += score * shared / total
+    return pooled, unassigned
+
+
+def _before(word: Span, token: Span) -> bool:
+    """The word ends before the token starts, so no later token touches it either."""
+    return (word.segment, word.end) <= (token.segment, token.start)
+
+
+def _touched(token: Span, onto: Sequence[Span], first: int) -> list[tuple[int, int]]:
+    touched = []
+    for index in range(first, len(onto)):
+        if (onto[index].segment, onto[index].start) >= (token.segment, token.end):
+            break
+        shared = overlap(token, onto[index])
+        if shared:
+            touched.append((index, shared))
+    return touched

@@ -1,0 +1,253 @@
+"""A run directory on any file system: atomic publish, rows as Parquet, manifests, digests.
+
+Local paths, `s3://` and `gs://` go through pyarrow.fs. Nothing half-written is ever visible: a file is built in memory,
+then published in one step (locally a temporary name and a rename, in an object store one put). The manifest of a stage
+is written last, so its presence means complete.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+import subprocess
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from kd.errors import StoreError
+from kd.rows import Row, from_table, to_table
+
+R = TypeVar("R", bound=Row)
+FOLDER_NAME = re.compile(r"[a-z0-9_-]+")
+MANIFEST = "manifest.json"
+RECORDED_LIBRARIES = ("ray", "torch", "transformers", "captum", "deepspeed", "datasets", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A unit of work: the first `rows` rows of one file. Its name is the same in every stage."""
+
+    name: str
+    split: str
+    rows: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a complete stage says of itself. `digest` identifies what it was asked to do, `inputs` what it was made from.
+
+    `errors` and `counts` are rows by reason and by what their type tallies; `figures` the stage's own numbers.
+    """
+
+    stage: str
+    digest: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    row_type: str | None = None
+    schema_digest: str | None = None
+    shards: Sequence[Shard] = ()
+    rows: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    figures: Mapping[str, float | str | None] = field(default_factory=dict)
+    device: str = "cpu"
+    seconds: float = 0.0
+    rows_per_s: float | None = None
+    code_revision: str | None = None
+    code_dirty: bool | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    finished_unix_s: float = 0.0
+
+    def shards_of(self, split: str) -> list[Shard]:
+        """The shards of one split, in order."""
+        return [shard for shard in self.shards if shard.split == split]
+
+
+@dataclass(frozen=True)
+class Store:
+    """One run directory. Paths given to its methods are relative to `root`, with forward slashes."""
+
+    root: str
+
+    @classmethod
+    def at(cls, root: str) -> "Store":
+        """The store at a local path or a URI; a relative path is made absolute, so that workers find it too."""
+        return cls(root.rstrip("/") if "://" in root else str(Path(root).absolute()))
+
+    @cached_property
+    def _where(self) -> tuple[pafs.FileSystem, str]:
+        if "://" not in self.root:
+            return pafs.LocalFileSystem(), self.root
+        try:
+            filesystem, path = pafs.FileSystem.from_uri(self.root)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"cannot open {self.root}: expected a local path, s3:// or gs://; {error}") from error
+        return filesystem, path
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root}
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are plain files of this machine (or of a shared mount)."""
+        return isinstance(self._where[0], pafs.LocalFileSystem)
+
+    def path(self, relative: str) -> str:
+        """Where a file is, for a person and for libraries that open files themselves."""
+        return f"{self.root}/{relative}"
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the files in a folder, sorted; none if there is no such folder."""
+        filesystem, base = self._where
+        selector = pafs.FileSelector(f"{base}/{folder}", allow_not_found=True)
+        return sorted(info.base_name for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
+
+    def exists(self, relative: str) -> bool:
+        """Whether a file has been published."""
+        filesystem, base = self._where
+        return bool(filesystem.get_file_info(f"{base}/{relative}").type == pafs.FileType.File)
+
+    def read(self, relative: str) -> bytes:
+        """The bytes of a file. Raises StoreError if it is not there."""
+        filesystem, base = self._where
+        try:
+            with filesystem.open_input_file(f"{base}/{relative}") as stream:
+                return bytes(stream.read())
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.path(relative)} is not there; run the stage that writes it") from error
+
+    def publish(self, relative: str, data: bytes) -> None:
+        """Write a file in one step: a reader sees all of it or none. Writing the same file again is harmless."""
+        filesystem, base = self._where
+        target = f"{base}/{relative}"
+        if not self.is_local:
+            with filesystem.open_output_stream(target) as stream:
+                stream.write(data)
+            return
+        path = Path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        temporary.write_bytes(data)
+        temporary.replace(path)
+
+    def upload(self, local: Path, folder: str) -> None:
+        """Publish every file below a local folder under the same names."""
+        for path in sorted(local.rglob("*")):
+            if path.is_file():
+                self.publish(f"{folder}/{path.relative_to(local).as_posix()}", path.read_bytes())
+
+    def local_folder(self, folder: str, cache: Path) -> Path:
+        """A folder as plain files: itself where the store is local, else fetched once below `cache`."""
+        if self.is_local:
+            return Path(self.path(folder))
+        target = cache / hashlib.sha256(self.path(folder).encode()).hexdigest()[:16]
+        if not target.exists():
+            partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}")
+            filesystem, base = self._where
+            pafs.copy_files(
+                f"{base}/{folder}", str(partial), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem()
+            )
+            partial.rename(target)
+        return target
+
+    def read_rows(self, relative: str, row_type: type[R]) -> list[R]:
+        """The rows of one Parquet file, its contract checked."""
+        table = pq.read_table(io.BytesIO(self.read(relative)))
+        try:
+            return from_table(table.replace_schema_metadata(), row_type)
+        except ValueError as error:
+            raise StoreError(f"{self.path(relative)} is not what this version writes: {error}; use a new run name") from error
+
+    def publish_rows(self, relative: str, rows: Sequence[R], row_type: type[R], notes: Mapping[str, Any]) -> None:
+        """Rows as one Parquet file, built in memory; `notes` go into its footer as JSON."""
+        table = to_table(rows, row_type).replace_schema_metadata({"notes": json.dumps(notes)})
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        self.publish(relative, buffer.getvalue())
+
+    def read_notes(self, relative: str) -> dict[str, Any]:
+        """The notes in the footer of a Parquet file, without its rows."""
+        filesystem, base = self._where
+        footer = pq.read_schema(f"{base}/{relative}", filesystem=filesystem)
+        return dict(json.loads(footer.metadata[b"notes"]))
+
+    def read_json(self, relative: str) -> dict[str, Any]:
+        """A JSON file as a dict."""
+        return dict(json.loads(self.read(relative)))
+
+    def publish_json(self, relative: str, value: Mapping[str, Any]) -> None:
+        """A mapping as readable JSON."""
+        self.publish(relative, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def manifest(self, folder: str) -> Manifest | None:
+        """The manifest of a stage's folder; None where the stage is not complete."""
+        relative = f"{folder}/{MANIFEST}"
+        if not self.exists(relative):
+            return None
+        known = {item.name for item in dataclasses.fields(Manifest)}
+        content = self.read_json(relative)
+        if set(content) - known:
+            raise StoreError(f"{self.path(relative)} was written by another version; use a new run name")
+        return Manifest(**content | {"shards": [Shard(**shard) for shard in content["shards"]]})
+
+    def publish_manifest(self, folder: str, manifest: Manifest) -> Manifest:
+        """The last act of a stage. What it was made with is filled in here."""
+        revision, dirty = _code_revision()
+        stamped = dataclasses.replace(
+            manifest, code_revision=revision, code_dirty=dirty, versions=_versions(), finished_unix_s=round(time.time(), 3)
+        )
+        self.publish_json(f"{folder}/{MANIFEST}", dataclasses.asdict(stamped))
+        return stamped
+
+    def folder_for(self, folder: str, digest: str) -> str:
+        """Where work with this digest lives: `folder`, or `folder-<digest>` where another config was there first.
+
+        A folder belongs to the digest in its `claim.json`, which this writes at the first call.
+        """
+        for candidate in (folder, f"{folder}-{digest[:8]}"):
+            claim = f"{candidate}/claim.json"
+            if not self.exists(claim):
+                self.publish_json(claim, {"digest": digest})
+                return candidate
+            if self.read_json(claim)["digest"] == digest:
+                return candidate
+        raise StoreError(f"{self.path(folder)} and its twin are both taken by other configs; use a new run name")
+
+
+def digest(*parts: object) -> str:
+    """Sixteen hex digits of the parts' canonical JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in RECORDED_LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _code_revision() -> tuple[str | None, bool | None]:
+    """The commit of the running code and whether it was changed; nulls where there is no git checkout."""
+    here = Path(__file__).parent
+    try:
+        revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return revision.stdout.strip(), bool(status.stdout.strip())
