@@ -1,0 +1,265 @@
+"""What every task shares: where its records are, how they are split, and how a record becomes an `Example`.
+
+A task is a config object with one pure function, `parse(record) -> Parsed`. All that can go wrong with a record is a
+`RowFault` there, and an `Example` that says so here: a bad record never stops a corpus.
+"""
+
+import hashlib
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from kd.errors import InputError, RowFault
+from kd.frozen import Frozen
+from kd.rows import Example, RowError, Segment, Span
+from kd.tasks.fields import Record, id_at
+
+Format = Literal["auto", "parquet", "jsonl", "csv"]
+_GLOB = re.compile(r"[*?\[]")
+_FILE = re.compile(r"\.(parquet|jsonl|ndjson|json|csv)(\.gz)?$")
+
+
+class Files(Frozen):
+    """Which files below `path` hold which split: patterns such as `train[.-]*`, alternatives parted by `|`."""
+
+    train: str | None = None
+    """Files of the training split; null = none."""
+    validation: str | None = None
+    """Files of the validation split; null = none, or held out of train."""
+    test: str | None = None
+    """Files of the test split; null = none."""
+
+
+class Limits(Frozen):
+    """How many rows of a split to take, the first ones in the order of the files; null = all. Held-out rows count apart."""
+
+    train: int | None = Field(None, gt=0)
+    """Rows of train, after the hold-out."""
+    validation: int | None = Field(None, gt=0)
+    """Rows of validation."""
+    test: int | None = Field(None, gt=0)
+    """Rows of test."""
+
+
+class Holdout(Frozen):
+    """A part of train that becomes validation."""
+
+    fraction: float = Field(gt=0, lt=1)
+    """Share of the records of train."""
+    seed: int = Field(0, ge=0)
+    """Another seed, another part."""
+    by: Literal["uid", "position"] = "uid"
+    """uid: by a hash of the uid, for any size (the share is approximate). position: the very rows that Hugging Face
+    `train_test_split(test_size=fraction, seed=seed)` takes; holds 8 bytes per record of train in memory."""
+
+
+class SideFile(Frozen):
+    """A bounded file of another model's rationales, attached to the records by id. It must fit in a worker's memory."""
+
+    path: str
+    """File, folder or glob, like the corpus."""
+    format: Format = "auto"
+    """Format of the file; auto = by its suffix."""
+    id: str = "id"
+    """Column that holds the record's id."""
+    rationale: str = "llm_rationale"
+    """Column that holds the rationale."""
+    label: str | None = None
+    """Column that holds the model's answer; null = none."""
+
+
+class PrepareConfig(Frozen):
+    """How the corpus is cut into shards."""
+
+    rows_per_shard: int = Field(1000, gt=0)
+    """Rows of a shard: the unit of work, of restart and of sorting by length. Aim at four shards or more per worker, so
+    a small corpus wants fewer rows (6,000 rows on 2 workers: 500), and at no more than a minute of work per shard."""
+    max_error_frac: float = Field(0.01, ge=0, le=1)
+    """Share of records that may be bad before the stage fails. A bad record stays in its place and says what is wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parsed:
+    """What a task reads from one record; see `Example` for the fields."""
+
+    segments: list[Segment]
+    target: str | None
+    label_set: list[str]
+    evidence: list[Span] = field(default_factory=list)
+    llm_rationale: str | None = None
+    llm_label: str | None = None
+
+
+@dataclass(frozen=True)
+class Need:
+    """A column that must be there: the config key that names it, and its names, of which one is enough."""
+
+    key: str
+    any_of: tuple[str, ...]
+
+
+class TaskConfig(Frozen):
+    """Base of every task.
+
+    A row's uid is `<split>/<id>`, the split being that of the file: ids need be unique within a split only. Without an
+    id column it is `<split>/#<hash>` of the record's content; the second of two equal records is `<split>/#<hash>-2`.
+    """
+
+    type: str
+    """Which task this is."""
+    name: str | None = Field(None, pattern=r"^[a-z0-9_-]+$")
+    """What rows and reports call the task; null = its type."""
+    path: str
+    """Folder of the corpus: local, `s3://`, `gs://` or `hf://datasets/OWNER/NAME/...`. A file or a glob is all train."""
+    files: Files = Files()
+    """Which files hold which split."""
+    format: Format = "auto"
+    """Format of the files; auto = by suffix: .parquet, .jsonl or .json (one object per line), .csv, the last two also .gz."""
+    id: str | None = None
+    """Column with the record's id; null = the uid is a hash of the record's content."""
+    holdout: Holdout | None = None
+    """Make validation of a part of train; null = validation has files of its own, or there is none."""
+    limit_rows: Limits = Limits()
+    """Take the first rows of a split only."""
+    llm: SideFile | None = None
+    """Rationales of another model in a file of their own; null = those in the records, if any."""
+
+    @abstractmethod
+    def parse(self, record: Record) -> Parsed:
+        """One record's parts. Pure. Raises RowFault where the record cannot be read."""
+
+    @abstractmethod
+    def needs(self) -> Sequence[Need]:
+        """The columns that every record must have, the id apart."""
+
+    def judge(self, answer: str, target: str) -> bool:
+        """Whether an answer is right: equal to the target after `normalise`."""
+        return normalise(answer) == normalise(target)
+
+    @property
+    def task(self) -> str:
+        """What rows and reports call the task."""
+        return self.name or self.type
+
+    def uid(self, record: Record, split: str) -> str:
+        """The id of the row that this record of this split's files becomes."""
+        try:
+            return f"{split}/{id_at(record, self.id)}" if self.id else content_uid(record, split)
+        except RowFault:
+            return content_uid(record, split)
+
+    def example(self, record: Record, split: str) -> Example:
+        """The row that a record of this split's files becomes, with its error if it is bad."""
+        uid = self.uid(record, split)
+        try:
+            if self.id:
+                id_at(record, self.id)
+            parsed = self.parse(record)
+            _check(parsed)
+        except RowFault as fault:
+            return self.errored(uid, split, fault)
+        return Example(
+            uid=uid,
+            error=None,
+            task=self.task,
+            split=split,
+            segments=parsed.segments,
+            target=parsed.target,
+            label_set=parsed.label_set,
+            evidence=parsed.evidence,
+            llm_rationale=parsed.llm_rationale,
+            llm_label=parsed.llm_label,
+        )
+
+    def errored(self, uid: str, split: str, fault: RowFault) -> Example:
+        """The row of a record that cannot be read."""
+        return Example(
+            uid=uid,
+            error=RowError(fault.reason, fault.detail),
+            task=self.task,
+            split=split,
+            segments=[],
+            target=None,
+            label_set=[],
+            evidence=[],
+            llm_rationale=None,
+            llm_label=None,
+        )
+
+    def check_columns(self, there: Collection[str], where: str) -> None:
+        """Raise InputError if a column that the task reads is in none of the records."""
+        wanted = [*self.needs(), *([Need("task.id", (self.id,))] if self.id else [])]
+        for need in wanted:
+            if not set(need.any_of) & set(there):
+                raise InputError(
+                    f"{where}: task {self.task} reads column {' or '.join(need.any_of)}, which is not there;"
+                    f" the columns are {', '.join(sorted(there))}. Set {need.key} to one of them"
+                    + (", or to null for ids made from the content." if need.key == "task.id" else ".")
+                )
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _keep_preset_patterns(cls, given: Any) -> Any:
+        """A split that the config does not mention keeps the preset's pattern."""
+        return cls.model_fields["files"].default.model_dump() | dict(given) if isinstance(given, Mapping) else given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_file_is_train(cls, given: Any) -> Any:
+        """A path that is a file or a glob becomes its folder, and a pattern for train."""
+        path = given.get("path") if isinstance(given, Mapping) else None
+        if not isinstance(path, str) or not (_FILE.search(path) or _GLOB.search(path)):
+            return given
+        if given.get("files"):
+            raise ValueError(f"path {path} is a file or a glob, which is all train; for `files` give their folder as path")
+        glob = _GLOB.search(path)
+        folder = path[: glob.start() if glob else None].rpartition("/")[0]
+        pattern = path.removeprefix(folder).removeprefix("/")
+        root = "/" if path.startswith("/") else "."
+        return {**given, "path": folder or root, "files": {"train": pattern, "validation": None, "test": None}}
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.holdout and self.files.validation:
+            raise ValueError("validation comes from files.validation and from holdout; set one of them to null")
+        if self.holdout and not self.files.train:
+            raise ValueError("holdout takes its rows from train; set files.train")
+        if self.llm and not self.id:
+            raise ValueError("llm attaches a side file by id; set id to the column of the corpus that holds it")
+        if not any((self.files.train, self.files.validation, self.files.test)):
+            raise ValueError("no split has files; set files.train, files.validation or files.test to a pattern")
+        return self
+
+
+def normalise(answer: str) -> str:
+    """An answer for comparison: lower case, white space collapsed and stripped, without a final full stop."""
+    return " ".join(answer.lower().split()).removesuffix(".").rstrip()
+
+
+def content_uid(record: Record, split: str) -> str:
+    """A uid from the record's content: its canonical JSON, keys sorted, nulls left out. The same in every format."""
+    content = {key: value for key, value in record.items() if value is not None}
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
+    return f"{split}/#{hashlib.sha256(canonical.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"
+
+
+def _check(parsed: Parsed) -> None:
+    """What holds for every task. Raises RowFault."""
+    for segment in parsed.segments:
+        if segment.role != "prompt" and not segment.text.strip():
+            raise RowFault("empty_text", f"the {segment.role} is empty")
+    if parsed.target is not None and not parsed.target.strip():
+        raise RowFault("missing_field", "the label is empty")
+    if parsed.target is not None and parsed.label_set and parsed.target not in parsed.label_set:
+        has_options = any(segment.role == "choice" for segment in parsed.segments)
+        reason = "answer_not_in_choices" if has_options else "unknown_label"
+        raise RowFault(reason, f"expected one of {', '.join(parsed.label_set)}; got {parsed.target}")
+    for span in parsed.evidence:
+        length = len(parsed.segments[span.segment].text)
+        if not 0 <= span.start <= span.end <= length:
+            raise RowFault("unparsable", f"evidence {span.start}..{span.end} lies outside a text of {length} characters")
