@@ -1,0 +1,295 @@
+"""Soft importance becomes a hard rationale: the words of a row that a student learns to write.
+
+Token scores are pooled to words over *every* segment of the row, so mass is conserved and each word has an importance.
+A rationale is drawn from the *candidates* only: words of the configured roles that the teacher read, without punctuation
+and stop words, the same word counted once. Prompt words and option letters are segments of role `prompt`, which is no
+role to draw from. Every source of a rationale sees the same candidates, so a control differs in nothing but the choice.
+"""
+
+import dataclasses
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import regex
+from pydantic import Field, model_validator
+
+from kd.frozen import Frozen
+from kd.rows import Attribution, RationaleRow, RowError, Segment, Span, text_of
+from kd.spans import pool, words
+
+DrawnRole = Literal["context", "question", "premise", "hypothesis", "text", "choice"]
+
+# A letter, a digit, or a symbol that stands for itself: an emoji can carry a sentence. Never `+ = $ ^ | < >`.
+_SAYS_SOMETHING = regex.compile(r"[\p{L}\p{N}\p{So}]")
+
+# Words that English needs and that seldom decide anything. Negations, numbers, quantifiers and directions are not among them.
+_STOP_LINES = """
+    a an the this that these those such there here
+    i me my mine myself you your yours yourself he him his himself she her hers herself it its itself
+    we us our ours ourselves they them their theirs themselves someone something
+    am is are was were be been being do does did doing done have has had having
+    will would shall should can could may might must ought
+    and or but so if then because as while although though until since when whenever where
+    of at by for with about into through to from in on onto upon
+    what which who whom whose why how just very too also quite rather really
+    i'm i've i'll i'd you're you've you'll you'd he's he'll he'd she's she'll she'd it's it'll it'd
+    we're we've we'll we'd they're they've they'll they'd that's there's here's what's who's let's
+"""
+STOP_WORDS = frozenset(_STOP_LINES.split())
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A word that a rationale may hold: the indices of its occurrences in the row's words, and its weight for ranking."""
+
+    occurrences: tuple[int, ...]
+    text: str
+    weight: float
+
+
+# --- how many of the ranked candidates ----------------------------------------------------------------------------------
+
+
+class TopK(Frozen):
+    """The k candidates of the largest weight."""
+
+    type: Literal["top_k"] = "top_k"
+    k: int = Field(default=5, ge=1)
+    """How many words at most."""
+
+    def count(self, weights: Sequence[float]) -> int:
+        return min(self.k, len(weights))
+
+
+class Fraction(Frozen):
+    """A share of the row's candidates, rounded up, so that a row with candidates has a rationale."""
+
+    type: Literal["fraction"] = "fraction"
+    frac: float = Field(default=0.2, gt=0, le=1)
+    """Share of the candidates, in (0, 1]."""
+
+    def count(self, weights: Sequence[float]) -> int:
+        return math.ceil(self.frac * len(weights))
+
+
+class Threshold(Frozen):
+    """Every candidate whose weight is at least `share` times the largest weight of the row."""
+
+    type: Literal["threshold"] = "threshold"
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the row's largest weight, in (0, 1]."""
+
+    def count(self, weights: Sequence[float]) -> int:
+        return sum(weight >= self.share * weights[0] for weight in weights)
+
+
+Selection = Annotated[TopK | Fraction | Threshold, Field(discriminator="type")]
+
+
+# --- where a rationale comes from ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a source chooses from: the row, its candidates in reading order, those that the attribution takes, best first."""
+
+    row: Attribution
+    candidates: Sequence[Candidate]
+    taken: Sequence[Candidate]
+
+
+Choice = tuple[Sequence[Candidate], str | None]
+"""The chosen candidates, and the rationale's text where it is more than these words."""
+
+
+class AttributionSource(Frozen):
+    """The words that the teacher's attribution ranks highest."""
+
+    type: Literal["attribution"] = "attribution"
+
+    @property
+    def name(self) -> str:
+        return self.type
+
+    def choose(self, offer: Offer) -> Choice:
+        return offer.taken, None
+
+
+class RandomSource(Frozen):
+    """As many words as the attribution takes in that row, drawn evenly from the same candidates: the control."""
+
+    type: Literal["random"] = "random"
+    seed: int = Field(default=0, ge=0)
+    """Seed of the draw, which is made anew for each row from this and the row's uid."""
+
+    @property
+    def name(self) -> str:
+        return f"random-{self.seed}" if self.seed else "random"
+
+    def choose(self, offer: Offer) -> Choice:
+        draw = random.Random(f"{self.seed}/{offer.row.uid}")
+        return draw.sample(offer.candidates, len(offer.taken)), None
+
+
+class LlmSource(Frozen):
+    """The chain of thought that came with the data; empty where a row has none.
+
+    Its text is the rationale as it stands. The hard mask marks the candidates that occur in it, so that it can be
+    measured like the others.
+    """
+
+    type: Literal["llm"] = "llm"
+
+    @property
+    def name(self) -> str:
+        return self.type
+
+    def choose(self, offer: Offer) -> Choice:
+        said = Segment("text", (offer.row.llm_rationale or "").strip())
+        forms = {_folded(said.text[span.start : span.end]) for span in words([said])}
+        return [candidate for candidate in offer.candidates if _folded(candidate.text) in forms], said.text
+
+
+class NoSource(Frozen):
+    """No rationale at all: every row's is empty."""
+
+    type: Literal["none"] = "none"
+
+    @property
+    def name(self) -> str:
+        return self.type
+
+    def choose(self, _: Offer) -> Choice:
+        return (), None
+
+
+SourceConfig = Annotated[AttributionSource | RandomSource | LlmSource | NoSource, Field(discriminator="type")]
+
+
+# --- the settings that all sources share --------------------------------------------------------------------------------
+
+
+class RationalesConfig(Frozen):
+    """How word importance becomes a rationale."""
+
+    roles: tuple[DrawnRole, ...] = ("question", "context", "premise", "hypothesis", "text")
+    """Roles of the segments that a rationale may be drawn from."""
+    selection: Selection = TopK()
+    """How many words. A word of weight zero or less is never taken."""
+    rank_by: Literal["magnitude", "signed"] = "magnitude"
+    """What a word's weight is, for methods with signed scores. `magnitude`: the absolute value of its summed score, so
+    words that moved the answer either way; `signed`: the summed score, so only words that speak for it."""
+    order: Literal["position", "score"] = "position"
+    """Order of the words in the rationale's text: as in the input, or the heaviest first."""
+    keep_stop_words: bool = False
+    """Whether English function words may be chosen. Punctuation never may."""
+    merge_duplicates: bool = True
+    """Whether the same word, whatever its case, is one candidate: its scores are summed, it is written once, and all its
+    occurrences are marked."""
+    sources: tuple[SourceConfig, ...] = (AttributionSource(),)
+    """Where rationales come from; each makes a data set of its own."""
+    max_error_frac: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of rows that may have an error, those of earlier stages included."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "RationalesConfig":
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sources: expected each once, got {', '.join(names)}; give random sources different seeds")
+        return self
+
+    def candidates(self, row: Attribution, found: Sequence[Span], importance: Sequence[float]) -> list[Candidate]:
+        """The words of a row that any rationale may hold, in reading order. `found` are all its words."""
+        read, _ = pool(_token_spans(row), [1.0] * len(row.tokens), found)
+        groups: dict[str | int, list[int]] = {}
+        for index, span in enumerate(found):
+            if read[index] and row.segments[span.segment].role in self.roles and self._may_hold(text_of(row, span)):
+                groups.setdefault(_folded(text_of(row, span)) if self.merge_duplicates else index, []).append(index)
+        return [
+            Candidate(tuple(group), text_of(row, found[group[0]]), self._weight([importance[index] for index in group]))
+            for group in groups.values()
+        ]
+
+    def candidates_of(self, row: RationaleRow) -> list[tuple[int, ...]]:
+        """The same of a finished row: for each candidate the indices of its occurrences."""
+        found = list(map(Span, row.word_segment, row.word_start, row.word_end))
+        return [candidate.occurrences for candidate in self.candidates(row, found, row.importance)]
+
+    def select(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates of the largest weight, best first; ties go to the earlier position."""
+        ranked = sorted(candidates, key=lambda candidate: -candidate.weight)
+        count = self.selection.count([candidate.weight for candidate in ranked])
+        return [candidate for candidate in ranked[:count] if candidate.weight > 0]
+
+    def write(self, chosen: Sequence[Candidate]) -> str:
+        """Chosen words as text."""
+        ordered = sorted(chosen, key=lambda candidate: candidate.occurrences) if self.order == "position" else chosen
+        return " ".join(candidate.text for candidate in ordered)
+
+    def _may_hold(self, word: str) -> bool:
+        return bool(_SAYS_SOMETHING.search(word)) and (self.keep_stop_words or _folded(word) not in STOP_WORDS)
+
+    def _weight(self, importance: Sequence[float]) -> float:
+        return abs(sum(importance)) if self.rank_by == "magnitude" else sum(importance)
+
+
+# --- the stage ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rationalise:
+    """The stage's recipe: one source over attributed rows."""
+
+    config: RationalesConfig
+    source: SourceConfig
+
+    def open(self) -> Callable[[list[Attribution]], list[RationaleRow | RowError]]:
+        """The function from rows to rows; there is nothing to load."""
+        settings = self.config.model_dump(mode="json", exclude={"sources", "max_error_frac"})
+        provenance = json.dumps({"source": self.source.model_dump(mode="json")} | settings, separators=(",", ":"))
+        return lambda rows: [self._rationalise(row, provenance) for row in rows]
+
+    def _rationalise(self, row: Attribution, provenance: str) -> RationaleRow | RowError:
+        if not all(map(math.isfinite, row.scores)):
+            return RowError("not_finite", "a score of the attribution is not a finite number")
+        found = words(row.segments)
+        importance = pool_to_words(row, found)
+        candidates = self.config.candidates(row, found, importance)
+        chosen, text = self.source.choose(Offer(row, candidates, self.config.select(candidates)))
+        marked = {index for candidate in chosen for index in candidate.occurrences}
+        return RationaleRow(
+            **{field.name: getattr(row, field.name) for field in dataclasses.fields(Attribution)},
+            word_segment=[span.segment for span in found],
+            word_start=[span.start for span in found],
+            word_end=[span.end for span in found],
+            importance=importance,
+            rationale=[index in marked for index in range(len(found))],
+            rationale_text=self.config.write(chosen) if text is None else text,
+            source=self.source.name,
+            provenance=provenance,
+        )
+
+
+def pool_to_words(row: Attribution, found: Sequence[Span]) -> list[float]:
+    """The row's token scores as one raw score per word; what falls between the words is left out, and nothing else.
+
+    Raises:
+        ValueError: mass was not conserved, which is a defect of this program.
+    """
+    importance, unassigned = pool(_token_spans(row), row.scores, found)
+    gap = abs(math.fsum([*importance, unassigned]) - math.fsum(row.scores))
+    if gap > 1e-6 * math.fsum(map(abs, row.scores)):
+        raise ValueError(f"row {row.uid}: pooling tokens to words lost or made a mass of {gap}; expected none")
+    return importance
+
+
+def _token_spans(row: Attribution) -> list[Span]:
+    return list(map(Span, row.token_segment, row.token_start, row.token_end))
+
+
+def _folded(word: str) -> str:
+    return word.casefold().replace("’", "'")
