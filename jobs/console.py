@@ -1,0 +1,109 @@
+"""What a person sees of a job: one line per stage, and at the end a table. Everything else goes to a log file.
+
+Frameworks print to file descriptors 1 and 2, so these are redirected for the length of a job; the console keeps the
+real output for itself.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+QUIET_SECONDS = 15.0
+"""In a log, a running stage repeats its line no more often than this."""
+
+
+@dataclass
+class Line:
+    """The progress of one stage: rows (or steps) done, rate, and the time that is left."""
+
+    console: "Console"
+    title: str
+    unit: str
+    started_s: float = field(default_factory=time.monotonic)
+    shown_s: float = 0.0
+    resumed_at: int | None = None
+    closed: bool = False
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """Show how far the stage is. What was done before this start counts as done, not as speed."""
+        now = time.monotonic()
+        if self.resumed_at is None:
+            self.resumed_at = done
+        if now - self.shown_s >= (0.2 if self.console.is_terminal else QUIET_SECONDS) and done != total:
+            self.shown_s = now
+            self.console.update(self._text(done, total, now - self.started_s))
+
+    def close(self, outcome: str) -> None:
+        """The stage is over: its line stays, with how it ended."""
+        self.closed = True
+        self.console.say(f"{self.title:<12} {outcome}  ({duration(time.monotonic() - self.started_s)})")
+
+    def _text(self, done: int, total: int | None, seconds: float) -> str:
+        rate = (done - (self.resumed_at or 0)) / seconds if seconds else 0.0
+        if total is None:
+            return f"{self.title:<12} {done:,} {self.unit}  {rate:,.0f} {self.unit}/s"
+        share = 100 * done // total if total else 100
+        left = duration((total - done) / rate) if rate else "unknown"
+        return f"{self.title:<12} {done:,}/{total:,} {self.unit}  {share} %  {rate:,.1f} {self.unit}/s  ETA {left}"
+
+
+class Console:
+    """Writes to the terminal or to the job's log; in a terminal a running line is rewritten in place."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.is_terminal = stream.isatty()
+        self.running = False
+
+    def say(self, text: str) -> None:
+        """A line, or several, that stay."""
+        self._write(("\r\x1b[K" if self.running else "") + text + "\n")
+        self.running = False
+
+    def update(self, text: str) -> None:
+        """A line that the next one replaces (in a log: a line)."""
+        if self.is_terminal:
+            self._write(f"\r\x1b[K{text}")
+            self.running = True
+        else:
+            self.say(text)
+
+    def stage(self, title: str, unit: str = "rows") -> Line:
+        """Start the line of a stage."""
+        return Line(self, title, unit)
+
+    def _write(self, text: str) -> None:
+        self.stream.write(text)
+        self.stream.flush()
+
+
+@contextmanager
+def console_with_log(log: Path) -> Iterator[Console]:
+    """A console on the real output, while everything that is printed otherwise is appended to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with log.open("ab") as sink, os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace") as stream:
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield Console(stream)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, saved in zip((1, 2), kept, strict=True):
+                os.dup2(saved, descriptor)
+                os.close(saved)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,241 @@
+"""The whole config tree, and how it is read: one YAML file, then `--dotted.path=value` from the command line.
+
+Each stage's config lives with its stage; here they meet. Nothing heavy is imported to read a config, so a wrong one is
+refused at once. Unknown keys, wrong names and impossible combinations are errors that name the key's path.
+"""
+
+import argparse
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+
+from kd.attribution.engine import AttributionConfig
+from kd.errors import ConfigError
+from kd.evaluation.answers import EvaluationConfig
+from kd.frozen import Frozen
+from kd.models import ModelConfig
+from kd.rationales import RationalesConfig
+from kd.tasks.anli import Anli
+from kd.tasks.base import PrepareConfig
+from kd.tasks.columns import Columns
+from kd.tasks.commonsense_qa import CommonsenseQA
+from kd.tasks.esnli import ESNLI
+from kd.tasks.planted import Planted
+from kd.tasks.svamp import Svamp
+from kd.training.config import TeachConfig, TrainingConfig
+
+Task = Annotated[CommonsenseQA | ESNLI | Anli | Svamp | Columns | Planted, Field(discriminator="type")]
+
+
+class ClusterConfig(Frozen):
+    """Where the work runs and with how many workers."""
+
+    address: str | None = None
+    """Address of a running cluster. Null: the cluster this job was submitted to, else a local one of its own."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What models run on. `cuda` asks the cluster for GPUs and waits for them; there is no silent fallback to CPU."""
+    min_actors: int = Field(default=1, ge=1)
+    """Actors a stage starts with. They are asked for at once, so an autoscaling cluster grows in one step."""
+    max_actors: int = Field(default=2, ge=1)
+    """Actors a stage may grow to."""
+    cpus_per_actor: float = Field(default=1, gt=0)
+    """CPUs of an actor without GPU."""
+    gpus_per_actor: float = Field(default=1, gt=0)
+    """GPUs of an actor where `device` is cuda; a fraction shares a GPU."""
+    threads_per_actor: int = Field(default=1, ge=1)
+    """Torch threads of an actor, so that actors on one machine do not fight for its cores."""
+    local_cpus: int | None = Field(default=None, ge=1)
+    """Logical CPUs of a local cluster (null: twice the cores, as reading and writing must fit beside the models)."""
+    local_object_store_bytes: int = Field(default=300_000_000, ge=80_000_000)
+    """Object store of a local cluster. Shards never pass through it, so it can be small."""
+
+    @model_validator(mode="after")
+    def _pool_is_possible(self) -> "ClusterConfig":
+        if self.max_actors < self.min_actors:
+            raise ValueError(f"max_actors ({self.max_actors}) is smaller than min_actors ({self.min_actors})")
+        return self
+
+
+class Config(Frozen):
+    """One run: a corpus, a teacher, an attribution, rationales, students."""
+
+    name: str = Field(pattern=r"^[a-z0-9_-]+$")
+    """The run's name; its directory is <root>/<name>."""
+    root: str = "runs"
+    """Where run directories are: a local folder, s3://bucket/prefix or gs://bucket/prefix."""
+    task: Task
+    """What the corpus is and how its records are read."""
+    prepare: PrepareConfig = PrepareConfig()
+    """How the corpus becomes shards of examples."""
+    teacher: ModelConfig
+    """The large model that is explained."""
+    teach: TeachConfig | None = None
+    """How the teacher is fine-tuned first. Null: it is used as it is."""
+    attribution: AttributionConfig = AttributionConfig()
+    """Which words decided the teacher's answer."""
+    rationales: RationalesConfig = RationalesConfig()
+    """How scores become rationales, and which other sources of rationales there are."""
+    student: ModelConfig
+    """The small model that learns."""
+    training: TrainingConfig
+    """Which students are trained, and how."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """On what the students are measured."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where the work runs."""
+
+    @model_validator(mode="after")
+    def _variants_have_sources(self) -> "Config":
+        known = [source.name for source in self.rationales.sources]
+        for variant in self.training.variants:
+            if variant.source not in known:
+                raise ValueError(f"training.variants: {variant.name!r} learns from source {variant.source!r}; rationales.sources has {known}")
+        return self
+
+    @property
+    def directory(self) -> str:
+        """The run directory."""
+        return f"{self.root.rstrip('/')}/{self.name}"
+
+
+class _CommandLine(Config, BaseSettings):
+    """The same tree, read from `--dotted.path=value`."""
+
+    model_config = SettingsConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+def read_config(program: str, description: str, arguments: Sequence[str]) -> Config:
+    """The config that `arguments` ask for: a YAML file, then overrides. `--help` prints every key and exits.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, a value that is not possible.
+    """
+    overrides = [argument for argument in arguments if argument.startswith("--")]
+    files = [argument for argument in arguments if not argument.startswith("-")]
+    if "-h" in arguments or "--help" in arguments:
+        _parse_overrides(program, description, ["--help"])
+    if len(files) != 1:
+        raise ConfigError(f"expected one config file, got {files or 'none'}; usage: {program} CONFIG [--dotted.path=value ...]")
+    data = _merge(read_yaml(files[0]), _parse_overrides(program, description, overrides))
+    return validate(data, files[0])
+
+
+def validate(data: Mapping[str, Any], where: str) -> Config:
+    """A config from plain data; every mistake in it is named at once."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        raise ConfigError(f"{where} with the command line's overrides is not a config:\n{problems}") from None
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        near = sorted(str(found) for found in Path(path).parent.glob("*.yaml"))
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}; in that folder: {near or 'no .yaml file'}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys at the top, got {type(data).__name__}")
+    return data
+
+
+def _parse_overrides(program: str, description: str, overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        _require_known(override)
+    try:
+        source: CliSettingsSource[Any] = CliSettingsSource(
+            _CommandLine,
+            root_parser=argparse.ArgumentParser(
+                prog=program,
+                usage=f"{program} CONFIG [--dotted.path=value ...]",
+                description=description,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            ),
+            cli_parse_args=list(overrides),
+            cli_hide_none_type=True,
+            cli_exit_on_error=False,
+        )
+        return dict(source())
+    except (SettingsError, argparse.ArgumentError) as error:
+        raise ConfigError(f"command line: {error}; expected --dotted.path=value, see {program} --help") from None
+
+
+def _require_known(override: str) -> None:
+    """Refuse an override of a key that does not exist, naming those that do."""
+    key = override.removeprefix("--").partition("=")[0]
+    if key == "help":
+        return
+    at: list[Any] = [Config]
+    for depth, part in enumerate(key.split(".")):
+        fields = _fields(at)
+        if part not in fields:
+            raise ConfigError(f"command line: {_unknown(key.split('.')[: depth + 1], fields)}")
+        at = fields[part]
+
+
+def _fields(annotations: Sequence[Any]) -> dict[str, list[Any]]:
+    """The keys that may stand below any of these annotations, each with its own annotations."""
+    found: dict[str, list[Any]] = {}
+    for annotation in annotations:
+        for model in _models(annotation):
+            for name, field in model.model_fields.items():
+                found.setdefault(name, []).append(field.annotation)
+    return found
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The config classes that an annotation allows, whatever it is wrapped in."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _explain(problem: ErrorDetails) -> str:
+    """One mistake: the key's path, what was expected, what was given."""
+    path, at = [], [Config]
+    fields = _fields(at)
+    for part in problem["loc"]:
+        if isinstance(part, int):
+            path[-1] += f"[{part}]"
+        elif part in fields or part == problem["loc"][-1]:
+            path.append(part)
+            at = fields.get(part, at) if problem["type"] != "extra_forbidden" or part != problem["loc"][-1] else at
+        else:
+            at = [model for annotation in at for model in _models(annotation) if _is_tagged(model, part)]
+        fields = _fields(at)
+    if problem["type"] == "extra_forbidden":
+        return _unknown(path, fields)
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
+    return f"{'.'.join(path) or 'the config'}: {message}{shown}"
+
+
+def _is_tagged(model: type[BaseModel], tag: str) -> bool:
+    field = model.model_fields.get("type")
+    return field is not None and tag in get_args(field.annotation)
+
+
+def _unknown(path: Sequence[str], known: Mapping[str, Any]) -> str:
+    """That a key does not exist, the nearest one that does, and all of them."""
+    near = difflib.get_close_matches(path[-1], known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{'.'.join(path)}: unknown key{hint} The keys here are {', '.join(sorted(known)) or 'none'}"
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid upon `base`, mapping by mapping; lists are replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -1,0 +1,146 @@
+"""Runs plain stages over the shards of a run directory on the cluster.
+
+One shard is one unit of work, scheduled by Ray Data over a pool of actors. An actor reads its shard, computes, builds
+the file in memory and publishes it; only counts come back, so the driver and the object store hold nothing that grows
+with the corpus. Several works may share one pool: a start costs seconds, and students to evaluate are many.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+import ray.exceptions
+
+from kd.errors import StageError, UserError
+from kd.shards import Apply, Claimed, Work, claim, finish, run_shard
+from kd.store import Manifest, Shard, Store
+
+Progress = Callable[[int, int], None]
+"""Called with rows done and rows in all."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How many actors of what size. Actors read and write by themselves, so nothing else competes for their CPUs."""
+
+    min_actors: int
+    max_actors: int
+    cpus_per_actor: float
+    gpus_per_actor: float
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus_per_actor else "cpu"
+
+    def options(self) -> dict[str, Any]:
+        """The pool as `map_batches` wants it. An actor asks for a GPU or for CPUs: asking for both is experimental."""
+        strategy = ray.data.ActorPoolStrategy(min_size=self.min_actors, max_size=self.max_actors, initial_size=self.min_actors)
+        size = {"num_gpus": self.gpus_per_actor} if self.gpus_per_actor else {"num_cpus": self.cpus_per_actor}
+        return {"compute": strategy, **size}
+
+
+def run(store: Store, works: Sequence[Work], pool: Pool, progress: Progress) -> list[Manifest]:
+    """Do what is still to do of every work, in one pool; their manifests, in order.
+
+    Raises:
+        StageError: a stage broke a law, has too many errored rows, or failed for a reason that is no row's fault.
+            Finished shards stay: the next call goes on behind them.
+    """
+    claimed = [claim(store, work) for work in works]
+    started = [item for item in claimed if isinstance(item, Claimed)]
+    units = [Unit(index, shard) for index, item in enumerate(started) for shard in item.todo]
+    spans: dict[int, list[float]] = {index: [] for index in range(len(started))}
+    total = sum(shard.rows for item in started for shard in item.work.shards)
+    done = total - sum(unit.shard.rows for unit in units)
+    progress(done, total)
+    for result in _results(store, started, units, pool):
+        done += result["rows"]
+        spans[result["work"]] += [result["started_s"], result["ended_s"]]
+        progress(done, total)
+    finished = iter(
+        finish(store, item, max(spans[index], default=0.0) - min(spans[index], default=0.0), pool.device)
+        for index, item in enumerate(started)
+    )
+    return [next(finished) if isinstance(item, Claimed) else item for item in claimed]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One shard of one work."""
+
+    work: int
+    shard: Shard
+
+
+class ShardWorker:
+    """The actor: opens the recipe of the work it was last handed, and does shard after shard with it."""
+
+    def __init__(self, store: Store, claimed: Sequence[Claimed], units: Sequence[Unit]) -> None:
+        self.store = store
+        self.claimed = claimed
+        self.units = units
+        self.opened: tuple[int, Apply] | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        unit = self.units[int(batch["unit"][0])]
+        started = time.time()
+        if self.opened is None or self.opened[0] != unit.work:
+            self.opened = None  # frees the model before the next one is loaded
+            self.opened = unit.work, self.claimed[unit.work].work.recipe.open()
+        with _naming(f"{self.claimed[unit.work].work.title}, shard {unit.shard.name}"):
+            run_shard(self.store, self.claimed[unit.work], unit.shard, self.opened[1])
+        return {"work": [unit.work], "rows": [unit.shard.rows], "started_s": [started], "ended_s": [time.time()]}
+
+
+def _results(store: Store, claimed: Sequence[Claimed], units: Sequence[Unit], pool: Pool) -> Iterator[dict[str, Any]]:
+    """What the actors report, as it comes."""
+    if not units:
+        return
+    quiet_context()
+    work = ray.data.from_items([{"unit": index} for index in range(len(units))], override_num_blocks=len(units))
+    arguments = {"store": store, "claimed": claimed, "units": units}
+    results = work.map_batches(ShardWorker, batch_size=1, fn_constructor_kwargs=arguments, **pool.options())
+    with readable_errors():
+        yield from results.iter_rows()
+
+
+def quiet_context() -> None:
+    """Ray Data as this project wants it: no progress bars of its own, and waiting for a machine is not a failure."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.verbose_progress = False
+    context.execution_no_progress_timeout_s = -1
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """A user's mistake that was found on a worker is raised here as itself, anything else as a StageError with its cause."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        chain = list(_causes(error))
+        found = next((cause for cause in chain if isinstance(cause, UserError)), None)
+        if found is not None:
+            raise found from None
+        raise StageError(f"a worker failed: {chain[-1]!r}; finished shards are kept, the log has the whole story") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while isinstance(error, BaseException):
+        yield error
+        error = getattr(error, "cause", None) or error.__cause__
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Any failure inside says what was being done."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise StageError(f"{what}: {type(error).__name__}: {error}") from error

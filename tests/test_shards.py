@@ -1,0 +1,177 @@
+"""A stage over shards in a plain loop: the laws, what a crash leaves, and what is done again."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kd.errors import StageError
+from kd.rows import Example, RowError
+from kd.shards import Apply, Claimed, Work, claim, finish, run_shard
+from kd.store import Manifest, Shard, Store
+from tests.test_rows import example
+
+
+@dataclass(frozen=True)
+class Shout:
+    """A stage of the tests: targets in capitals; a target `bad` is a row's own fault."""
+
+    def open(self) -> Apply:
+        return lambda rows: [_shout(row) for row in rows]
+
+
+def _shout(row: Example) -> Example | RowError:
+    if row.target == "bad":
+        return RowError("unknown_label", "bad")
+    return dataclasses.replace(row, target=(row.target or "").upper())
+
+
+def corpus(store: Store, rows_per_shard: int = 2, n: int = 5) -> list[Shard]:
+    rows = [example(f"u{i}", target="bad" if i == 3 else f"t{i}", label_set=[]) for i in range(n)]
+    shards = []
+    for start in range(0, n, rows_per_shard):
+        part = rows[start : start + rows_per_shard]
+        shards.append(Shard(f"train-{start}", "train", len(part)))
+        store.publish_rows(f"examples/{shards[-1].file}", part, Example, {})
+    return shards
+
+
+def work(shards: list[Shard], recipe: object = None, **changes: object) -> Work:
+    fields = {
+        "title": "shout",
+        "recipe": recipe or Shout(),
+        "source": "examples",
+        "target": "loud",
+        "reads": Example,
+        "writes": Example,
+        "shards": shards,
+        "config": {"volume": 11},
+        "inputs": {"examples": "abc"},
+        "max_error_frac": 0.5,
+    }
+    return Work(**fields | changes)
+
+
+def loop(store: Store, todo: Work) -> Manifest:
+    """The chain without any scheduler."""
+    claimed = claim(store, todo)
+    if isinstance(claimed, Manifest):
+        return claimed
+    apply = todo.recipe.open()
+    for shard in claimed.todo:
+        run_shard(store, claimed, shard, apply)
+    return finish(store, claimed, 1.0, "cpu")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.at(str(tmp_path))
+
+
+def test_every_row_that_enters_leaves_as_a_result_or_with_its_error(store: Store) -> None:
+    shards = corpus(store)
+    manifest = loop(store, work(shards))
+    rows = [row for shard in shards for row in store.read_rows(f"loud/{shard.file}", Example)]
+    assert [row.uid for row in rows] == ["u0", "u1", "u2", "u3", "u4"]
+    assert [row.target for row in rows] == ["T0", "T1", "T2", "bad", "T4"]
+    assert [row.error.reason if row.error else None for row in rows] == [None, None, None, "unknown_label", None]
+    assert (manifest.rows, manifest.errors) == (5, {"unknown_label": 1})
+
+
+def test_a_row_that_came_with_an_error_passes_by_the_work(store: Store) -> None:
+    row = example("x", error=RowError("empty_text", ""), target="t")
+    store.publish_rows("examples/train-0.parquet", [row], Example, {})
+    loop(store, work([Shard("train-0", "train", 1)], max_error_frac=1.0))
+    assert store.read_rows("loud/train-0.parquet", Example) == [row]
+
+
+def test_a_finished_stage_is_recognised_and_not_done_again(store: Store) -> None:
+    shards = corpus(store)
+    first = loop(store, work(shards))
+    again = claim(store, work(shards))
+    assert again == first
+
+
+def test_only_missing_shards_are_done_and_the_counts_hold_all(store: Store) -> None:
+    shards = corpus(store)
+    undisturbed = loop(store, work(shards, target="other"))
+    claimed = claim(store, work(shards))
+    assert isinstance(claimed, Claimed)
+    run_shard(store, claimed, shards[1], Shout().open())
+    resumed = claim(store, work(shards))
+    assert isinstance(resumed, Claimed)
+    assert [shard.name for shard in resumed.todo] == ["train-0", "train-4"]
+    manifest = loop(store, work(shards))
+    assert (manifest.rows, manifest.errors, manifest.counts) == (undisturbed.rows, undisturbed.errors, undisturbed.counts)
+    for shard in shards:
+        assert store.read(f"loud/{shard.file}") == store.read(f"other/{shard.file}")
+
+
+def test_another_config_goes_to_another_folder(store: Store) -> None:
+    shards = corpus(store)
+    loop(store, work(shards))
+    other = claim(store, work(shards, config={"volume": 12}))
+    assert isinstance(other, Claimed)
+    assert other.folder.startswith("loud-")
+
+
+def test_no_manifest_is_written_while_a_shard_is_missing(store: Store) -> None:
+    claimed = claim(store, work(corpus(store)))
+    assert isinstance(claimed, Claimed)
+    with pytest.raises(StageError, match="3 of 3 shards are missing, train-0.parquet first; run it again"):
+        finish(store, claimed, 1.0, "cpu")
+    assert store.manifest(claimed.folder) is None
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda rows: rows[:-1], "2 rows went in and 1 came out"),
+        (lambda rows: rows[::-1], "reordered"),
+        (lambda rows: [rows[0], rows[0]], "missing"),
+    ],
+)
+def test_a_stage_that_loses_doubles_or_moves_rows_is_stopped(store: Store, broken: Apply, message: str) -> None:
+    @dataclass(frozen=True)
+    class Broken:
+        def open(self) -> Apply:
+            return broken
+
+    with pytest.raises(StageError, match=message):
+        loop(store, work(corpus(store), recipe=Broken()))
+    assert store.manifest("loud") is None
+
+
+def test_too_many_errors_fail_the_stage_with_counts_and_keep_the_rows(store: Store) -> None:
+    shards = corpus(store)
+    with pytest.raises(StageError, match=r"1 of 5 rows have an error \(unknown_label 1\), more than max_error_frac = 0.1"):
+        loop(store, work(shards, max_error_frac=0.1))
+    assert store.manifest("loud") is None
+    assert loop(store, work(shards, max_error_frac=0.2)).rows == 5
+
+
+def test_a_shorter_plan_takes_the_first_rows(store: Store) -> None:
+    corpus(store)
+    manifest = loop(store, work([Shard("train-0", "train", 1)]))
+    assert [row.uid for row in store.read_rows("loud/train-0.parquet", Example)] == ["u0"]
+    assert manifest.rows == 1
+
+
+def test_a_shard_that_shrank_is_refused(store: Store) -> None:
+    corpus(store)
+    with pytest.raises(StageError, match="expected 9 rows, got 2"):
+        loop(store, work([Shard("train-0", "train", 9)]))
+
+
+def test_the_digest_changes_with_what_matters_only() -> None:
+    base = work([Shard("a", "train", 1)])
+    changed: list[Callable[[], Work]] = [
+        lambda: dataclasses.replace(base, config={"volume": 12}),
+        lambda: dataclasses.replace(base, inputs={"examples": "abd"}),
+        lambda: dataclasses.replace(base, shards=[Shard("a", "train", 2)]),
+        lambda: dataclasses.replace(base, title="whisper"),
+    ]
+    assert base.digest not in [make().digest for make in changed]
+    assert base.digest == dataclasses.replace(base, max_error_frac=0.0, target="elsewhere").digest

@@ -1,0 +1,85 @@
+"""Words of any script, and token scores that become word scores without loss."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd.rows import Segment, Span
+from kd.spans import overlap, pool, words
+
+TEXTS = st.text(st.sampled_from("ab 'é-.,\u0301日本テ👩🏽\u200d🚀!\n3"), max_size=30)
+
+
+def texts_of(text: str) -> list[str]:
+    return [text[word.start : word.end] for word in words([Segment("text", text)])]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        (" \n\t", []),
+        ("The cat sat.", ["The", "cat", "sat", "."]),
+        ("A man’s well-being", ["A", "man’s", "well-being"]),
+        ("84.0 or 3,000.", ["84.0", "or", "3,000", "."]),
+        ("(e.g. x-)", ["(", "e", ".", "g", ".", "x", "-", ")"]),
+        ("cafe\u0301 naïve", ["cafe\u0301", "naïve"]),
+        ("日本語テスト", ["日", "本", "語", "テスト"]),
+        ("go 👩🏽\u200d🚀!", ["go", "👩🏽\u200d🚀", "!"]),
+    ],
+)
+def test_the_words_of_a_text(text: str, expected: list[str]) -> None:
+    assert texts_of(text) == expected
+
+
+@given(st.lists(TEXTS, max_size=4))
+def test_words_cover_every_visible_character_once_and_in_order(texts: list[str]) -> None:
+    segments = [Segment("text", text) for text in texts]
+    found = words(segments)
+    assert found == sorted(found, key=lambda word: (word.segment, word.start))
+    for index, text in enumerate(texts):
+        covered = [0] * len(text)
+        for word in found:
+            for position in range(word.start, word.end) if word.segment == index else ():
+                covered[position] += 1
+        assert max(covered, default=0) <= 1
+        assert all(count or text[position].isspace() or not text[position].isprintable() for position, count in enumerate(covered))
+
+
+def test_roles_select_segments_but_keep_their_numbers() -> None:
+    segments = [Segment("prompt", "Q:"), Segment("question", "where"), Segment("choice", "home")]
+    assert words(segments, ["question", "choice"]) == [Span(1, 0, 5), Span(2, 0, 4)]
+
+
+def test_a_token_inside_a_word_gives_it_everything_and_one_across_two_is_shared_by_length() -> None:
+    onto = [Span(0, 0, 4), Span(0, 5, 7)]
+    pooled, unassigned = pool([Span(0, 0, 2), Span(0, 2, 4), Span(0, 3, 7)], [1.0, 2.0, 9.0], onto)
+    assert pooled == [1.0 + 2.0 + 3.0, 6.0]
+    assert unassigned == 0.0
+
+
+def test_a_token_of_white_space_or_of_nothing_is_unassigned() -> None:
+    pooled, unassigned = pool([Span(0, 4, 5), Span(0, 2, 2), Span(1, 0, 3)], [1.0, 2.0, 4.0], [Span(0, 0, 4), Span(0, 5, 7)])
+    assert (pooled, unassigned) == ([0.0, 0.0], 7.0)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=3), st.data())
+def test_pooling_conserves_mass(texts: list[str], data: st.DataObject) -> None:
+    onto = words([Segment("text", text) for text in texts])
+    tokens, scores = [], []
+    for index, text in enumerate(texts):
+        cuts = sorted(data.draw(st.sets(st.integers(0, len(text)))) | {0, len(text)})
+        tokens += [Span(index, start, end) for start, end in zip(cuts[:-1], cuts[1:], strict=True)]
+    scores = data.draw(st.lists(st.floats(-100, 100), min_size=len(tokens), max_size=len(tokens)))
+    pooled, unassigned = pool(tokens, scores, onto)
+    assert sum(pooled) + unassigned == pytest.approx(sum(scores), abs=1e-9)
+    assert pooled == pytest.approx([_share(word, tokens, scores, onto) for word in onto], abs=1e-9)
+
+
+def _share(word: Span, tokens: list[Span], scores: list[float], onto: list[Span]) -> float:
+    """The definition, written the slow way."""
+    total = 0.0
+    for token, score in zip(tokens, scores, strict=True):
+        touched = sum(overlap(token, other) for other in onto)
+        total += score * overlap(token, word) / touched if touched else 0.0
+    return total

@@ -1,0 +1,113 @@
+"""A run directory: nothing half-written is ever seen, and a folder belongs to one config."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from kd.errors import StoreError
+from kd.rows import Example
+from kd.store import Manifest, Shard, Store, digest
+from tests.test_rows import example
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.at(str(tmp_path / "run"))
+
+
+def test_a_relative_root_is_made_absolute_and_a_uri_is_kept() -> None:
+    assert Store.at("runs/x").root == str(Path("runs/x").absolute())
+    assert Store.at("s3://bucket/x/").root == "s3://bucket/x"
+
+
+def test_a_root_that_no_file_system_knows_is_a_clear_error() -> None:
+    with pytest.raises(StoreError, match="expected a local path, s3:// or gs://"):
+        Store.at("nosuch://x").exists("a")
+
+
+def test_a_published_file_is_read_back_and_leaves_no_temporary_file(store: Store) -> None:
+    store.publish("a/b.txt", b"one")
+    store.publish("a/b.txt", b"two")
+    assert store.read("a/b.txt") == b"two"
+    assert store.names("a") == ["b.txt"]
+    assert store.names("nothing") == []
+    assert store.exists("a/b.txt")
+    assert not store.exists("a")
+
+
+def test_a_failed_write_leaves_the_old_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.publish("a.txt", b"old")
+
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        store.publish("a.txt", b"new")
+    assert store.read("a.txt") == b"old"
+
+
+def test_reading_what_is_not_there_names_the_file(store: Store) -> None:
+    with pytest.raises(StoreError, match="missing.parquet is not there; run the stage"):
+        store.read_rows("missing.parquet", Example)
+
+
+def test_rows_and_their_notes_survive(store: Store) -> None:
+    sample = [example("a"), example("b")]
+    store.publish_rows("examples/s.parquet", sample, Example, {"rows": 2})
+    assert store.read_rows("examples/s.parquet", Example) == sample
+    assert store.read_notes("examples/s.parquet") == {"rows": 2}
+
+
+def test_a_file_of_another_contract_is_refused(store: Store) -> None:
+    store.publish_rows("s.parquet", [example()], Example, {})
+    from kd.rows import Features
+
+    with pytest.raises(StoreError, match=r"s\.parquet is not what this version writes.*new run name"):
+        store.read_rows("s.parquet", Features)
+
+
+def test_a_manifest_means_complete_and_comes_back_as_it_was(store: Store) -> None:
+    assert store.manifest("examples") is None
+    shards = [Shard("train-1", "train", 2), Shard("test-1", "test", 1)]
+    written = store.publish_manifest("examples", Manifest(stage="prepare", digest="d", config={"k": 5}, inputs={}, shards=shards, rows=3))
+    read = store.manifest("examples")
+    assert read == written
+    assert read is not None
+    assert read.shards_of("test") == [shards[1]]
+    assert read.versions["torch"].startswith("2.")
+    assert read.finished_unix_s > 1.7e9
+
+
+def test_a_manifest_of_another_version_is_refused(store: Store) -> None:
+    store.publish("x/manifest.json", json.dumps({"stage": "x", "colour": "red"}).encode())
+    with pytest.raises(StoreError, match="written by another version"):
+        store.manifest("x")
+
+
+def test_a_folder_belongs_to_the_first_digest_and_another_gets_its_own(store: Store) -> None:
+    assert store.folder_for("attributions/saliency", "aaaaaaaaaa") == "attributions/saliency"
+    assert store.folder_for("attributions/saliency", "bbbbbbbbbb") == "attributions/saliency-bbbbbbbb"
+    assert store.folder_for("attributions/saliency", "aaaaaaaaaa") == "attributions/saliency"
+    assert store.folder_for("attributions/saliency", "bbbbbbbbbb") == "attributions/saliency-bbbbbbbb"
+
+
+def test_a_store_travels_to_a_worker(store: Store) -> None:
+    store.publish("a.txt", b"x")
+    assert pickle.loads(pickle.dumps(store)).read("a.txt") == b"x"
+
+
+def test_a_local_folder_is_published_file_by_file(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "model" / "sub").mkdir(parents=True)
+    (tmp_path / "model" / "sub" / "w.bin").write_bytes(b"1")
+    store.upload(tmp_path / "model", "teacher/model")
+    assert store.local_folder("teacher/model", tmp_path / "cache") == Path(store.path("teacher/model"))
+    assert store.read("teacher/model/sub/w.bin") == b"1"
+
+
+def test_the_digest_depends_on_content_not_on_key_order() -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+    assert digest("ab", "c") != digest("a", "bc")
