@@ -7,9 +7,9 @@ real output for itself.
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -24,14 +24,13 @@ class Line:
     console: "Console"
     title: str
     unit: str
-    started_s: float = field(default_factory=time.monotonic)
-    shown_s: float = 0.0
+    started_s: float
+    shown_s: float = float("-inf")
     resumed_at: int | None = None
-    closed: bool = False
 
     def __call__(self, done: int, total: int | None) -> None:
         """Show how far the stage is. What was done before this start counts as done, not as speed."""
-        now = time.monotonic()
+        now = self.console.clock()
         if self.resumed_at is None:
             self.resumed_at = done
         if now - self.shown_s >= (0.2 if self.console.is_terminal else QUIET_SECONDS) and done != total:
@@ -40,8 +39,7 @@ class Line:
 
     def close(self, outcome: str) -> None:
         """The stage is over: its line stays, with how it ended."""
-        self.closed = True
-        self.console.say(f"{self.title:<12} {outcome}  ({duration(time.monotonic() - self.started_s)})")
+        self.console.say(f"{self.title:<12} {outcome}  ({duration(self.console.clock() - self.started_s)})")
 
     def _text(self, done: int, total: int | None, seconds: float) -> str:
         rate = (done - (self.resumed_at or 0)) / seconds if seconds else 0.0
@@ -55,8 +53,9 @@ class Line:
 class Console:
     """Writes to the terminal or to the job's log; in a terminal a running line is rewritten in place."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream = stream
+        self.clock = clock
         self.is_terminal = stream.isatty()
         self.running = False
 
@@ -75,7 +74,7 @@ class Console:
 
     def stage(self, title: str, unit: str = "rows") -> Line:
         """Start the line of a stage."""
-        return Line(self, title, unit)
+        return Line(self, title, unit, self.clock())
 
     def _write(self, text: str) -> None:
         self.stream.write(text)

@@ -95,7 +95,9 @@ class Config(Frozen):
         known = [source.name for source in self.rationales.sources]
         for variant in self.training.variants:
             if variant.source not in known:
-                raise ValueError(f"training.variants: {variant.name!r} learns from source {variant.source!r}; rationales.sources has {known}")
+                raise ValueError(
+                    f"training.variants: {variant.name!r} learns from source {variant.source!r}; rationales.sources has {known}"
+                )
         return self
 
     @property

@@ -5,7 +5,9 @@ the file in memory and publishes it; only counts come back, so the driver and th
 with the corpus. Several works may share one pool: a start costs seconds, and students to evaluate are many.
 """
 
+import pickle
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,13 +89,19 @@ class ShardWorker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         unit = self.units[int(batch["unit"][0])]
-        started = time.time()
-        if self.opened is None or self.opened[0] != unit.work:
+        started, failure = time.time(), b""
+        try:
+            run_shard(self.store, self.claimed[unit.work], unit.shard, self._apply(unit.work))
+        except Exception as error:  # noqa: BLE001 - raised again in the driver
+            failure = packed(error, f"{self.claimed[unit.work].work.title}, shard {unit.shard.name}")
+        done = {"work": unit.work, "rows": unit.shard.rows, "started_s": started, "ended_s": time.time(), "failure": failure}
+        return {key: [value] for key, value in done.items()}
+
+    def _apply(self, work: int) -> Apply:
+        if self.opened is None or self.opened[0] != work:
             self.opened = None  # frees the model before the next one is loaded
-            self.opened = unit.work, self.claimed[unit.work].work.recipe.open()
-        with _naming(f"{self.claimed[unit.work].work.title}, shard {unit.shard.name}"):
-            run_shard(self.store, self.claimed[unit.work], unit.shard, self.opened[1])
-        return {"work": [unit.work], "rows": [unit.shard.rows], "started_s": [started], "ended_s": [time.time()]}
+            self.opened = work, self.claimed[work].work.recipe.open()
+        return self.opened[1]
 
 
 def _results(store: Store, claimed: Sequence[Claimed], units: Sequence[Unit], pool: Pool) -> Iterator[dict[str, Any]]:
@@ -105,7 +113,9 @@ def _results(store: Store, claimed: Sequence[Claimed], units: Sequence[Unit], po
     arguments = {"store": store, "claimed": claimed, "units": units}
     results = work.map_batches(ShardWorker, batch_size=1, fn_constructor_kwargs=arguments, **pool.options())
     with readable_errors():
-        yield from results.iter_rows()
+        for result in results.iter_rows():
+            raise_packed(result["failure"])
+            yield result
 
 
 def quiet_context() -> None:
@@ -118,29 +128,24 @@ def quiet_context() -> None:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """A user's mistake that was found on a worker is raised here as itself, anything else as a StageError with its cause."""
+    """What Ray itself reports (lost workers, no memory) as a StageError."""
     try:
         yield
     except ray.exceptions.RayError as error:
-        chain = list(_causes(error))
-        found = next((cause for cause in chain if isinstance(cause, UserError)), None)
-        if found is not None:
-            raise found from None
-        raise StageError(f"a worker failed: {chain[-1]!r}; finished shards are kept, the log has the whole story") from error
+        raise StageError(f"Ray gave up: {error}; finished shards are kept, the log has the whole story") from error
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while isinstance(error, BaseException):
-        yield error
-        error = getattr(error, "cause", None) or error.__cause__
+def packed(error: Exception, where: str) -> bytes:
+    """A failure as bytes, to be returned as data: Ray Data keeps no more of a worker's exception than its text.
+
+    A user's mistake travels as itself; anything else as a StageError that says where it happened.
+    """
+    traceback.print_exception(error)
+    carried = error if isinstance(error, UserError) else StageError(f"{where}: {type(error).__name__}: {error}")
+    return pickle.dumps(carried)
 
 
-@contextmanager
-def _naming(what: str) -> Iterator[None]:
-    """Any failure inside says what was being done."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise StageError(f"{what}: {type(error).__name__}: {error}") from error
+def raise_packed(failure: bytes) -> None:
+    """Raise what a worker packed, if it packed anything."""
+    if failure:
+        raise pickle.loads(failure)

@@ -61,7 +61,11 @@ def test_the_schemas_are_the_reviewed_ones() -> None:
     [
         [],
         [example()],
-        [example("a", target=None, evidence=[]), example("b", error=RowError("too_long", "9 tokens")), example("c", segments=[], evidence=[])],
+        [
+            example("a", target=None, evidence=[]),
+            example("b", error=RowError("too_long", "9 tokens")),
+            example("c", segments=[], evidence=[]),
+        ],
         [attribution("a"), attribution("b", tokens=[], token_segment=[], token_start=[], token_end=[], scores=[])],
         [Features(uid="f", error=None, term=[0, 1], input_ids=[[1, 2], [3]], target_ids=[[], [4]])],
     ],
@@ -80,7 +84,17 @@ def test_a_table_of_several_chunks_reads_as_one() -> None:
 
 def test_a_missing_field_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="target"):
-        Example(uid="a", error=None, task="t", split="train", segments=[], label_set=[], evidence=[], llm_rationale=None, llm_label=None)
+        Example(
+            uid="a",
+            error=None,
+            task="t",
+            split="train",
+            segments=[],
+            label_set=[],
+            evidence=[],
+            llm_rationale=None,
+            llm_label=None,
+        )
 
 
 def test_lists_of_unequal_length_are_refused() -> None:
@@ -118,7 +132,9 @@ def test_a_null_where_none_may_be_is_found_at_any_depth() -> None:
     with pytest.raises(ValueError, match=r"Example\.uid: expected no nulls, got 1 of 1"):
         rows.check(top, Example)
     index = good.schema.get_field_index("label_set")
-    deep = good.set_column(index, rows.schema(Example).field("label_set"), pa.array([["home", None]], good.schema.field(index).type))
+    deep = good.set_column(
+        index, rows.schema(Example).field("label_set"), pa.array([["home", None]], good.schema.field(index).type)
+    )
     with pytest.raises(ValueError, match=r"Example\.label_set\[\]: expected no nulls"):
         rows.check(deep, Example)
 

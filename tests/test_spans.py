@@ -43,7 +43,9 @@ def test_words_cover_every_visible_character_once_and_in_order(texts: list[str])
             for position in range(word.start, word.end) if word.segment == index else ():
                 covered[position] += 1
         assert max(covered, default=0) <= 1
-        assert all(count or text[position].isspace() or not text[position].isprintable() for position, count in enumerate(covered))
+        assert all(
+            count or text[position].isspace() or not text[position].isprintable() for position, count in enumerate(covered)
+        )
 
 
 def test_roles_select_segments_but_keep_their_numbers() -> None:

@@ -72,7 +72,9 @@ def test_a_file_of_another_contract_is_refused(store: Store) -> None:
 def test_a_manifest_means_complete_and_comes_back_as_it_was(store: Store) -> None:
     assert store.manifest("examples") is None
     shards = [Shard("train-1", "train", 2), Shard("test-1", "test", 1)]
-    written = store.publish_manifest("examples", Manifest(stage="prepare", digest="d", config={"k": 5}, inputs={}, shards=shards, rows=3))
+    written = store.publish_manifest(
+        "examples", Manifest(stage="prepare", digest="d", config={"k": 5}, inputs={}, shards=shards, rows=3)
+    )
     read = store.manifest("examples")
     assert read == written
     assert read is not None

@@ -1,0 +1,74 @@
+"""What a person sees, in a terminal and in a log."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.console import Console, console_with_log, duration
+
+ROOT = Path(__file__).parents[1]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_line_tells_share_rate_and_time_left() -> None:
+    clock = iter([0.0, 10.0, 20.0, 30.0])
+    screen = Terminal()
+    line = Console(screen, lambda: next(clock)).stage("attribute")
+    line(100, 400)
+    line(300, 400)
+    assert screen.getvalue().endswith("attribute    300/400 rows  75 %  10.0 rows/s  ETA 0:10")
+    line.close("400 rows")
+    assert screen.getvalue().endswith("\r\x1b[Kattribute    400 rows  (0:30)\n")
+
+
+def test_in_a_log_lines_are_whole_and_few() -> None:
+    now = [0.0]
+    log = io.StringIO()
+    line = Console(log, lambda: now[0]).stage("train", "steps")
+    for second in range(1, 61):
+        now[0] = float(second)
+        line(second, 100)
+    lines = log.getvalue().splitlines()
+    assert lines == [
+        "train        1/100 steps  1 %  0.0 steps/s  ETA unknown",
+        "train        16/100 steps  16 %  0.9 steps/s  ETA 1:30",
+        "train        31/100 steps  31 %  1.0 steps/s  ETA 1:11",
+        "train        46/100 steps  46 %  1.0 steps/s  ETA 0:55",
+    ]
+
+
+def test_what_frameworks_print_goes_to_the_log(tmp_path: Path) -> None:
+    code = f"""
+import os, sys
+from pathlib import Path
+from jobs.console import console_with_log
+with console_with_log(Path({str(tmp_path / "a" / "job.log")!r})) as console:
+    print("noise on stdout")
+    os.write(2, b"noise from a library\\n")
+    console.say("for a person")
+print("after")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "for a person\nafter\n"
+    assert done.stderr == ""
+    assert set((tmp_path / "a" / "job.log").read_text().split("\n")) == {"noise on stdout", "noise from a library", ""}
+
+
+def test_the_output_is_given_back_after_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyError), console_with_log(tmp_path / "job.log"):
+        raise KeyError("x")
+    os.write(1, b"back\n")
+    assert capfd.readouterr().out == "back\n"
