@@ -1,0 +1,273 @@
+"""What is measured, and how: sums and counts per shard, added up, divided once at the end.
+
+Nothing here holds more than one shard's rows. `Counts` needs no rows at all: it is read from what manifests count.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kd.rows import Example, MetricRow, RationaleRow, Span
+from kd.spans import overlap
+
+Z_95 = 1.959963984540054
+"""Two-sided 95 % quantile of the standard normal distribution."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric's name, range, direction and meaning. `counts` is what `MetricRow.n` counts for it."""
+
+    name: str
+    low: float
+    high: float
+    higher_is_better: bool
+    counts: Literal["rows", "seeds"]
+    meaning: str
+
+
+_ENTRIES = (
+    Metric("accuracy", 0, 1, True, "rows", "share of labelled rows answered right; without a seed: the mean over seeds"),
+    Metric("accuracy_spread", 0, 1, False, "seeds", "sample standard deviation of the accuracy over seeds"),
+    Metric("accuracy_min", 0, 1, True, "seeds", "lowest accuracy of a seed"),
+    Metric("accuracy_max", 0, 1, True, "seeds", "highest accuracy of a seed"),
+    Metric("accuracy_chance", 0, 1, True, "rows", "accuracy of guessing evenly among each row's label set"),
+    Metric("parse_rate", 0, 1, True, "rows", "share of rows whose answer could be read"),
+    Metric("truncation_rate", 0, 1, False, "rows", "share of rows whose answer was cut at the length limit"),
+    Metric("evidence_hit_rate", 0, 1, True, "rows", "share of rows with evidence whose rationale touches it"),
+    Metric("evidence_hit_chance", 0, 1, True, "rows", "the same for as many words drawn evenly from the same candidates"),
+    Metric("rationale_words", 0, math.inf, False, "rows", "mean number of the row's candidate words in its rationale"),
+    Metric("empty_rationale_rate", 0, 1, False, "rows", "share of rows whose rationale is empty"),
+)
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ENTRIES}
+
+
+@dataclass(frozen=True)
+class About:
+    """What a number is about: whose, from which stage, variant, seed, task and split."""
+
+    subject: str
+    stage: str
+    variant: str
+    seed: int | None
+    task: str
+    split: str
+
+    def row(self, metric: str, value: float | None, n: int, interval: tuple[float, float] | None = None) -> MetricRow:
+        """A number as a row of the report."""
+        low, high = interval or (None, None)
+        return MetricRow(
+            subject=self.subject,
+            stage=self.stage,
+            variant=self.variant,
+            seed=self.seed,
+            task=self.task,
+            split=self.split,
+            metric=metric,
+            value=value,
+            ci_low=low,
+            ci_high=high,
+            n=n,
+            against=None,
+            p_value=None,
+            higher_is_better=METRICS[metric].higher_is_better,
+        )
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A sum and its count."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def __add__(self, other: "Mean") -> "Mean":
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+# --- answers ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How a model's answers came out. Rows with an error are in none of these."""
+
+    ok: int = 0
+    unparsed: int = 0
+    truncated: int = 0
+    unlabelled: int = 0
+    correct: int = 0
+
+    @classmethod
+    def of(cls, tallies: Mapping[str, int]) -> "Counts":
+        """From what a shard or a manifest of predictions counted (`Prediction.tally`)."""
+        return cls(
+            ok=tallies.get("ok", 0),
+            unparsed=tallies.get("unparsed", 0),
+            truncated=tallies.get("truncated", 0),
+            unlabelled=tallies.get("unlabelled", 0),
+            correct=tallies.get("correct", 0),
+        )
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.ok + other.ok,
+            self.unparsed + other.unparsed,
+            self.truncated + other.truncated,
+            self.unlabelled + other.unlabelled,
+            self.correct + other.correct,
+        )
+
+    @property
+    def answered(self) -> int:
+        return self.ok + self.unparsed + self.truncated
+
+    @property
+    def labelled(self) -> int:
+        return self.answered - self.unlabelled
+
+    def metrics(self, about: About) -> list[MetricRow]:
+        """Accuracy with its 95 % Wilson interval, parse rate and truncation rate. A value is null where there are no rows."""
+        interval = wilson(self.correct, self.labelled) if self.labelled else None
+        return [
+            about.row("accuracy", Mean(self.correct, self.labelled).value, self.labelled, interval),
+            about.row("parse_rate", Mean(self.ok, self.answered).value, self.answered),
+            about.row("truncation_rate", Mean(self.truncated, self.answered).value, self.answered),
+        ]
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % score interval of a share (Wilson 1927): holds for small counts and near 0 and 1.
+
+    It is the interval over rows of one model; it says nothing about another seed.
+    """
+    share, z2 = successes / trials, Z_95**2
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z_95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def over_seeds(rows: Sequence[MetricRow]) -> list[MetricRow]:
+    """For each variant its mean accuracy over seeds, and the spread, lowest and highest. Their `seed` is null.
+
+    The spread is null with a single seed: one number has none.
+    """
+    groups: dict[About, list[MetricRow]] = {}
+    for row in rows:
+        if row.metric == "accuracy" and row.seed is not None and row.value is not None:
+            about = About(row.subject, row.stage, row.variant, None, row.task, row.split)
+            groups.setdefault(about, []).append(row)
+    return [summary for about, seeds in groups.items() for summary in _summaries(about, seeds)]
+
+
+def _summaries(about: About, seeds: Sequence[MetricRow]) -> list[MetricRow]:
+    values = [row.value for row in seeds if row.value is not None]
+    return [
+        about.row("accuracy", statistics.fmean(values), sum(row.n for row in seeds)),
+        about.row("accuracy_spread", statistics.stdev(values) if len(values) > 1 else None, len(values)),
+        about.row("accuracy_min", min(values), len(values)),
+        about.row("accuracy_max", max(values), len(values)),
+    ]
+
+
+def chance(rows: Iterable[Example]) -> Mean:
+    """Guessing evenly among each row's label set: the mean of 1/size. Rows without label set or label are left out."""
+    return _sum(1 / len(row.label_set) for row in rows if row.error is None and row.label_set and row.target is not None)
+
+
+def chance_metrics(level: Mean, about: About) -> list[MetricRow]:
+    """The chance level as a row of the report."""
+    return [about.row("accuracy_chance", level.value, level.count)]
+
+
+def is_near_chance(accuracy: MetricRow, level: float | None) -> bool:
+    """Whether a model has learnt too little for its explanations to mean anything.
+
+    True where the interval reaches down to chance, or the accuracy is not a tenth of the way from chance to perfect.
+    """
+    if accuracy.value is None or level is None:
+        return False
+    low = accuracy.value if accuracy.ci_low is None else accuracy.ci_low
+    return low <= level or accuracy.value < level + 0.1 * (1 - level)
+
+
+# --- rationales ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RationaleSums:
+    """What is added up over rationale rows without an error."""
+
+    rows: int = 0
+    empty: int = 0
+    words: int = 0
+    with_evidence: int = 0
+    hits: int = 0
+    chance_hits: float = 0.0
+
+    def __add__(self, other: "RationaleSums") -> "RationaleSums":
+        return RationaleSums(
+            self.rows + other.rows,
+            self.empty + other.empty,
+            self.words + other.words,
+            self.with_evidence + other.with_evidence,
+            self.hits + other.hits,
+            self.chance_hits + other.chance_hits,
+        )
+
+    def metrics(self, about: About) -> list[MetricRow]:
+        """Hit rate (with its Wilson interval) beside its chance level, length, and how many are empty."""
+        interval = wilson(self.hits, self.with_evidence) if self.with_evidence else None
+        return [
+            about.row("evidence_hit_rate", Mean(self.hits, self.with_evidence).value, self.with_evidence, interval),
+            about.row("evidence_hit_chance", Mean(self.chance_hits, self.with_evidence).value, self.with_evidence),
+            about.row("rationale_words", Mean(self.words, self.rows).value, self.rows),
+            about.row("empty_rationale_rate", Mean(self.empty, self.rows).value, self.rows),
+        ]
+
+
+def rationale_sums(rows: Iterable[RationaleRow], candidates: Callable[[RationaleRow], Sequence[Sequence[int]]]) -> RationaleSums:
+    """Do rationales touch the human evidence? Rows without evidence count as rows, but not for the hit rate.
+
+    Args:
+        rows: of one source. candidates: the words that a rationale of the row may hold, each as the indices of its
+            occurrences among the row's words (`RationalesConfig.candidates_of`).
+    """
+    return sum((_sums_of(row, candidates(row)) for row in rows if row.error is None), RationaleSums())
+
+
+def _sums_of(row: RationaleRow, candidates: Sequence[Sequence[int]]) -> RationaleSums:
+    held = [group for group in candidates if any(row.rationale[index] for index in group)]
+    touching = [group for group in candidates if any(_is_evidence(row, index) for index in group)]
+    return RationaleSums(
+        rows=1,
+        empty=int(not row.rationale_text),
+        words=len(held),
+        with_evidence=int(bool(row.evidence)),
+        hits=int(any(group in touching for group in held)),
+        chance_hits=chance_of_a_hit(len(candidates), len(touching), len(held)),
+    )
+
+
+def chance_of_a_hit(candidates: int, touching: int, drawn: int) -> float:
+    """Probability that at least one of `drawn` words, taken evenly without replacement, is one of the `touching` ones.
+
+    One minus the hypergeometric probability of none.
+    """
+    return 1 - math.comb(candidates - touching, drawn) / math.comb(candidates, drawn)
+
+
+def _is_evidence(row: RationaleRow, index: int) -> bool:
+    word = Span(row.word_segment[index], row.word_start[index], row.word_end[index])
+    return any(overlap(word, span) for span in row.evidence)
+
+
+def _sum(values: Iterable[float]) -> Mean:
+    collected = list(values)
+    return Mean(math.fsum(collected), len(collected))
