@@ -1,0 +1,31 @@
+# The project's whole workflow: README and CI call exactly these targets.
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c 'import sys; print(sys.executable if (3, 11) <= sys.version_info[:2] <= (3, 12) else "")' 2>/dev/null)))
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: quickstart test test-slow check clean
+
+quickstart: $(READY)  ## the whole chain on a small corpus, on this machine
+	@$(BIN)/python -m kd.tasks.planted data/planted
+	@$(BIN)/python -m jobs.pipeline configs/quickstart.yaml
+
+test: $(READY)  ## the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)  ## the long tests too
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(READY): pyproject.toml constraints.txt
+	$(if $(PYTHON),,$(error No Python 3.11 or 3.12 found; install one or name it: make PYTHON=/path/to/python3.11))
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+clean:  ## everything that the targets above made, except the runs
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
