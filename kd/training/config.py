@@ -1,0 +1,165 @@
+"""How models are trained: the knobs of the loop, the students to train, and DeepSpeed's JSON, which follows from them."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from kd.frozen import Frozen
+from kd.training.objectives import AnyObjective, LabelOnly, MultiTask
+
+NAME = r"^[a-z0-9_-]+$"
+
+
+class LoopConfig(Frozen):
+    """One training run: AdamW, linear or constant schedule, fixed number of steps."""
+
+    steps: int = Field(default=10_000, ge=1)
+    """Optimizer updates."""
+    batch_rows: int = Field(default=64, ge=1)
+    """Rows of one update, over all workers. A row teaches one sequence per target (label, rationale)."""
+    micro_batch_rows: int | None = Field(default=None, ge=1)
+    """Rows that a worker takes at once; gradients are accumulated until `batch_rows`. Null: its whole share."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """Highest learning rate."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """After the warm-up: linear decay to zero at the last step, or constant."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled decay of matrices; norms and biases have none."""
+    clip_norm: float = Field(default=1.0, ge=0)
+    """Largest norm of the whole gradient; 0 turns clipping off."""
+    eval_every_steps: int = Field(default=250, ge=1)
+    """Steps between validations. The step that validates best is the one that is kept."""
+    eval_rows: int = Field(default=500, ge=0)
+    """At most this many validation rows, the same for every run. 0: no validation, the last step is kept."""
+    eval_batch_tokens: int = Field(default=16_384, ge=1)
+    """Padded tokens of one validation batch."""
+    save_every_steps: int = Field(default=500, ge=0)
+    """Steps between checkpoints to resume from; 0: none, an interrupted run starts again."""
+    keep_checkpoints: int = Field(default=1, ge=1)
+    """How many checkpoints stay, the newest ones."""
+    log_every_steps: int = Field(default=10, ge=1)
+    """Steps between entries of the history; an entry covers all steps since the one before."""
+    window_shards: int = Field(default=8, ge=1)
+    """Rows are shuffled inside windows of this many shards, the shards themselves every epoch."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO: 0 shares nothing, 1 splits optimizer states over workers, 2 gradients too, 3 parameters too."""
+    zero3_whole_below_params: int = Field(default=100_000, ge=0)
+    """Under ZeRO-3, parameters smaller than this stay whole on every worker."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: weights and gradients in bf16, the optimizer's copy in fp32."""
+    num_workers: int = Field(default=1, ge=1)
+    """Workers of the group, one GPU each where the cluster's device is cuda. Fixed: optimizer states are cut for it."""
+    threads_per_worker: int = Field(default=1, ge=1)
+    """CPUs and torch threads of a worker."""
+    max_failures: int = Field(default=3, ge=0)
+    """How often a group that lost a worker is started again, from its last checkpoint."""
+
+    @model_validator(mode="after")
+    def _arithmetic_is_possible(self) -> "LoopConfig":
+        unit = self.num_workers * (self.micro_batch_rows or 1)
+        if self.batch_rows % unit:
+            near = max(unit, self.batch_rows // unit * unit)
+            raise ValueError(
+                f"batch_rows ({self.batch_rows}) must be a multiple of num_workers x micro_batch_rows"
+                f" ({self.num_workers} x {self.micro_batch_rows or 1}), {near} for instance"
+            )
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be fewer than steps ({self.steps})")
+        return self
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows of one micro-batch of one worker."""
+        return self.micro_batch_rows or self.batch_rows // self.num_workers
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a worker in one update."""
+        return self.batch_rows // (self.num_workers * self.micro_rows)
+
+    @property
+    def loop(self) -> dict[str, Any]:
+        """What one run's outcome depends on, apart from which run it is: these fields, without how failures are met."""
+        fields = set(LoopConfig.model_fields) - {"max_failures", "keep_checkpoints", "save_every_steps"}
+        return self.model_dump(mode="json", include=fields)
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of the update that follows `step` finished ones."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.learning_rate
+        return self.learning_rate * (self.steps - step) / (self.steps - self.warmup_steps)
+
+
+class TeachConfig(LoopConfig):
+    """How the teacher is fine-tuned: by the students' own loop, on the label alone."""
+
+    seed: int = Field(default=0, ge=0)
+    """Orders the rows and drives dropout; a teacher built from a spec starts from it."""
+    objective: LabelOnly = LabelOnly()
+    """What the teacher learns."""
+
+
+class Variant(Frozen):
+    """One way to teach a student."""
+
+    name: str = Field(pattern=NAME)
+    """Names the student; its folder is students/<name>/<seed>."""
+    source: str = Field(pattern=NAME)
+    """The source of rationales it learns from, one of `rationales.sources`."""
+    objective: AnyObjective = Field(default=MultiTask(), validate_default=True)
+    """What it learns from a row."""
+
+
+class TrainingConfig(LoopConfig):
+    """The students: every variant with every seed, trained alike."""
+
+    variants: tuple[Variant, ...] = Field(min_length=1)
+    """The ways to teach a student that are compared."""
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Each variant is trained once per seed: it sets first weights, order of the rows and dropout, alike for all variants."""
+
+    @model_validator(mode="after")
+    def _runs_are_distinct(self) -> "TrainingConfig":
+        names = [variant.name for variant in self.variants]
+        for what, values in (("variants", names), ("seeds", [str(seed) for seed in self.seeds])):
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise ValueError(f"{what}: expected each once, got {', '.join(twice)} more than once")
+        if "teacher" in names:
+            raise ValueError("variants: 'teacher' names the teacher's own predictions; choose another name")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds: expected numbers from 0, got {min(self.seeds)}")
+        return self
+
+
+def deepspeed_json(config: LoopConfig, world: int) -> dict[str, Any]:
+    """DeepSpeed's config for `world` workers, complete: what is left out there gets a default that may change results.
+
+    `gradient_clipping` defaults to 1.0 in the version of record, so it is always written. The optimizer is our own.
+
+    Raises:
+        ValueError: the group is not the one that the batch was cut for.
+    """
+    if world != config.num_workers:
+        raise ValueError(f"the batch was cut for num_workers = {config.num_workers}, the group has {world}")
+    return {
+        "train_batch_size": config.batch_rows,
+        "train_micro_batch_size_per_gpu": config.micro_rows,
+        "gradient_accumulation_steps": config.accumulation,
+        "gradient_clipping": config.clip_norm,
+        "bf16": {"enabled": config.precision == "bfloat16"},
+        "fp16": {"enabled": False},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "stage3_param_persistence_threshold": config.zero3_whole_below_params,
+            "reduce_bucket_size": 50_000_000,
+            "allgather_bucket_size": 50_000_000,
+        },
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }

@@ -1,0 +1,131 @@
+"""What a student learns from a row, and how its losses add up.
+
+An objective turns a row into targets, each of one term, and says what evaluation puts before a question. Adding one is
+one class here: the training loop only sees sequences, their terms, and the terms' weights.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from kd.frozen import Frozen
+from kd.rows import Example, RationaleRow
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a loss: the mean over its target tokens counts `weight` times."""
+
+    name: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing to write: `text`, when the row is read behind `prefix`. `term` indexes the objective's terms.
+
+    An answer is learned whole or not at all; a text that `may_be_cut` is learned up to the model's limit.
+    """
+
+    term: int
+    prefix: str
+    text: str
+    may_be_cut: bool = False
+
+
+class Objective(Frozen):
+    """What every objective has."""
+
+    @property
+    @abstractmethod
+    def terms(self) -> tuple[Term, ...]:
+        """The parts of the loss, in the order that `Target.term` counts."""
+
+    @property
+    @abstractmethod
+    def answer_prefix(self) -> str:
+        """What stands before the input when the student is asked for the answer."""
+
+    @abstractmethod
+    def targets(self, row: Example) -> list[Target]:
+        """What this row teaches; nothing where it has no target."""
+
+
+class LabelOnly(Objective):
+    """Standard fine-tuning: the input as it is, the label as the answer."""
+
+    type: Literal["label_only"] = "label_only"
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return (Term("label", 1.0),)
+
+    @property
+    def answer_prefix(self) -> str:
+        return ""
+
+    def targets(self, row: Example) -> list[Target]:
+        return [] if row.target is None else [Target(0, "", row.target)]
+
+
+class MultiTask(Objective):
+    """Distilling step-by-step (Hsieh et al. 2023): a prefix asks for the label or for the rationale.
+
+    The loss is alpha x label + (1 - alpha) x rationale, each a mean over the tokens of its own targets (the form of the
+    authors' code; their equation with lambda = 1 is alpha = 0.5 up to a factor).
+    """
+
+    type: Literal["multi_task"] = "multi_task"
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the label's loss; the rationale's has the rest."""
+    label_prefix: str = "predict: "
+    """What asks for the label, in training and in evaluation."""
+    rationale_prefix: str = "explain: "
+    """What asks for the rationale."""
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return Term("label", self.alpha), Term("rationale", 1 - self.alpha)
+
+    @property
+    def answer_prefix(self) -> str:
+        return self.label_prefix
+
+    def targets(self, row: Example) -> list[Target]:
+        if row.target is None:
+            return []
+        if not isinstance(row, RationaleRow):
+            raise TypeError(f"multi_task learns from RationaleRow, got {type(row).__name__}; it has no rationale")
+        rationale = [Target(1, self.rationale_prefix, row.rationale_text, may_be_cut=True)] if row.rationale_text else []
+        return [Target(0, self.label_prefix, row.target), *rationale]
+
+
+AnyObjective = Annotated[LabelOnly | MultiTask, Field(discriminator="type")]
+
+
+def sums_per_term(nll_nats: Float[Tensor, "n"], term: Int[Tensor, "n"], terms: int) -> Float[Tensor, "k"]:
+    """The losses of n sequences as one sum per term, never a mean.
+
+    Args:
+        nll_nats: negative log-likelihood of each sequence, summed over its target tokens.
+        term: which of the `terms` terms each sequence belongs to.
+    """
+    return nll_nats.new_zeros(terms).index_add(0, term, nll_nats)
+
+
+def coefficients(terms: Sequence[Term], counts: Sequence[int]) -> list[float]:
+    """What one nat of each term adds to the loss of a batch: weight over count, 0 for a term that is absent.
+
+    `counts` are the target tokens of the whole global batch. The loss is the sum of these times the terms' sums, over
+    every rank and every micro-batch, so it is divided once and by the right number however the batch is cut.
+    """
+    return [term.weight / count if count else 0.0 for term, count in zip(terms, counts, strict=True)]
