@@ -229,15 +229,23 @@ class Features(Row):
     """What one row teaches a student: parallel sequences, each of one term of the objective.
 
     `term` indexes the objective's terms; `input_ids` and `target_ids` are the student's token ids, without padding.
+    `truncated` says that an input or a rationale was cut to the student's limits. A row without target has no sequence.
     """
 
     term: list[int]
     input_ids: list[list[int]]
     target_ids: list[list[int]]
+    truncated: bool
 
     def __post_init__(self) -> None:
         Row.__post_init__(self)
         _check_parallel(self, "term", "input_ids", "target_ids")
+
+    def tally(self) -> tuple[str, ...]:
+        """What the manifest counts about this row."""
+        if self.error is not None:
+            return ()
+        return ("truncated",) * self.truncated + ("teaches_nothing",) * (not self.term)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

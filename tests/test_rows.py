@@ -67,7 +67,7 @@ def test_the_schemas_are_the_reviewed_ones() -> None:
             example("c", segments=[], evidence=[]),
         ],
         [attribution("a"), attribution("b", tokens=[], token_segment=[], token_start=[], token_end=[], scores=[])],
-        [Features(uid="f", error=None, term=[0, 1], input_ids=[[1, 2], [3]], target_ids=[[], [4]])],
+        [Features(uid="f", error=None, term=[0, 1], input_ids=[[1, 2], [3]], target_ids=[[], [4]], truncated=False)],
     ],
 )
 def test_rows_survive_the_way_to_a_table_and_back(sample: list[rows.Row]) -> None:
