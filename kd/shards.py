@@ -69,6 +69,19 @@ def claim(store: Store, work: Work) -> Claimed | Manifest:
     return Claimed(work, folder, sorted(todo, key=lambda shard: -shard.rows))
 
 
+def completed(store: Store, work: Work) -> tuple[str, Manifest]:
+    """The folder and the manifest of finished work.
+
+    Raises:
+        StageError: it is not finished; the message says which stage to run.
+    """
+    folder = store.find_folder(work.target, work.digest)
+    manifest = store.manifest(folder) if folder else None
+    if folder is None or manifest is None:
+        raise StageError(f"{store.path(work.target)} is not complete for this config; run the stage {work.title!r} first")
+    return folder, manifest
+
+
 def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply) -> dict[str, int]:
     """Read one shard, do the work, check the laws, publish the result; what it counted comes back.
 

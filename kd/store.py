@@ -29,6 +29,7 @@ from kd.rows import Row, from_table, to_table
 R = TypeVar("R", bound=Row)
 FOLDER_NAME = re.compile(r"[a-z0-9_-]+")
 MANIFEST = "manifest.json"
+CLAIM = "claim.json"
 RECORDED_LIBRARIES = ("ray", "torch", "transformers", "captum", "deepspeed", "datasets", "pyarrow", "numpy")
 
 
@@ -215,16 +216,28 @@ class Store:
     def folder_for(self, folder: str, digest: str) -> str:
         """Where work with this digest lives: `folder`, or `folder-<digest>` where another config was there first.
 
-        A folder belongs to the digest in its `claim.json`, which this writes at the first call.
+        A folder belongs to the digest in its claim, which this writes at the first call.
         """
-        for candidate in (folder, f"{folder}-{digest[:8]}"):
-            claim = f"{candidate}/claim.json"
-            if not self.exists(claim):
-                self.publish_json(claim, {"digest": digest})
-                return candidate
-            if self.read_json(claim)["digest"] == digest:
+        found = self.find_folder(folder, digest)
+        if found:
+            return found
+        for candidate in _candidates(folder, digest):
+            if not self.exists(f"{candidate}/{CLAIM}"):
+                self.publish_json(f"{candidate}/{CLAIM}", {"digest": digest})
                 return candidate
         raise StoreError(f"{self.path(folder)} and its twin are both taken by other configs; use a new run name")
+
+    def find_folder(self, folder: str, digest: str) -> str | None:
+        """The folder that belongs to this digest, if one does."""
+        for candidate in _candidates(folder, digest):
+            claim = f"{candidate}/{CLAIM}"
+            if self.exists(claim) and self.read_json(claim)["digest"] == digest:
+                return candidate
+        return None
+
+
+def _candidates(folder: str, digest: str) -> tuple[str, str]:
+    return folder, f"{folder}-{digest[:8]}"
 
 
 def digest(*parts: object) -> str:
