@@ -1,0 +1,224 @@
+"""The report of a run: its headline in plain words, and the same content as JSON, Markdown and one HTML page.
+
+It is made from plain data and may be made at any time: what is missing is a dash with its reason.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from kd.evaluation.metrics import METRICS, over_seeds
+from kd.reporting.heatmap import drawn
+from kd.reporting.plots import dot_plot
+from kd.reporting.tables import (
+    MISSING,
+    Score,
+    Table,
+    accuracy_table,
+    as_markdown,
+    chance_level,
+    percent,
+    rationale_table,
+    scores,
+    stage_table,
+    teacher_near_chance,
+)
+from kd.rows import Attribution, MetricRow, Prediction, RationaleRow
+from kd.store import Manifest
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An example of the report: an attributed row, best with its rationale, and what models answered to it."""
+
+    row: Attribution
+    predictions: Sequence[Prediction] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report is made from.
+
+    Args:
+        name: the run's name.
+        metrics: a row per model, seed and metric (`Counts.metrics`), per source of rationales (`RationaleSums.metrics`),
+            and the chance level. Means over seeds are added here.
+        stages: title to manifest in the order of the run; None for a stage that is not complete.
+        config: the resolved config.
+        examples: rows to draw.
+        baseline: the variant that learns from labels only, which the headline compares with; None where there is none.
+        notes: sentences that a reader should know first, such as what kind of task this is.
+    """
+
+    name: str
+    metrics: Sequence[MetricRow]
+    stages: Mapping[str, Manifest | None]
+    config: Mapping[str, Any]
+    examples: Sequence[Shown] = ()
+    baseline: str | None = None
+    notes: Sequence[str] = ()
+
+    @cached_property
+    def all_metrics(self) -> list[MetricRow]:
+        """The metrics with the means and spreads over seeds."""
+        return list(dict.fromkeys([*self.metrics, *over_seeds(self.metrics)]))
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """Accuracy, rationales, stages."""
+        return [accuracy_table(self.metrics), rationale_table(self.metrics), stage_table(self.stages)]
+
+
+# --- in words -----------------------------------------------------------------------------------------------------------
+
+
+def headline(report: Report) -> str:
+    """Which variant has the highest mean accuracy, and by how much, in one or two sentences."""
+    students = [score for score in scores(report.metrics) if score.subject == "student"]
+    judged = sorted((score for score in students if score.mean is not None), key=lambda score: -(score.mean or 0.0))
+    if not students:
+        return "No student has been evaluated yet."
+    if not judged:
+        return f"No accuracy: the {students[0].rows:,} evaluated rows have no labels. The predictions are kept."
+    best, others = judged[0], judged[1:]
+    if not others:
+        return f"{best.variant} has a mean accuracy of {percent(best.mean)}% over {_seeds(judged)}; no other variant has one."
+    return (
+        f"{best.variant} has the highest mean accuracy of {len(judged)} variants, {percent(best.mean)}% over {_seeds(judged)}:"
+        f" {_distances(best, others, report.baseline)}. A difference over {_seeds(judged)} proves nothing by itself, and no test"
+        " of significance was made."
+    )
+
+
+def _distances(best: Score, others: Sequence[Score], baseline: str | None) -> str:
+    """How far the best is above label only, and above the next best of the others."""
+    base = next((score for score in others if score.variant == baseline), None)
+    named = [base, *[score for score in others if score is not base][:1]] if base else others[:1]
+    return " and ".join(_distance(best, score, "label only" if score is base else "the next best") for score in named)
+
+
+def _distance(best: Score, other: Score, called: str) -> str:
+    points = 100 * ((best.mean or 0.0) - (other.mean or 0.0))
+    far = f"{points:.1f} points above" if round(points, 1) else "level with"
+    return f"{far} {called} ({other.variant}, {percent(other.mean)}%)"
+
+
+def _seeds(judged: Sequence[Score]) -> str:
+    fewest, most = min(len(score.seeds) for score in judged), max(len(score.seeds) for score in judged)
+    return f"{fewest} to {most} seeds" if fewest < most else "a single seed" if most == 1 else f"{most} seeds"
+
+
+def warnings(report: Report) -> list[str]:
+    """What makes the numbers worth less, said first and loudly."""
+    teacher = teacher_near_chance(report.metrics)
+    if teacher is None:
+        return []
+    return [
+        f"The teacher is near chance: {percent(teacher.value)}% of {teacher.n:,} rows, where guessing gives"
+        f" {percent(chance_level(report.metrics))}%. Its attributions explain answers that it does not know, so measures of them"
+        " are void, and so is a comparison of students that learn from them."
+    ]
+
+
+# --- as files -----------------------------------------------------------------------------------------------------------
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The content of report.json: `metrics` is a list of `MetricRow`."""
+    return {
+        "name": report.name,
+        "headline": headline(report),
+        "warnings": warnings(report),
+        "notes": list(report.notes),
+        "metrics": [asdict(row) for row in report.all_metrics],
+        "meanings": {name: metric.meaning for name, metric in METRICS.items()},
+        "stages": {title: None if manifest is None else asdict(manifest) for title, manifest in report.stages.items()},
+        "config": dict(report.config),
+        "examples": [_example_json(shown) for shown in report.examples],
+    }
+
+
+def to_html(report: Report) -> str:
+    """The content of report.html: one page that needs no other file, no network and no script."""
+    page = Environment(
+        loader=PackageLoader("kd.reporting", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).get_template("report.html.j2")
+    accuracy, rationales, stages = report.tables
+    return page.render(
+        report=report,
+        headline=headline(report),
+        warnings=warnings(report),
+        accuracy=accuracy,
+        rationales=rationales,
+        stages=stages,
+        plot=dot_plot(scores(report.metrics), chance_level(report.metrics)),
+        examples=[_example_page(shown) for shown in report.examples],
+        config=json.dumps(report.config, indent=2, ensure_ascii=False),
+    )
+
+
+def to_markdown(report: Report) -> str:
+    """The content of report.md."""
+    parts = [f"# {report.name}", headline(report), *[f"**{warning}**" for warning in warnings(report)], *report.notes]
+    parts += [as_markdown(table) for table in report.tables]
+    parts += [
+        "## Examples",
+        "Words of the rationale are in bold." if report.examples else f"{MISSING} No attributed row was given.",
+    ]
+    parts += [_example_text(shown) for shown in report.examples]
+    parts += ["## Config", f"```json\n{json.dumps(report.config, indent=2, ensure_ascii=False)}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+# --- examples -----------------------------------------------------------------------------------------------------------
+
+
+def _facts(row: Attribution) -> dict[str, str]:
+    """What stands beside an example, in words."""
+    options = [] if any(segment.role == "choice" for segment in row.segments) else row.label_set
+    facts = {
+        "gold answer": MISSING + " (no label)" if row.target is None else row.target,
+        "teacher wrote": row.generated or MISSING,
+        "teacher ranks first": row.ranked or MISSING + " (no set of answers)",
+        "explained": f"{row.explained_answer or MISSING} ({row.explained})",
+    }
+    facts |= {"answers to choose from": ", ".join(options)} if options else {}
+    return facts | ({"rationale": row.rationale_text or MISSING + " (empty)"} if isinstance(row, RationaleRow) else {})
+
+
+def _verdict(prediction: Prediction) -> str:
+    """How an answer came out, in one word."""
+    if prediction.error is not None:
+        return prediction.error.reason
+    if prediction.status != "ok":
+        return prediction.status
+    return {True: "right", False: "wrong", None: "no label"}[prediction.correct]
+
+
+def _answers(shown: Shown) -> list[dict[str, str]]:
+    return [
+        {"model": f"{p.variant}, seed {p.seed}", "answer": p.answer or p.raw or MISSING, "verdict": _verdict(p)}
+        for p in shown.predictions
+    ]
+
+
+def _example_page(shown: Shown) -> dict[str, Any]:
+    return {"uid": shown.row.uid, "segments": drawn(shown.row), "facts": _facts(shown.row), "answers": _answers(shown)}
+
+
+def _example_json(shown: Shown) -> dict[str, Any]:
+    segments = [asdict(segment) for segment in drawn(shown.row)]
+    return {"uid": shown.row.uid, "facts": _facts(shown.row), "segments": segments, "answers": _answers(shown)}
+
+
+def _example_text(shown: Shown) -> str:
+    pieces = [piece for segment in drawn(shown.row) for piece in segment.pieces]
+    text = "".join(f"**{piece.text}**" if piece.is_rationale else piece.text for piece in pieces)
+    facts = [f"- {name}: {value}" for name, value in _facts(shown.row).items()]
+    answers = [f"- {answer['model']}: {answer['answer']} ({answer['verdict']})" for answer in _answers(shown)]
+    quoted = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
+    return f"### {shown.row.uid}\n\n{quoted}\n\n" + "\n".join([*facts, *answers])

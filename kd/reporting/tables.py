@@ -1,0 +1,247 @@
+"""Tables of the report, each a view of the metric rows or of the manifests, and their plain-text and Markdown forms.
+
+What is missing is a dash, and a note below the table says why.
+"""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kd.evaluation.metrics import Mean, is_near_chance, over_seeds
+from kd.rows import MetricRow
+from kd.store import Manifest
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text. Columns named in `left` hold words, the others numbers; `notes` stand below."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    left: frozenset[str] = field(default=frozenset())
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model of the evaluation: its accuracy rows by seed (none where there are no labels), means over its seeds."""
+
+    subject: str
+    variant: str
+    seeds: Sequence[MetricRow]
+    mean: float | None
+    spread: float | None
+    rows: int
+    parse_rate: float | None
+    truncation_rate: float | None
+
+
+def scores(metrics: Sequence[MetricRow]) -> list[Score]:
+    """The teacher and the variants in the order of their metrics, from the rows of stage `evaluate` that have a seed."""
+    groups: dict[tuple[str, str], list[MetricRow]] = {}
+    for row in metrics:
+        if row.stage == "evaluate" and row.subject in ("teacher", "student") and row.seed is not None:
+            groups.setdefault((row.subject, row.variant), []).append(row)
+    return [_score(subject, variant, rows) for (subject, variant), rows in groups.items()]
+
+
+def _score(subject: str, variant: str, rows: Sequence[MetricRow]) -> Score:
+    summary = {row.metric: row.value for row in over_seeds(rows)}
+    answered = [row.n for row in rows if row.metric == "parse_rate"]
+    judged = [row for row in rows if row.metric == "accuracy" and row.value is not None]
+    return Score(
+        subject=subject,
+        variant=variant,
+        seeds=sorted(judged, key=lambda row: row.seed or 0),
+        mean=summary.get("accuracy"),
+        spread=summary.get("accuracy_spread"),
+        rows=max(answered, default=0),
+        parse_rate=_over_rows(rows, "parse_rate"),
+        truncation_rate=_over_rows(rows, "truncation_rate"),
+    )
+
+
+def _over_rows(rows: Iterable[MetricRow], metric: str) -> float | None:
+    found = [row for row in rows if row.metric == metric and row.value is not None]
+    return Mean(sum((row.value or 0.0) * row.n for row in found), sum(row.n for row in found)).value
+
+
+def chance_level(metrics: Iterable[MetricRow]) -> float | None:
+    """The accuracy of guessing; None where there is nothing to guess from."""
+    return next((row.value for row in metrics if row.metric == "accuracy_chance"), None)
+
+
+def teacher_near_chance(metrics: Sequence[MetricRow]) -> MetricRow | None:
+    """The teacher's accuracy if it is near chance, else None."""
+    level = chance_level(metrics)
+    teachers = [row for score in scores(metrics) if score.subject == "teacher" for row in score.seeds]
+    return next((row for row in teachers if is_near_chance(row, level)), None)
+
+
+# --- the tables ---------------------------------------------------------------------------------------------------------
+
+
+def accuracy_table(metrics: Sequence[MetricRow]) -> Table:
+    """The teacher and every variant, and what guessing gives."""
+    found = scores(metrics)
+    level = chance_level(metrics)
+    lines = [
+        (
+            score.variant,
+            percent(score.mean),
+            percent(score.spread),
+            " ".join(percent(row.value) for row in score.seeds) or MISSING,
+            f"{score.rows:,}",
+            percent(score.parse_rate),
+            percent(score.truncation_rate),
+        )
+        for score in found
+    ]
+    return Table(
+        title="Accuracy",
+        columns=("model", "mean %", "spread", "each seed %", "rows", "parsed %", "cut %"),
+        rows=[*lines, ("chance", percent(level), *[""] * 5)],
+        notes=_accuracy_notes(found, level),
+        left=frozenset({"model"}),
+    )
+
+
+def _accuracy_notes(found: Sequence[Score], level: float | None) -> list[str]:
+    unlabelled = [score.variant for score in found if score.mean is None]
+    single = [score.variant for score in found if score.mean is not None and score.spread is None]
+    reasons = {
+        "Nothing has been evaluated: run evaluate.": not found,
+        f"No accuracy for {', '.join(unlabelled)}: the rows have no labels; the predictions are kept.": unlabelled,
+        f"No spread for {', '.join(single)}: a single seed has none.": single,
+        "No chance level: no labelled row has a set of answers to guess from.": found and level is None,
+    }
+    return [reason for reason, applies in reasons.items() if applies]
+
+
+def rationale_table(metrics: Sequence[MetricRow]) -> Table:
+    """Each source of rationales: how often it touches the human evidence, beside the chance of doing so."""
+    groups: dict[str, dict[str, MetricRow]] = {}
+    for row in metrics:
+        if row.subject == "rationales":
+            groups.setdefault(row.variant, {})[row.metric] = row
+    void = "attribution" if teacher_near_chance(metrics) else None
+    without = [source for source, found in groups.items() if _value(found, "evidence_hit_rate") is None]
+    reasons = {
+        "There are no rationales yet: run rationalize.": not groups,
+        f"No hit rate for {', '.join(without)}: the rows have no human evidence.": without,
+        "Void: the teacher is near chance, so what its attributions hit says nothing. The number is in report.json.": void
+        in groups,
+    }
+    return Table(
+        title="Rationales",
+        columns=("source", "hit %", "chance %", "words", "empty %", "rows", "with evidence"),
+        rows=[_rationale_line(source, found, source == void) for source, found in groups.items()],
+        notes=[reason for reason, applies in reasons.items() if applies],
+        left=frozenset({"source"}),
+    )
+
+
+def _rationale_line(source: str, found: Mapping[str, MetricRow], is_void: bool) -> tuple[str, ...]:
+    words = _value(found, "rationale_words")
+    return (
+        source,
+        "void" if is_void else percent(_value(found, "evidence_hit_rate")),
+        percent(_value(found, "evidence_hit_chance")),
+        MISSING if words is None else f"{words:.1f}",
+        percent(_value(found, "empty_rationale_rate")),
+        _count(found, "rationale_words"),
+        _count(found, "evidence_hit_rate"),
+    )
+
+
+def _value(found: Mapping[str, MetricRow], metric: str) -> float | None:
+    return found[metric].value if metric in found else None
+
+
+def _count(found: Mapping[str, MetricRow], metric: str) -> str:
+    return f"{found[metric].n:,}" if metric in found else MISSING
+
+
+def stage_table(stages: Mapping[str, Manifest | None]) -> Table:
+    """What each stage did, from its manifest; None stands for a stage that is not complete."""
+    absent = [title for title, manifest in stages.items() if manifest is None]
+    idle = [title for title, manifest in stages.items() if manifest and not (manifest.rows and manifest.rows_per_s)]
+    reasons = {
+        f"Not complete: {', '.join(absent)}.": absent,
+        f"No rate for {', '.join(idle)}: not a stage of rows, or nothing was left to do in its last start.": idle,
+    }
+    return Table(
+        title="Stages",
+        columns=("stage", "rows", "errors", "seconds", "rows/s", "device", "counted"),
+        rows=[_stage_line(title, manifest) for title, manifest in stages.items()],
+        notes=[reason for reason, applies in reasons.items() if applies],
+        left=frozenset({"stage", "errors", "device", "counted"}),
+    )
+
+
+def _stage_line(title: str, manifest: Manifest | None) -> tuple[str, ...]:
+    if manifest is None:
+        return (title, *[MISSING] * 6)
+    return (
+        title,
+        f"{manifest.rows:,}" if manifest.rows else MISSING,
+        ", ".join(f"{n:,} {reason}" for reason, n in sorted(manifest.errors.items())) or "none",
+        f"{manifest.seconds:,.1f}",
+        MISSING if manifest.rows_per_s is None else f"{manifest.rows_per_s:,.1f}",
+        manifest.device,
+        ", ".join(f"{name} {_short(value)}" for name, value in {**manifest.counts, **manifest.figures}.items()),
+    )
+
+
+def _short(value: float | str | None) -> str:
+    if value is None:
+        return MISSING
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def percent(share: float | None) -> str:
+    """A share in percent with one decimal; a dash for None."""
+    return MISSING if share is None else f"{100 * share:.1f}"
+
+
+# --- their forms --------------------------------------------------------------------------------------------------------
+
+
+def terminal_table(metrics: Sequence[MetricRow]) -> str:
+    """The accuracies for a console, at most 100 columns wide."""
+    return as_text(accuracy_table(metrics))
+
+
+def as_text(table: Table, width: int = 100) -> str:
+    """Aligned plain text. The widest columns are clipped where a line would be longer than `width`."""
+    lines = [tuple(table.columns), *map(tuple, table.rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    while sum(widths) + 2 * (len(widths) - 1) > width:
+        widths[widths.index(max(widths))] -= 1
+    is_left = [column in table.left for column in table.columns]
+    body = ["  ".join(map(_fit, line, widths, is_left)).rstrip() for line in lines]
+    return "\n".join([body[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *body[1:], *_wrapped(table.notes, width)])
+
+
+def _fit(cell: str, width: int, is_left: bool) -> str:
+    clipped = cell if len(cell) <= width else f"{cell[: width - 1]}…"
+    return clipped.ljust(width) if is_left else clipped.rjust(width)
+
+
+def _wrapped(notes: Iterable[str], width: int) -> list[str]:
+    return [line for note in notes for line in textwrap.wrap(note, width)]
+
+
+def as_markdown(table: Table) -> str:
+    """A Markdown table with its title and notes."""
+    rule = ["---" if column in table.left else "---:" for column in table.columns]
+    lines = [table.columns, rule, *([_escaped(cell) for cell in row] for row in table.rows)]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([f"## {table.title}", body, *table.notes])
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("\n", " ")
