@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from kd.errors import InputError, RowFault
 from kd.frozen import Frozen
 from kd.rows import Example, RowError, Segment, Span
-from kd.tasks.fields import Record, id_at
+from kd.tasks.fields import Record, id_at, is_in
 
 Format = Literal["auto", "parquet", "jsonl", "csv"]
 _GLOB = re.compile(r"[*?\[]")
@@ -97,10 +97,11 @@ class Parsed:
 
 @dataclass(frozen=True)
 class Need:
-    """A column that must be there: the config key that names it, and its names, of which one is enough."""
+    """A column that a task reads: the config key that names it, its names (one is enough), in every split or in some."""
 
     key: str
     any_of: tuple[str, ...]
+    in_every_split: bool = True
 
 
 class TaskConfig(Frozen):
@@ -191,16 +192,17 @@ class TaskConfig(Frozen):
             llm_label=None,
         )
 
-    def check_columns(self, there: Collection[str], where: str) -> None:
-        """Raise InputError if a column that the task reads is in none of the records."""
-        wanted = [*self.needs(), *([Need("task.id", (self.id,))] if self.id else [])]
-        for need in wanted:
-            if not set(need.any_of) & set(there):
-                raise InputError(
-                    f"{where}: task {self.task} reads column {' or '.join(need.any_of)}, which is not there;"
-                    f" the columns are {', '.join(sorted(there))}. Set {need.key} to one of them"
-                    + (", or to null for ids made from the content." if need.key == "task.id" else ".")
-                )
+    def check_columns(self, there: Mapping[str, Collection[str]]) -> None:
+        """Raise InputError if a column that the task reads is in none of the records; `there` is split to columns."""
+        anywhere = {" and ".join(there): {column for columns in there.values() for column in columns}}
+        for need in [*self.needs(), *([Need("task.id", (self.id,))] if self.id else [])]:
+            for split, columns in (there if need.in_every_split else anywhere).items():
+                if not any(is_in(column, columns) for column in need.any_of):
+                    hint = ", or to null for ids made from the content" if need.key == "task.id" else ""
+                    raise InputError(
+                        f"task {self.task} reads the column {' or '.join(need.any_of)}, which the {split} records in {self.path}"
+                        f" do not have; they have {', '.join(sorted(columns))}. Set {need.key} to one of these{hint}"
+                    )
 
     @field_validator("files", mode="before")
     @classmethod
@@ -213,15 +215,12 @@ class TaskConfig(Frozen):
     def _one_file_is_train(cls, given: Any) -> Any:
         """A path that is a file or a glob becomes its folder, and a pattern for train."""
         path = given.get("path") if isinstance(given, Mapping) else None
-        if not isinstance(path, str) or not (_FILE.search(path) or _GLOB.search(path)):
+        folder, pattern = folder_and_pattern(path) if isinstance(path, str) else ("", None)
+        if pattern is None:
             return given
         if given.get("files"):
             raise ValueError(f"path {path} is a file or a glob, which is all train; for `files` give their folder as path")
-        glob = _GLOB.search(path)
-        folder = path[: glob.start() if glob else None].rpartition("/")[0]
-        pattern = path.removeprefix(folder).removeprefix("/")
-        root = "/" if path.startswith("/") else "."
-        return {**given, "path": folder or root, "files": {"train": pattern, "validation": None, "test": None}}
+        return {**given, "path": folder, "files": {"train": pattern, "validation": None, "test": None}}
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -239,6 +238,15 @@ class TaskConfig(Frozen):
 def normalise(answer: str) -> str:
     """An answer for comparison: lower case, white space collapsed and stripped, without a final full stop."""
     return " ".join(answer.lower().split()).removesuffix(".").rstrip()
+
+
+def folder_and_pattern(path: str) -> tuple[str, str | None]:
+    """A path as its folder and, if it is a file or a glob, the pattern below that."""
+    glob = _GLOB.search(path)
+    if not glob and not _FILE.search(path):
+        return path, None
+    folder = path[: glob.start() if glob else None].rpartition("/")[0]
+    return folder or ("/" if path.startswith("/") else "."), path.removeprefix(folder).lstrip("/")
 
 
 def content_uid(record: Record, split: str) -> str:

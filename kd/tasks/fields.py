@@ -1,19 +1,35 @@
 """Reading the fields of a record. What is missing or of another kind is a RowFault."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from kd.errors import RowFault
+from kd.rows import Span
 
 Record = Mapping[str, Any]
 
 
-def at(record: Record, column: str) -> Any:
-    """A value that must be there. Raises RowFault if it is not, or null."""
-    value = record.get(column)
-    if value is None:
-        raise RowFault("missing_field", f"{column} is {'null' if column in record else 'missing'}")
-    return value
+def is_in(column: str, columns: Collection[str]) -> bool:
+    """Whether a record with these columns can have this one. `a.b` is the column of that name, or field b of column a."""
+    return column in columns or column.partition(".")[0] in columns
+
+
+def lookup(record: Record, column: str | None) -> Any:
+    """A value, None if it is missing; see `is_in` for names with a dot."""
+    if column is None or column in record or "." not in column:
+        return record.get(column) if column else None
+    outer, _, inner = column.partition(".")
+    value = record.get(outer)
+    return lookup(value, inner) if isinstance(value, Mapping) else None
+
+
+def at(record: Record, *columns: str) -> Any:
+    """The first value that is there, of one or several columns. Raises RowFault if none is, or all are null."""
+    for column in columns:
+        value = lookup(record, column)
+        if value is not None:
+            return value
+    raise RowFault("missing_field", f"{' or '.join(columns)} is missing")
 
 
 def id_at(record: Record, column: str) -> str:
@@ -26,15 +42,16 @@ def id_at(record: Record, column: str) -> str:
     return _as_text(value, column)
 
 
-def text_at(record: Record, column: str) -> str:
-    """A text that must be there. Raises RowFault if it is missing or no text."""
-    return _as_text(at(record, column), column)
+def text_at(record: Record, *columns: str) -> str:
+    """A text that must be there, in the first of the columns that is. Raises RowFault if it is missing or no text."""
+    return _as_text(at(record, *columns), " or ".join(columns))
 
 
 def optional_text_at(record: Record, column: str | None) -> str | None:
-    """A text that may be missing, null or empty: then None. Raises RowFault if it is no text."""
-    value = record.get(column) if column else None
-    return None if value is None or value == "" else _as_text(value, str(column))
+    """A text that may be missing, null or blank: then None. Raises RowFault if it is no text."""
+    value = lookup(record, column)
+    text = "" if value is None else _as_text(value, str(column))
+    return text if text.strip() else None
 
 
 def texts_at(record: Record, column: str) -> list[str]:
@@ -43,6 +60,35 @@ def texts_at(record: Record, column: str) -> list[str]:
     if not isinstance(value, list):
         raise RowFault("unparsable", f"{column}: expected a list of texts, got {value!a:.60}")
     return [_as_text(item, column) for item in value]
+
+
+def label_at(record: Record, column: str, names: Mapping[str, str]) -> str:
+    """The name of a label that must be there, from what the record calls it, in any case. Raises RowFault if unknown."""
+    value = as_label(at(record, column)).strip().lower()
+    if value not in names:
+        raise RowFault("unknown_label", f"{column}: expected one of {', '.join(names)}; got {value!a:.60}")
+    return names[value]
+
+
+def as_label(value: Any) -> str:
+    """A label as text: true and false as in JSON, 2.0 as 2."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, int | float) else _as_text(value, "label")
+
+
+def spans_at(record: Record, column: str | None, segment: int) -> list[Span]:
+    """Highlights `[[start, end], ...]` of one segment's text, half-open; none where there are none. Raises RowFault."""
+    value = lookup(record, column) or []
+    try:
+        pairs = [(start, end) for start, end in value]
+    except (TypeError, ValueError):
+        pairs = [(None, None)]
+    if not all(type(offset) is int for pair in pairs for offset in pair):
+        raise RowFault("unparsable", f"{column}: expected [[start, end], ...] in whole numbers, got {value!a:.60}")
+    return [Span(segment, start, end) for start, end in pairs]
 
 
 def _as_text(value: Any, column: str) -> str:

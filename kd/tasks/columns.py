@@ -1,0 +1,180 @@
+"""Anybody's columns, from YAML alone: multiple choice, classification of one text or several, free text; labelled or not.
+
+The prompt is a list of parts, written one after the other. Three shapes:
+
+    prompt:                                      prompt:                                    prompt:
+      - {column: question, role: question}         - {text: "Premise: "}                      - {column: review}
+      - {choices: [opt_a, opt_b, opt_c]}           - {column: sentence1, role: premise}     target: stars
+    target: answer                                 - {text: "\\nHypothesis: "}               labels: {1: bad, 5: good}
+    target_is: letter                              - {column: sentence2, role: hypothesis}
+                                                 target: label
+                                                 target_is: index
+                                                 labels: [entailment, neutral, contradiction]
+
+Options make it multiple choice, `labels` classification; with neither it is free text. Without a target it is unlabelled.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kd.errors import RowFault
+from kd.frozen import Frozen
+from kd.rows import Segment, Span
+from kd.tasks.base import Need, Parsed, TaskConfig
+from kd.tasks.fields import Record, as_label, at, optional_text_at, spans_at, text_at, texts_at
+
+TextRole = Literal["context", "question", "premise", "hypothesis", "text", "prompt"]
+
+SAMPLE: list[dict[str, Any]] = [
+    {"id": 1, "review": "A quiet, lovely film.", "stars": 5, "highlights": [[9, 15]], "why": "It is called lovely."},
+    {"id": 2, "review": "Two hours I want back.", "stars": 1, "highlights": [[12, 21]], "why": "They regret the time."},
+    {"id": 3, "review": "Bad sound, worse plot.", "stars": 1, "highlights": None, "why": None},
+]
+
+
+class Part(Frozen):
+    """One piece of the prompt: exactly one of `text`, `column` and `choices`."""
+
+    text: str | None = None
+    """Words that are the same in every row."""
+    column: str | None = None
+    """Column whose text is written; `a.b` is field b of column a."""
+    choices: str | list[str] | None = None
+    """The options: one column that holds a list, or a list of columns that hold one option each."""
+    role: TextRole | None = None
+    """What the text is, which decides whether a rationale may quote it. Default: `prompt` for `text`, `text` for `column`."""
+    before: str = "\n({letter}) "
+    """What is written before each option; {letter} becomes a, b, c, and {number} 1, 2, 3."""
+    evidence: str | None = None
+    """Column with human highlights of this column's text: `[[start, end], ...]`, half-open, in code points."""
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Self:
+        given = [name for name in ("text", "column", "choices") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"a part of the prompt has exactly one of text, column and choices, got {' and '.join(given) or 'none'}"
+            )
+        if self.evidence and not self.column:
+            raise ValueError("evidence are highlights of a column's text; give it to a part with `column`")
+        if self.role and self.choices:
+            raise ValueError("options have a role of their own; leave role out")
+        return self
+
+    def columns(self) -> list[str]:
+        """The columns that this part reads."""
+        choices = [self.choices] if isinstance(self.choices, str) else self.choices or []
+        return [*choices, *([self.column] if self.column else [])]
+
+    def options(self, record: Record) -> list[str]:
+        """The options of a record."""
+        if isinstance(self.choices, str):
+            return texts_at(record, self.choices)
+        return [text_at(record, column) for column in self.choices or []]
+
+    def segments(self, record: Record) -> list[Segment]:
+        """What this part writes."""
+        if self.text is not None:
+            return [Segment(self.role or "prompt", self.text)]
+        if self.column is not None:
+            return [Segment(self.role or "text", text_at(record, self.column))]
+        lead = [self.before.replace("{letter}", _letter(n)).replace("{number}", str(n + 1)) for n in range(26)]
+        options = self.options(record)
+        if not 1 <= len(options) <= len(lead):
+            raise RowFault("unparsable", f"{self.choices}: expected 1 to {len(lead)} options, got {len(options)}")
+        pairs = zip(lead, options, strict=False)
+        return [segment for before, option in pairs for segment in (Segment("prompt", before), Segment("choice", option))]
+
+
+class Columns(TaskConfig):
+    """A corpus of any columns, described here."""
+
+    type: Literal["columns"] = "columns"
+    prompt: list[Part] = Field(min_length=1)
+    """What the model reads, part by part."""
+    target: str | None = None
+    """Column with the right answer; null = the corpus has no labels."""
+    target_is: Literal["text", "index", "letter"] = "text"
+    """How the column gives the answer: as its text, as an index from 0 into the options or labels, or as a letter (A or 1 is
+    the first)."""
+    labels: list[str] | dict[str | int, str] | None = None
+    """The classes, or from what the column calls them to their names; null = the options, or free text."""
+    llm_rationale: str | None = None
+    """Column with another model's rationale; null = none."""
+    llm_label: str | None = None
+    """Column with that model's answer; null = none."""
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Self:
+        choices = sum(part.choices is not None for part in self.prompt)
+        if choices > 1:
+            raise ValueError("prompt: at most one part may hold the choices")
+        if choices and self.labels:
+            raise ValueError("the options in the prompt are the answers to choose from; set labels to null")
+        if not any(part.column for part in self.prompt):
+            raise ValueError("prompt: expected a part with `column`, or the model reads the same in every row")
+        if self.target_is != "text" and not choices and not isinstance(self.labels, list):
+            raise ValueError(f"target_is: {self.target_is} counts options or a list of labels; there is neither")
+        return self
+
+    def needs(self) -> Sequence[Need]:
+        read = [Need("task.prompt", (column,)) for part in self.prompt for column in part.columns()]
+        marked = [Need("task.prompt", (part.evidence,), in_every_split=False) for part in self.prompt if part.evidence]
+        target = [Need("task.target", (self.target,))] if self.target else []
+        named = (("task.llm_rationale", self.llm_rationale), ("task.llm_label", self.llm_label))
+        return [*read, *target, *marked, *(Need(key, (column,), in_every_split=False) for key, column in named if column)]
+
+    def parse(self, record: Record) -> Parsed:
+        segments: list[Segment] = []
+        evidence: list[Span] = []
+        for part in self.prompt:
+            evidence += spans_at(record, part.evidence, segment=len(segments))
+            segments += part.segments(record)
+        label_set = self._label_set(segments)
+        return Parsed(
+            segments=segments,
+            target=self._answer(record, label_set) if self.target else None,
+            label_set=label_set,
+            evidence=evidence,
+            llm_rationale=optional_text_at(record, self.llm_rationale),
+            llm_label=optional_text_at(record, self.llm_label),
+        )
+
+    def _label_set(self, segments: Sequence[Segment]) -> list[str]:
+        """The answers to choose from: the classes, in order and once each, or the options."""
+        if self.labels:
+            return list(dict.fromkeys(self.labels.values() if isinstance(self.labels, dict) else self.labels))
+        return [segment.text for segment in segments if segment.role == "choice"]
+
+    def _answer(self, record: Record, label_set: Sequence[str]) -> str:
+        value = as_label(at(record, str(self.target)))
+        if self.target_is != "text":
+            position = _position(value.strip(), self.target_is)
+            known = {str(number): answer for number, answer in enumerate(label_set)}
+            return self._named(
+                known, str(position), f"the {self.target_is} of one of {len(label_set)} answers, got {value!a:.60}"
+            )
+        if isinstance(self.labels, dict):
+            known = {str(key): name for key, name in self.labels.items()}
+            return self._named(known, value, f"one of {', '.join(known)}; got {value!a:.60}")
+        return value
+
+    def _named(self, known: Mapping[str, str], key: str, expected: str) -> str:
+        if key not in known:
+            raise RowFault("unknown_label" if self.labels else "answer_not_in_choices", f"{self.target}: expected {expected}")
+        return known[key]
+
+
+def _position(value: str, target_is: str) -> int:
+    """Where an index or a letter points to, from 0; -1 for something else."""
+    if target_is == "letter" and len(value) == 1 and value.isalpha() and value.isascii():
+        return ord(value.lower()) - ord("a")
+    if value.isdecimal():
+        return int(value) - (1 if target_is == "letter" else 0)
+    return -1
+
+
+def _letter(number: int) -> str:
+    return chr(ord("a") + number)

@@ -1,0 +1,85 @@
+"""SVAMP: arithmetic word problems whose answer is an equation (Patel et al. 2021).
+
+Reads the authors' fields (`Body`, `Question`, `Equation`) or `body`, `sub_question`, `equation`. An answer is right by the
+value of its equation, not by its text.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, Literal
+
+from kd.errors import RowFault
+from kd.rows import Segment
+from kd.tasks.arithmetic import value_of
+from kd.tasks.base import Files, Holdout, Need, Parsed, TaskConfig
+from kd.tasks.fields import Record, optional_text_at, text_at
+
+SAMPLE: list[dict[str, Any]] = [
+    {
+        "id": "made-up-1",
+        "body": "Ada packed 6 boxes with 12 pens in each",
+        "sub_question": "How many pens did she pack?",
+        "equation": "( 6.0 * 12.0 )",
+        "llm_rationale": "Each of the 6 boxes holds 12 pens. 6 * 12 = 72.",
+        "llm_label": "(6 * 12)",
+    },
+    {
+        "id": "made-up-2",
+        "Body": "Tom had 20 stamps and gave away 3 to Eva and 4 to Ben.",
+        "Question": "How many stamps has he left?",
+        "Equation": "( 20.0 - ( 3.0 + 4.0 ) )",
+        "Answer": 13.0,
+    },
+    {
+        "id": "made-up-3",
+        "body": "A ribbon of 9 metres was cut into 3 equal parts.",
+        "sub_question": "How long is each part?",
+        "equation": "( 9.0 / 3.0 )",
+    },
+]
+
+
+class Svamp(TaskConfig):
+    """Word problem to equation. The published hold-out: 80 of the 800 records of train."""
+
+    type: Literal["svamp"] = "svamp"
+    path: str = "data/svamp"
+    """Folder of the corpus."""
+    files: Files = Files(train="train[.-]*", test="test[.-]*")
+    """Which files hold which split."""
+    id: str | None = "id"
+    """Column with the record's id; null = the uid is a hash of the record's content."""
+    holdout: Holdout | None = Holdout(fraction=0.1, seed=0, by="position")
+    """Validation is a part of train."""
+
+    def needs(self) -> Sequence[Need]:
+        names = (("body", "Body"), ("sub_question", "Question"), ("equation", "Equation"))
+        return [Need("task.type (columns maps any names)", any_of) for any_of in names]
+
+    def parse(self, record: Record) -> Parsed:
+        equation = text_at(record, "equation", "Equation")
+        if _value(equation) is None:
+            raise RowFault("unparsable", f"equation: expected numbers, + - * / and brackets; got {equation!a:.60}")
+        return Parsed(
+            segments=[
+                Segment("context", text_at(record, "body", "Body")),
+                Segment("prompt", "\n"),
+                Segment("question", text_at(record, "sub_question", "Question")),
+            ],
+            target=equation,
+            label_set=[],
+            llm_rationale=optional_text_at(record, "llm_rationale"),
+            llm_label=optional_text_at(record, "llm_label"),
+        )
+
+    def judge(self, answer: str, target: str) -> bool:
+        """Whether both equations have the same value; what has none is never right."""
+        value = _value(answer)
+        return value is not None and value == _value(target)
+
+
+def _value(equation: str) -> Fraction | None:
+    try:
+        return value_of(equation)
+    except ValueError:
+        return None
