@@ -161,6 +161,12 @@ def test_a_teacher_near_chance_is_said_loudly_and_its_rationales_are_void() -> N
     assert 'role="alert"' in to_html(report(metrics))
 
 
+def test_a_teacher_that_only_its_own_stage_has_measured_is_judged_by_that() -> None:
+    measured = Counts(ok=100, correct=24).metrics(About("teacher", "teach", "teacher", 0, "toy", "validation"))
+    (warning,) = warnings(report([*measured, *chance_of(0.25)]))
+    assert "24.0% of 100 rows" in warning
+
+
 def test_a_good_teacher_is_no_warning() -> None:
     assert warnings(report()) == []
     assert 'role="alert"' not in to_html(report())

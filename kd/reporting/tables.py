@@ -75,9 +75,9 @@ def chance_level(metrics: Iterable[MetricRow]) -> float | None:
 
 
 def teacher_near_chance(metrics: Sequence[MetricRow]) -> MetricRow | None:
-    """The teacher's accuracy if it is near chance, else None."""
+    """The teacher's accuracy if it is near chance, of whichever stage measured it, else None."""
     level = chance_level(metrics)
-    teachers = [row for score in scores(metrics) if score.subject == "teacher" for row in score.seeds]
+    teachers = [row for row in metrics if row.subject == "teacher" and row.metric == "accuracy" and row.seed is not None]
     return next((row for row in teachers if is_near_chance(row, level)), None)
 
 
