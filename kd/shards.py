@@ -69,6 +69,12 @@ def claim(store: Store, work: Work) -> Claimed | Manifest:
     return Claimed(work, folder, sorted(todo, key=lambda shard: -shard.rows))
 
 
+def is_finished(store: Store, work: Work) -> bool:
+    """Whether the work has a manifest."""
+    folder = store.find_folder(work.target, work.digest)
+    return folder is not None and store.manifest(folder) is not None
+
+
 def completed(store: Store, work: Work) -> tuple[str, Manifest]:
     """The folder and the manifest of finished work.
 

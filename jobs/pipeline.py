@@ -1,0 +1,20 @@
+"""The whole chain, stage by stage. What is complete is skipped, so the same command goes on where it stopped."""
+
+from jobs import attribute, evaluate, prepare, rationalize, report, teach, train
+from jobs.cli import Session, main
+
+
+def run(session: Session) -> None:
+    """The plot of the project."""
+    prepare.run(session)
+    if session.config.teach is not None:
+        teach.run(session)
+    attribute.run(session)
+    rationalize.run(session)
+    train.run(session)
+    evaluate.run(session)
+    report.run(session)
+
+
+if __name__ == "__main__":
+    main(run, __doc__)

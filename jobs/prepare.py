@@ -1,0 +1,20 @@
+"""Read the corpus and write it as shards of typed examples."""
+
+from jobs.cli import Session, main
+from jobs.stages import outcome
+from jobs.wiring import EXAMPLES
+from kd.ray_corpus import prepare
+
+
+def run(session: Session) -> None:
+    """The stage."""
+    line = session.console.stage("prepare")
+    finished = session.store.manifest(EXAMPLES) is not None
+    if not finished:
+        session.connect()
+    manifest = prepare(session.config.task, session.config.prepare, session.store, line)
+    line.close(("complete already: " if finished else "") + outcome([manifest]))
+
+
+if __name__ == "__main__":
+    main(run, __doc__)

@@ -1,0 +1,22 @@
+"""Write what the run showed: report.json, report.md, report.html. It may be made at any time; what is missing says why."""
+
+from jobs.cli import Session, main
+from jobs.findings import Findings
+from jobs.stages import wiring
+from kd.reporting.report import to_html, to_json, to_markdown
+from kd.reporting.tables import terminal_table
+
+
+def run(session: Session) -> None:
+    """The stage."""
+    line = session.console.stage("report")
+    report = Findings(wiring(session)).report()
+    session.store.publish_json("report.json", to_json(report))
+    session.store.publish("report.md", to_markdown(report).encode())
+    session.store.publish("report.html", to_html(report).encode())
+    line.close("report.json, report.md, report.html")
+    session.console.say(f"\n{terminal_table(report.all_metrics)}\n\n{session.store.path('report.html')}")
+
+
+if __name__ == "__main__":
+    main(run, __doc__)
