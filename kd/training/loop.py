@@ -1,0 +1,215 @@
+"""The training loop. It knows sequences, terms and steps; not the objective, not DeepSpeed, not Ray."""
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kd.errors import StageError
+from kd.families.encoder_decoder import EncoderDecoder
+from kd.models import Loaded, ModelConfig, save
+from kd.training.config import LoopConfig
+from kd.training.data import FeatureTable, Sequences
+from kd.training.engine import Engine
+from kd.training.objectives import Term, coefficients, sums_per_term
+from kd.training.order import Order
+from kd.training.validation import Score, Validation
+
+BEST = "best"
+"""The folder of the best step's model, as plain transformers loads it."""
+_STATE = "state.json"
+_STAND_IN = [[0]]
+
+
+@dataclass
+class State:
+    """Where a run is. With the engine's files and the best model it is all that a restart needs.
+
+    An entry of the history covers the steps since the one before: the mean loss per target token of each term in nats,
+    and the gradient's norm and the learning rate of the last of them; after a validation its score as well.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best: Score | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "State":
+        values = json.loads(text)
+        return cls(**values | {"best": Score(**values["best"]) if values["best"] else None})
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What is learned: features, the order of their rows, the terms of the loss."""
+
+    table: FeatureTable
+    order: Order
+    terms: Sequence[Term]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """One step: this rank's loss sums per term, the global counts, the norm of the global gradient."""
+
+    sums_nats: Float[Tensor, "k"]
+    counts: Sequence[int]
+    gradient_norm: Float[Tensor, ""]
+
+
+@dataclass
+class Trainer:
+    """One run on one rank. `folder` is a local folder of its own, in which the best model is kept."""
+
+    engine: Engine
+    student: Loaded
+    limits: ModelConfig
+    lessons: Lessons
+    validation: Validation | None
+    config: LoopConfig
+    seed: int
+    folder: Path
+    state: State = field(default_factory=State)
+
+    def train(self, progress: Callable[[State], None], checkpoint: Callable[[], None]) -> State:
+        """Train to the last step. The first rank calls `progress` after every step, every rank `checkpoint` where it is due.
+
+        Raises:
+            StageError: the loss is no longer a number; on every rank alike.
+        """
+        started = time.monotonic() - self.state.seconds
+        tallies: list[Tally] = []
+        with _learning(self.student.model):
+            while self.state.step < self.config.steps:
+                tallies.append(self._update(self.state.step))
+                self.state.step += 1
+                if self._is_due(self.config.log_every_steps, self.config.eval_every_steps, self.config.save_every_steps):
+                    self._log(tallies)
+                    tallies.clear()
+                if self._is_due(self.config.eval_every_steps):
+                    self._validate()
+                self.state.seconds = time.monotonic() - started
+                if self._is_due(self.config.save_every_steps) and self.state.step < self.config.steps:
+                    checkpoint()
+                if self.engine.rank == 0:
+                    progress(self.state)
+        return self.state
+
+    def save(self, folder: Path) -> None:
+        """Write what a restart needs; every rank into a folder of its own, to be merged."""
+        self.engine.save(folder)
+        if self.engine.rank == 0:
+            (folder / _STATE).write_text(self.state.to_json())
+            _copy(self.folder / BEST, folder / BEST)
+
+    def load(self, folder: Path) -> None:
+        """Go on from what every rank saved."""
+        self.engine.load(folder)
+        self.state = State.from_json((folder / _STATE).read_text())
+        if self.engine.rank == 0:
+            _copy(folder / BEST, self.folder / BEST)
+
+    def _update(self, step: int) -> Tally:
+        """One step on one global batch."""
+        torch.manual_seed(_seed(self.seed, step, self.engine.rank))
+        batch = self.lessons.table.batch(self.lessons.order.rows_of_batch(step))
+        counts = batch.target_tokens(len(self.lessons.terms))
+        weights = torch.tensor(coefficients(self.lessons.terms, counts), device=self.engine.device)
+        sums = torch.zeros_like(weights)
+        for part in batch.micro_batches(self.engine.rank, self.engine.world, self.config.accumulation):
+            part_sums = self._sums(part)
+            self.engine.backward((part_sums * weights).sum())
+            sums += part_sums.detach()
+        return Tally(sums, counts, self.engine.step(self.config.learning_rate_at(step)))
+
+    def _sums(self, part: Sequences) -> Float[Tensor, "k"]:
+        """The loss sums of some sequences. For none: zeros that still pass through the model, since every rank must."""
+        terms = len(self.lessons.terms)
+        if not part.term:
+            return (self._family.sequence_nll(self.engine.forward, _STAND_IN, _STAND_IN) * 0).expand(terms)
+        nll = self._family.sequence_nll(self.engine.forward, part.input_ids, part.target_ids)
+        return sums_per_term(nll, torch.tensor(part.term, device=nll.device), terms)
+
+    def _log(self, tallies: Sequence[Tally]) -> None:
+        """Add one entry for these steps to the history: sums over ranks and steps, divided once."""
+        sums = self.engine.total(torch.stack([tally.sums_nats for tally in tallies]).sum(0)).tolist()
+        counts = np.sum([tally.counts for tally in tallies], axis=0).tolist()
+        means = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+        norm = float(tallies[-1].gradient_norm)
+        if not math.isfinite(sum(sums) + norm):
+            raise StageError(
+                f"the loss is {sum(sums)}, its gradient {norm} at step {self.state.step}; expected finite numbers."
+                " Lower the learning rate, set clip_norm, or train in float32."
+            )
+        self.state.history.append(
+            {
+                "step": self.state.step,
+                "loss": dict(zip([term.name for term in self.lessons.terms], means, strict=True)),
+                "gradient_norm": norm,
+                "learning_rate": self.config.learning_rate_at(self.state.step - 1),
+            }
+        )
+
+    def _validate(self) -> None:
+        """Score this step, and keep its model if it is the best so far; without validation rows the last one is."""
+        if self.validation is None and self.state.step < self.config.steps:
+            return
+        with self.engine.whole() as model:
+            whole = dataclasses.replace(self.student, model=model)
+            score = self.validation.score(self.engine, self._open_family(whole)) if self.validation else None
+            if score is None or score.beats(self.state.best):
+                self.state.best_step, self.state.best = self.state.step, score
+                if self.engine.rank == 0:
+                    save(whole, self.folder / BEST)
+        if score is not None:
+            self.state.history[-1] |= {"validation_accuracy": score.accuracy, "validation_loss": score.loss_nats}
+
+    @cached_property
+    def _family(self) -> EncoderDecoder:
+        return self._open_family(self.student)
+
+    def _open_family(self, loaded: Loaded) -> EncoderDecoder:
+        return EncoderDecoder(loaded, self.limits.max_input_tokens, self.limits.max_answer_tokens)
+
+    def _is_due(self, *every_steps: int) -> bool:
+        """Whether one of these intervals ends with the step just done; the last step ends all of them."""
+        return self.state.step == self.config.steps or any(every and self.state.step % every == 0 for every in every_steps)
+
+
+@contextmanager
+def _learning(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout is on inside, and torch's random numbers go on outside as if none had been drawn."""
+    was_training = model.training
+    model.train()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _seed(*key: int) -> int:
+    """One seed per (seed, step, rank), so that a restart has no random state to restore."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.exists():
+        shutil.copytree(source, target, dirs_exist_ok=True)

@@ -1,0 +1,118 @@
+"""The runs of a stage: what is known of training without training anything."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kd.errors import StageError
+from kd.models import ModelSource
+from kd.store import Manifest, Shard, Store, digest
+from kd.training.config import LoopConfig
+from kd.training.objectives import AnyObjective
+
+MODEL = "model"
+"""The folder of the best step's model, below the run's."""
+HISTORY = "history.json"
+"""What happened at which step, in the run's folder."""
+Judge = Callable[[str, str], bool]
+"""Whether an answer, as generated, is right for a target. It is picklable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One model to train: from what, on what, into which folder. `inputs` are the digests of what it reads.
+
+    `shards` are those of the training split in the folder `features`; `validation` those of the folder `examples`.
+    """
+
+    stage: str
+    variant: str
+    seed: int
+    model: ModelSource
+    objective: AnyObjective
+    features: str
+    shards: Sequence[Shard]
+    examples: str
+    validation: Sequence[Shard]
+    target: str
+    inputs: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """What the run is called in progress lines and errors."""
+        return f"{self.variant}/{self.seed}"
+
+    def config(self, training: LoopConfig) -> dict[str, Any]:
+        """The slice of the config that the run's outcome depends on."""
+        return {
+            "variant": self.variant,
+            "seed": self.seed,
+            "model": self.model.config.model_dump(mode="json"),
+            "objective": self.objective.model_dump(mode="json"),
+            "training": training.loop,
+        }
+
+    def digest(self, training: LoopConfig) -> str:
+        """By what a finished run is recognised."""
+        origin = [self.model.folder, self.model.tokenizer_folder, self.model.seed]
+        shards = [[shard.name, shard.rows] for shard in (*self.shards, *self.validation)]
+        return digest(self.stage, self.config(training), dict(self.inputs), origin, shards)
+
+
+def trained(store: Store, run: Run, training: LoopConfig) -> tuple[str, Manifest]:
+    """The folder and the manifest of a finished run; its model is in `MODEL` below the folder.
+
+    Raises:
+        StageError: it is not finished; the message says which stage to run.
+    """
+    folder = store.find_folder(run.target, run.digest(training))
+    manifest = store.manifest(folder) if folder else None
+    if folder is None or manifest is None:
+        raise StageError(f"{store.path(run.target)} is not complete for this config; run the stage {run.stage!r} first")
+    return folder, manifest
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A run with its digest and the folder that belongs to it."""
+
+    run: Run
+    digest: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Runs to train one after the other, and how; small and picklable, so that every worker gets it whole."""
+
+    store: Store
+    stage: str
+    items: Sequence[Claimed]
+    training: LoopConfig
+    device: str
+    judge: Judge
+
+    @classmethod
+    def of(cls, store: Store, stage: str, runs: Sequence[Run], training: LoopConfig, device: str, judge: Judge) -> "Queue":
+        """The queue of these runs, with a folder claimed for each."""
+        digests = [run.digest(training) for run in runs]
+        items = [Claimed(run, key, store.folder_for(run.target, key)) for run, key in zip(runs, digests, strict=True)]
+        return cls(store, stage, items, training, device, judge)
+
+    def todo(self) -> list[Claimed]:
+        """The runs without a manifest."""
+        return [item for item in self.items if self.store.manifest(item.folder) is None]
+
+    def check(self) -> None:
+        """Refuse, before anything is started, to train on nothing.
+
+        Raises:
+            StageError: the features of a run are not complete, or none of their rows teaches anything.
+        """
+        for folder in {item.run.features for item in self.todo()}:
+            features = self.store.manifest(folder)
+            where = self.store.path(folder)
+            if features is None:
+                raise StageError(f"{where} is not complete; run the stage that writes it first")
+            if features.rows == sum(features.errors.values()) + features.counts.get("teaches_nothing", 0):
+                raise StageError(f"{where}: none of its {features.rows} rows has anything to teach; expected rows with a target")

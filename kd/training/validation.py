@@ -1,0 +1,101 @@
+"""Validation while training: the student answers a fixed sample of the validation split."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kd.batching import cut
+from kd.errors import RowFault
+from kd.families.encoder_decoder import EncoderDecoder
+from kd.rows import Example, Segment
+from kd.store import Shard, Store
+from kd.training.engine import Engine
+from kd.training.runs import Judge
+
+
+@dataclass(frozen=True)
+class Question:
+    """One validation row as the student sees it."""
+
+    input_ids: list[int]
+    target_ids: list[int]
+    target: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a step did: accuracy of the generated answers, and the mean loss per token of the right ones in nats."""
+
+    accuracy: float
+    loss_nats: float
+
+    def beats(self, other: "Score | None") -> bool:
+        """More right answers, or as many at a lower loss."""
+        return other is None or (self.accuracy, -self.loss_nats) > (other.accuracy, -other.loss_nats)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """This rank's share of the questions, cut into batches, and how answers are judged. `total` counts every rank's."""
+
+    questions: Sequence[Question]
+    batches: Sequence[Sequence[int]]
+    total: int
+    judge: Judge
+
+    def score(self, engine: Engine, family: EncoderDecoder) -> Score:
+        """Let the family's model answer; every rank gets the score over all of them."""
+        right = nll_nats = tokens = 0.0
+        for batch in self.batches:
+            asked = [self.questions[index] for index in batch]
+            inputs, targets = [question.input_ids for question in asked], [question.target_ids for question in asked]
+            answers = family.generate(inputs)
+            right += sum(a.finished and self.judge(a.text, q.target) for a, q in zip(answers, asked, strict=True))
+            nll_nats += float(family.sequence_nll(family.model, inputs, targets).sum())
+            tokens += sum(map(len, targets))
+        sums = engine.total(torch.tensor([right, nll_nats, tokens], dtype=torch.float64, device=engine.device)).tolist()
+        return Score(sums[0] / self.total, sums[1] / sums[2])
+
+
+def sample(store: Store, folder: str, shards: Sequence[Shard], most: int) -> list[Example]:
+    """At most `most` rows with a target from the validation shards, the same ones for every run.
+
+    Shards are read in a fixed random order until there are enough rows, then rows are drawn from those.
+    """
+    draw = random.Random(0)
+    rows: list[Example] = []
+    for shard in draw.sample(list(shards), len(shards)):
+        if len(rows) >= most:
+            break
+        rows += [row for row in store.read_rows(f"{folder}/{shard.file}", Example)[: shard.rows] if _is_usable(row)]
+    return draw.sample(rows, min(most, len(rows)))
+
+
+def open_validation(
+    rows: Sequence[Example], family: EncoderDecoder, prefix: str, judge: Judge, budget_tokens: int, rank: int, world: int
+) -> Validation | None:
+    """The rows as questions behind the objective's prefix, shared out over the ranks; None where there are none.
+
+    A row that the student cannot read (too long, for instance) is left out: evaluation counts those.
+    """
+    questions = [question for row in rows if (question := _ask(row, family, prefix)) is not None]
+    if not questions:
+        return None
+    mine = questions[rank::world]
+    lengths = [(len(question.input_ids), max(len(question.target_ids), family.max_answer_tokens)) for question in mine]
+    return Validation(mine, cut(lengths, budget_tokens), len(questions), judge)
+
+
+def _is_usable(row: Example) -> bool:
+    return row.error is None and row.target is not None
+
+
+def _ask(row: Example, family: EncoderDecoder, prefix: str) -> Question | None:
+    assert row.target is not None  # only rows with a target are sampled
+    try:
+        encoded = family.encode([Segment("prompt", prefix), *row.segments] if prefix else row.segments)
+        return Question(encoded.ids, family.encode_answer(row.target), row.target)
+    except RowFault:
+        return None
