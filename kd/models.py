@@ -90,7 +90,7 @@ def load(source: ModelSource, device: str) -> Loaded:
         ConfigError: the config asks for a package, a tokenizer or a permission that is not there.
         InputError: there is no such model, its weights are incomplete, or it is not an encoder-decoder.
     """
-    with _quiet(), _seeded(source.seed):
+    with _quiet(), seeded(source.seed):
         loaded = _from_origin(source)
     if not loaded.tokenizer.is_fast:
         raise InputError(f"{loaded.name}: its tokenizer gives no character offsets; expected one with a tokenizer.json")
@@ -253,7 +253,7 @@ def _digest_of(folder: Path) -> str:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Torch draws from `seed` inside, and goes on outside as if nothing had been drawn."""
     import torch
 

@@ -41,10 +41,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Generated:
-    """A greedy answer. It is not `finished` where the limit came before the end-of-sequence token."""
+    """A greedy answer, with its target ids. It is not `finished` where the limit came before the end-of-sequence token."""
 
     text: str
     finished: bool
+    ids: list[int]
 
 
 class EncoderDecoder:
@@ -85,7 +86,7 @@ class EncoderDecoder:
             None if no_text else _span(text, starts, start, end)
             for no_text, (start, end) in zip(special, found["offset_mapping"], strict=True)
         ]
-        if not any(spans):
+        if not text.strip() or not any(spans):
             raise RowFault("empty_text", f"no token in {len(segments)} segments of {len(text)} characters")
         kept = _kept(spans, segments, self.max_input_tokens)
         tokens = self._tokenizer.convert_ids_to_tokens([ids[i] for i in kept])
@@ -101,10 +102,6 @@ class EncoderDecoder:
         if len(ids) > self.max_answer_tokens:
             raise RowFault("too_long", f"answer of {len(ids)} tokens, limit max_answer_tokens = {self.max_answer_tokens}")
         return list(ids)
-
-    def spoken(self, text: str) -> str:
-        """A text as the model would write it: encoded and decoded. Tokenizers may lose case, spaces, unknown words."""
-        return self._decode(self._answer_ids(text))
 
     def batch(self, ids: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
         """Ids and mask (1 for tokens) on the model's device, padded on the right."""
@@ -149,8 +146,7 @@ class EncoderDecoder:
             ended |= torch.isin(step, ends)
             if ended.all():
                 break
-        answers = torch.cat(written, 1).tolist()
-        return [Generated(self._decode(answer), done) for answer, [done] in zip(answers, ended.tolist(), strict=True)]
+        return [self._read(ids) for ids in torch.cat(written, 1).tolist()]
 
     @torch.inference_mode()
     def choice_logprobs(
@@ -204,9 +200,12 @@ class EncoderDecoder:
         ids = ids[1:] if ids[:1] == [self._start] else ids
         return tuple(ids) if ids and ids[-1] in self._ends else (*ids, self._ends[0])
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text.strip()
+    def _read(self, written: list[int]) -> Generated:
+        """What stands up to the first end-of-sequence token. Unknown words stay visible, other special tokens do not."""
+        length = next((place for place, id_ in enumerate(written, start=1) if id_ in self._ends), None)
+        ids = written[:length]
+        text: str = self._tokenizer.decode([id_ for id_ in ids if id_ not in self._special_ids])
+        return Generated(text.strip(), length is not None, ids)
 
 
 def _frame(loaded: Loaded) -> tuple[int, int, tuple[int, ...]]:

@@ -1,0 +1,305 @@
+"""Scores: worked out by hand on a linear teacher, equal to row-by-row Captum, independent of batch mates."""
+
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from captum.attr import InputXGradient as CaptumInputXGradient
+from captum.attr import LayerIntegratedGradients
+from captum.attr import Saliency as CaptumSaliency
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from kd.attribution.engine import Attribute, AttributionConfig, Engine
+from kd.attribution.methods import InputXGradient, IntegratedGradients, MethodConfig, Saliency
+from kd.models import Loaded
+from kd.rows import Attribution, Example, Row, RowError, Segment, Span, text_of
+from tests import tiny
+
+METHODS: list[MethodConfig] = [Saliency(), Saliency(norm="l2"), InputXGradient(), IntegratedGradients(n_steps=8)]
+KINDS = ["t5", "bart", "pair"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
+    return tiny.tiny_models(tmp_path_factory.mktemp("run"))
+
+
+def attribute(loaded: Loaded, rows: list[Example], **config: object) -> list[Attribution]:
+    results = Engine(AttributionConfig(**config), tiny.family(loaded)).attribute(rows)
+    assert all(isinstance(result, Attribution) for result in results), results
+    return results
+
+
+def by_word(row: Attribution) -> dict[str, float]:
+    spans = map(Span, row.token_segment, row.token_start, row.token_end)
+    return {text_of(row, span): score for span, score in zip(spans, row.scores, strict=True)}
+
+
+# --- a linear teacher, numbers by hand --------------------------------------------------------------------------------
+# The input has one "yes", so the answer's tokens have the probabilities yes 1/2, no 1/8, </s> 1/8. The gradient at every
+# token is, per vocabulary entry, how often it is in the answer minus the two tokens' summed probability:
+#   answer "no </s>":  pad -1/4, </s> 1 - 1/4, unk -1/4, yes -1, no 1 - 1/4
+
+TOY_ROW = tiny.example("yes no", choices=(), target="no")
+
+
+def toy(method: MethodConfig) -> Attribution:
+    return attribute(tiny.toy_teacher(), [TOY_ROW], method=method)[0]
+
+
+def test_saliency_is_the_norm_of_the_gradient() -> None:
+    assert by_word(toy(Saliency())) == pytest.approx({"yes": 3.0, "no": 3.0})
+    l2 = math.sqrt(2 / 16 + 2 * 9 / 16 + 1)
+    assert by_word(toy(Saliency(norm="l2"))) == pytest.approx({"yes": l2, "no": l2})
+
+
+def test_saliency_of_an_answer_is_the_norm_of_the_summed_gradient_not_the_sum_of_norms() -> None:
+    summed_norms = 2 * (7 / 8 + 1 / 2 + 3 / 8)
+    assert summed_norms == 3.5
+    assert toy(Saliency()).scores[0] == pytest.approx(3.0)
+
+
+def test_input_x_gradient_is_signed_and_zero_where_the_embedding_is() -> None:
+    assert by_word(toy(InputXGradient())) == pytest.approx({"yes": -math.log(4), "no": 0.0})
+
+
+def test_integrated_gradients_share_out_what_the_input_changed() -> None:
+    found = toy(IntegratedGradients())
+    assert by_word(found) == pytest.approx({"yes": -2 * math.log(8 / 5), "no": 0.0}, abs=1e-5)
+    assert found.completeness_gap == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_explained_scalar_is_the_log_probability_of_the_whole_answer() -> None:
+    found = toy(Saliency())
+    assert found.target_logprob == pytest.approx(2 * math.log(1 / 8))
+    assert (found.explained, found.explained_answer, found.method, found.model) == ("gold", "no", "saliency", "toy@1")
+
+
+def test_the_teacher_generates_and_ranks() -> None:
+    (found,) = attribute(tiny.toy_teacher(), [tiny.example("no no", choices=("no", "yes"), target="no")])
+    assert found.choice_logprobs == pytest.approx([2 * math.log(1 / 8), math.log(1 / 2) + math.log(1 / 8)])
+    assert found.ranked == "yes"
+    assert found.generated == "yes yes yes yes yes yes yes yes"
+
+
+# --- equal to Captum, row by row --------------------------------------------------------------------------------------
+
+
+def answer_logprob(loaded: Loaded, target: list[int]) -> Callable[..., Tensor]:
+    """The log-probability of one answer, from the model's own call and nothing of ours."""
+    start = loaded.model.config.decoder_start_token_id
+    decoder_input_ids = torch.tensor([[start, *target[:-1]]])
+
+    def forward(input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None) -> Tensor:
+        n = len(input_ids if inputs_embeds is None else inputs_embeds)
+        out = loaded.model(
+            input_ids=input_ids, inputs_embeds=inputs_embeds, decoder_input_ids=decoder_input_ids.expand(n, -1), use_cache=False
+        )
+        logprobs = out.logits.log_softmax(-1)
+        return torch.stack([logprobs[:, place, token] for place, token in enumerate(target)]).sum(0)
+
+    return forward
+
+
+def captum_scores(loaded: Loaded, method: MethodConfig, ids: Tensor, target: list[int], pad: int, special: Tensor) -> list[float]:
+    """One row as Captum's documentation shows it."""
+    forward = answer_logprob(loaded, target)
+    layer = loaded.model.get_encoder().get_input_embeddings()
+    if isinstance(method, IntegratedGradients):
+        explainer = LayerIntegratedGradients(forward, layer)
+        return explainer.attribute(ids, torch.where(special, ids, pad), n_steps=method.n_steps).sum(-1)[0].tolist()
+    embeds = layer(ids).detach().requires_grad_()
+    of_embeds = lambda embeds: forward(inputs_embeds=embeds)  # noqa: E731
+    if isinstance(method, InputXGradient):
+        return CaptumInputXGradient(of_embeds).attribute(embeds).sum(-1)[0].tolist()
+    gradient = CaptumSaliency(of_embeds).attribute(embeds)[0]
+    return (gradient.sum(-1) if method.norm == "l1" else gradient.pow(2).sum(-1).sqrt()).tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_scores_equal_row_by_row_captum(models: dict[str, Loaded], kind: str, method: MethodConfig) -> None:
+    loaded = models[kind]
+    family = tiny.family(loaded)
+    for row in attribute(loaded, tiny.examples(), method=method):
+        encoded = family.encode(row.segments)
+        special = torch.tensor([[span is None for span in encoded.spans]])
+        target = family.encode_answer(row.explained_answer or "")
+        if row.uid == "unlabelled":
+            assert row.explained_answer == row.ranked
+        pad = loaded.tokenizer.pad_token_id
+        expected = captum_scores(loaded, method, torch.tensor([encoded.ids]), target, pad, special)
+        expected = [score for score, no_text in zip(expected, special[0], strict=True) if not no_text]
+        assert row.scores == pytest.approx(expected, abs=1e-5)
+        assert any(abs(score) > 1e-3 for score in row.scores)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_batch_mates_and_padding_change_no_score(models: dict[str, Loaded], kind: str, method: MethodConfig) -> None:
+    together = attribute(models[kind], tiny.examples(), method=method)
+    alone = [attribute(models[kind], [row], method=method)[0] for row in tiny.examples()]
+    for one, other in zip(together, alone, strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-5)
+        assert one.choice_logprobs == pytest.approx(other.choice_logprobs, abs=1e-5)
+        assert one.target_logprob == pytest.approx(other.target_logprob, abs=1e-5)
+        assert one.generated == other.generated
+
+
+def test_on_t5_the_encoder_s_tokens_are_attributed(models: dict[str, Loaded]) -> None:
+    """A score is what happens to the answer when the encoder's embedding of that token is stretched a little."""
+    loaded = models["t5"]
+    (row,) = attribute(loaded, [tiny.example()], method=InputXGradient())
+    family = tiny.family(loaded)
+    encoded, target = family.encode(row.segments), family.encode_answer("money")
+    assert len(row.scores) == len(encoded.ids) - 1 != len(target)
+    forward = answer_logprob(loaded.__class__(loaded.model.double(), loaded.tokenizer, ""), target)
+    try:
+        embeds = loaded.model.get_encoder().get_input_embeddings()(torch.tensor([encoded.ids])).detach()
+        for place, score in enumerate(row.scores):
+            stretch = torch.ones(1, len(encoded.ids), 1, dtype=torch.float64)
+            stretch[0, place] += 1e-4
+            change = forward(inputs_embeds=embeds * stretch) - forward(inputs_embeds=embeds / stretch)
+            assert score == pytest.approx(change.item() / 2e-4, abs=2e-3)
+    finally:
+        loaded.model.float()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_integrated_gradients_say_how_incomplete_they_are(models: dict[str, Loaded], kind: str) -> None:
+    row = tiny.example()
+    coarse, fine = (attribute(models[kind], [row], method=IntegratedGradients(n_steps=n))[0] for n in (2, 200))
+    family = tiny.family(models[kind])
+    encoded, target = family.encode(row.segments), family.encode_answer("money")
+    ids, mask = family.batch([encoded.ids])
+    ends = family.target_logprob(
+        torch.stack([family.embed(x)[0] for x in (ids, family.blank([encoded]))]), mask[[0, 0]], [target] * 2
+    )
+    for found in (coarse, fine):
+        assert found.completeness_gap == pytest.approx(sum(found.scores) - (ends[0] - ends[1]).item(), abs=1e-4)
+    assert abs(fine.completeness_gap or 0) < 0.1 * abs(coarse.completeness_gap or 0)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_only_integrated_gradients_claim_completeness(models: dict[str, Loaded], method: MethodConfig) -> None:
+    (found,) = attribute(models["t5"], [tiny.example()], method=method)
+    assert (found.completeness_gap is None) == (method.type != "integrated_gradients")
+
+
+# --- what is explained ------------------------------------------------------------------------------------------------
+
+
+def test_gold_explains_the_target_and_predicted_the_most_probable_choice(models: dict[str, Loaded]) -> None:
+    rows = [tiny.example(target=target, uid=target) for target in ("river", "money", "coffee cake")]
+    gold = attribute(models["t5"], rows, explained="gold")
+    assert [row.explained_answer for row in gold] == ["river", "money", "coffee cake"]
+    assert [row.target_logprob for row in gold] == pytest.approx(gold[0].choice_logprobs, abs=1e-5)
+    predicted = attribute(models["t5"], rows, explained="predicted")
+    assert {row.explained_answer for row in predicted} == {gold[0].ranked}
+    assert predicted[0].target_logprob == max(predicted[0].choice_logprobs)
+
+
+def test_a_row_without_target_has_the_teacher_s_answer_explained(models: dict[str, Loaded]) -> None:
+    (row,) = attribute(models["t5"], [tiny.example(target=None)], explained="gold")
+    assert (row.explained, row.explained_answer) == ("predicted", row.ranked)
+
+
+def test_without_label_set_the_generated_answer_is_explained_and_nothing_is_ranked(models: dict[str, Loaded]) -> None:
+    (row,) = attribute(models["t5"], [tiny.example(choices=(), target="cake")], explained="predicted")
+    assert (row.ranked, row.choice_logprobs, row.explained_answer) == (None, [], row.generated)
+    assert row.target_logprob is not None
+
+
+def test_a_target_outside_the_label_set_is_explained_but_not_ranked(models: dict[str, Loaded]) -> None:
+    (row,) = attribute(models["t5"], [tiny.example(choices=("yes", "no"), target="coffee")])
+    assert row.explained_answer == "coffee"
+    assert row.ranked in ("yes", "no")
+    assert len(row.choice_logprobs) == 2
+
+
+def test_scores_are_of_tokens_of_segments_in_reading_order(models: dict[str, Loaded]) -> None:
+    for kind in KINDS:
+        (row,) = attribute(models[kind], [tiny.example()])
+        spans = list(map(Span, row.token_segment, row.token_start, row.token_end))
+        assert spans == sorted(spans, key=lambda span: (span.segment, span.start))
+        assert not {"</s>", "[CLS]", "[SEP]", "<pad>"} & set(row.tokens)
+        assert [text_of(row, span) for span in spans][:3] == ["Where", "would", "you"]
+
+
+def test_all_weights_are_frozen(models: dict[str, Loaded]) -> None:
+    attribute(models["t5"], [tiny.example()])
+    assert not any(weight.requires_grad or weight.grad is not None for weight in models["t5"].model.parameters())
+
+
+# --- rows with errors -------------------------------------------------------------------------------------------------
+
+
+def test_bad_rows_become_errors_in_their_place(models: dict[str, Loaded]) -> None:
+    rows = [
+        tiny.example(uid="good"),
+        tiny.example(uid="long option", choices=("river " * 80, "money")),
+        tiny.example(uid="long answer", choices=(), target="yes " * 20),
+        tiny.example(uid="blank", segments=[Segment("text", " ")], choices=(), target="yes"),
+        tiny.example(uid="good too"),
+    ]
+    results = Engine(AttributionConfig(), tiny.family(models["t5"])).attribute(rows)
+    reasons = [result.reason if isinstance(result, RowError) else result.uid for result in results]
+    assert reasons == ["good", "too_long", "too_long", "empty_text", "good too"]
+
+
+def test_a_long_question_is_cut_and_counted(models: dict[str, Loaded]) -> None:
+    (row,) = attribute(models["t5"], [tiny.example("bank " * 100)])
+    assert row.truncated_tokens == 100 + 11 - 64
+    assert row.token_segment.count(0) == 64 - 11
+    assert {text_of(row, Span(s, a, b)) for s, a, b in zip(row.token_segment, row.token_start, row.token_end, strict=True)} >= {
+        "river",
+        "coffee",
+        "cake",
+    }
+
+
+def test_what_is_not_a_number_is_an_error_of_that_row_alone() -> None:
+    loaded = tiny.tiny_pair()
+    rows = [tiny.example("The café is open.", choices=("yes", "no")), tiny.example("The bank is open.", choices=("yes", "no"))]
+    with torch.no_grad():
+        loaded.model.get_encoder().get_input_embeddings().weight[loaded.tokenizer.convert_tokens_to_ids("café")] = math.nan
+    poisoned, sound = Engine(AttributionConfig(), tiny.family(loaded)).attribute(rows)
+    assert isinstance(poisoned, RowError)
+    assert poisoned.reason == "not_finite"
+    assert isinstance(sound, Attribution)
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+
+def test_the_stage_loads_on_the_worker_and_gives_the_same_rows_again(tmp_path: Path) -> None:
+    source = tiny.tiny_source(tmp_path, max_input_tokens=64, max_answer_tokens=8)
+    recipe = pickle.loads(pickle.dumps(Attribute(AttributionConfig(), source, "cpu", threads=1)))
+    rows: list[Row] = list(tiny.examples())
+    first, second = (recipe.open()(rows) for _ in range(2))
+    assert first == second
+    assert [row.uid for row in first] == [row.uid for row in rows]
+    assert {row.model for row in first} == {"spec:" + first[0].model.split(":")[1]}
+
+
+def test_the_order_of_rows_and_the_budget_change_no_score(models: dict[str, Loaded]) -> None:
+    rows = tiny.examples()
+    expected = {row.uid: row.scores for row in attribute(models["t5"], rows)}
+    for row in attribute(models["t5"], rows[::-1], batch_tokens=60):
+        assert row.scores == pytest.approx(expected[row.uid], abs=1e-5)
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValidationError, match=r"'saliency'.*'input_x_gradient'.*'integrated_gradients'"):
+        TypeAdapter(AttributionConfig).validate_python({"method": {"type": "lime"}})
+
+
+def test_all_of_train_is_attributed_unless_said_otherwise() -> None:
+    assert AttributionConfig().splits == {"train": None}
+    assert AttributionConfig.model_validate({"splits": {"test": 500}}).splits == {"test": 500}
+    with pytest.raises(ValidationError, match="splits"):
+        AttributionConfig.model_validate({"splits": {"dev": 5}})

@@ -1,0 +1,194 @@
+"""Tiny models for tests: random ones of each family, and one whose scores can be worked out by hand."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from kd.families.encoder_decoder import EncoderDecoder
+from kd.models import Loaded, ModelConfig, ModelSource, load, seeded, train_tokenizer
+from kd.rows import Example, Segment
+from kd.specs import T5Spec
+from kd.store import Store
+
+TEXTS = [
+    "Where would you find a river bank, or money in the bank?",
+    "The café by the river-side is open: it serves coffee and cake.",
+    "\nAnswer choices:\n(a) river\n(b) money\n(c) coffee cake\n(d) the café",
+    "entailment neutral contradiction yes no 1 2 3 4 5",
+]
+
+SPEC = T5Spec(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=120)
+
+
+def example(
+    question: str = "Where would you find a bank?",
+    choices: tuple[str, ...] = ("river", "money", "coffee cake"),
+    target: str | None = "money",
+    uid: str = "r1",
+    **changes: Any,
+) -> Example:
+    """A multiple-choice question; free text where there are no choices."""
+    options = [part for choice in choices for part in (Segment("prompt", " ( ) "), Segment("choice", choice))]
+    fields = {
+        "uid": uid,
+        "error": None,
+        "task": "tiny",
+        "split": "train",
+        "segments": [Segment("question", question), *options],
+        "target": target,
+        "label_set": list(choices),
+        "evidence": [],
+        "llm_rationale": None,
+        "llm_label": None,
+    }
+    return Example(**fields | changes)
+
+
+def examples() -> list[Example]:
+    """Rows of different length, labelled or not, with more and fewer choices, and without."""
+    return [
+        example(uid="short"),
+        example("Where would you find a river bank, or money in the bank, or coffee and cake by the river-side?", uid="long"),
+        example(choices=("yes", "no"), target="no", uid="two"),
+        example(target=None, uid="unlabelled"),
+        example(choices=(), target="coffee and cake", uid="free"),
+        example("The café is open.", choices=("the café", "river", "money", "coffee cake"), target="the café", uid="four"),
+    ]
+
+
+def tiny_source(folder: Path, spec: T5Spec = SPEC, seed: int = 0, **limits: Any) -> ModelSource:
+    """A source that builds a random T5; its tokenizer is written into a run directory at `folder`."""
+    train_tokenizer(spec, TEXTS).save_pretrained(folder / "tokenizers" / "tiny")
+    return ModelSource(ModelConfig(spec=spec, **limits), Store.at(str(folder)), tokenizer_folder="tokenizers/tiny", seed=seed)
+
+
+def tiny_t5(folder: Path, seed: int = 0) -> Loaded:
+    """A random T5 in float32."""
+    return load(tiny_source(folder, seed=seed), "cpu")
+
+
+def tiny_bart(seed: int = 0) -> Loaded:
+    """A random BART with scaled embeddings, whose answers start with the end-of-sequence token."""
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    tokenizer = train_tokenizer(SPEC, TEXTS)
+    sizes = {f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in _BART_HALF.items()}
+    config = BartConfig(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        max_position_embeddings=64,
+        scale_embedding=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=1,
+        decoder_start_token_id=1,
+        forced_eos_token_id=None,
+        init_std=0.1,
+        **sizes,
+    )
+    with seeded(seed):
+        return Loaded(BartForConditionalGeneration(config).eval(), tokenizer, f"bart@{seed}")
+
+
+def tiny_pair(seed: int = 0) -> Loaded:
+    """A random pair of BERTs as encoder and decoder; inputs and answers are framed by [CLS] and [SEP]."""
+    from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel
+
+    tokenizer = _bert_like_tokenizer()
+    half = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.1, **_BERT_HALF)
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(half, BertConfig(**half.to_dict()))
+    config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
+    with seeded(seed):
+        return Loaded(EncoderDecoderModel(config).eval(), tokenizer, f"pair@{seed}")
+
+
+def tiny_models(folder: Path) -> dict[str, Loaded]:
+    """One of each kind."""
+    return {"t5": tiny_t5(folder), "bart": tiny_bart(), "pair": tiny_pair()}
+
+
+def family(loaded: Loaded, max_input_tokens: int = 64, max_answer_tokens: int = 8) -> EncoderDecoder:
+    """The model with limits that all tiny models can bear."""
+    return EncoderDecoder(loaded, max_input_tokens, max_answer_tokens)
+
+
+class ToyTeacher(nn.Module):
+    """A linear teacher: the logits of every answer token are the sum of the input's embeddings, one per vocabulary entry.
+
+    The vocabulary is <pad>, </s>, <unk>, yes, no. Every embedding is zero, but that of "yes" is ln 4 for "yes". So an
+    input with one "yes" has the probabilities 1/8 1/8 1/8 4/8 1/8, an input without it 1/5 each.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 5)
+        with torch.no_grad():
+            self.embedding.weight.zero_()
+            self.embedding.weight[3, 3] = math.log(4)
+        self.config = self.generation_config = _ToyConfig(decoder_start_token_id=0, eos_token_id=1)
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+
+    def get_encoder(self) -> "ToyTeacher":
+        return self
+
+    def get_decoder(self) -> "ToyTeacher":
+        return self
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
+
+    def forward(
+        self,
+        attention_mask: Int[Tensor, "b t"],
+        input_ids: Int[Tensor, "b t"] | None = None,
+        inputs_embeds: Float[Tensor, "b t d"] | None = None,
+        encoder_outputs: BaseModelOutput | None = None,
+        decoder_input_ids: Int[Tensor, "b a"] | None = None,
+        past_key_values: None = None,
+        use_cache: bool = False,
+    ) -> Any:
+        if input_ids is not None:
+            inputs_embeds = self.embedding(input_ids)
+        states = inputs_embeds if encoder_outputs is None else encoder_outputs.last_hidden_state
+        if decoder_input_ids is None:
+            return BaseModelOutput(last_hidden_state=states)
+        logits = (states * attention_mask.unsqueeze(-1)).sum(1, keepdim=True)
+        return SimpleNamespace(logits=logits.expand(-1, decoder_input_ids.shape[1], -1), past_key_values=None)
+
+
+def toy_teacher() -> Loaded:
+    """The linear teacher with its tokenizer."""
+    tokenizer = train_tokenizer(T5Spec(vocab_size=8), ["yes yes no"])
+    assert tokenizer.convert_ids_to_tokens(range(5)) == ["<pad>", "</s>", "<unk>", "▁yes", "▁no"]
+    return Loaded(ToyTeacher().eval(), tokenizer, "toy@1")  # type: ignore[arg-type]
+
+
+_BART_HALF = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
+_BERT_HALF = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+class _ToyConfig(SimpleNamespace):
+    def to_dict(self) -> dict[str, Any]:
+        return vars(self)
+
+    to_diff_dict = to_dict
+
+
+def _bert_like_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    tokenizer.train_from_iterator(TEXTS, trainers.WordLevelTrainer(special_tokens=special, show_progress=False))
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    names = dict(zip(("pad_token", "cls_token", "sep_token", "unk_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
