@@ -28,14 +28,14 @@ class Line:
     shown_s: float = float("-inf")
     resumed_at: int | None = None
 
-    def __call__(self, done: int, total: int | None) -> None:
+    def __call__(self, done: int, total: int | None, note: str = "") -> None:
         """Show how far the stage is. What was done before this start counts as done, not as speed."""
         now = self.console.clock()
         if self.resumed_at is None:
             self.resumed_at = done
         if now - self.shown_s >= (0.2 if self.console.is_terminal else QUIET_SECONDS) and done != total:
             self.shown_s = now
-            self.console.update(self._text(done, total, now - self.started_s))
+            self.console.update(f"{self._text(done, total, now - self.started_s)}  {note}".rstrip())
 
     def close(self, outcome: str) -> None:
         """The stage is over: its line stays, with how it ended."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from jobs.wiring import EXAMPLES, TEACHER, Wiring
 from kd.errors import StageError
-from kd.evaluation.metrics import About, Counts, RationaleSums, chance, chance_metrics, rationale_sums
+from kd.evaluation.metrics import About, Counts, chance, chance_metrics, is_near_chance, rationale_sums
 from kd.reporting.report import Report, Shown
-from kd.rows import Attribution, Example, MetricRow, Prediction, RationaleRow
+from kd.rows import Example, MetricRow, Prediction, RationaleRow
 from kd.shards import Work, completed
 from kd.store import Manifest, Shard
 from kd.training.objectives import LabelOnly
@@ -18,6 +18,7 @@ SAMPLE_ROWS = 10_000
 """Rows read for numbers that no stage counts (chance levels, hit rates), at most; `n` in the report says how many."""
 SHOWN_EXAMPLES = 10
 
+P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R", bound=Example)
 
@@ -39,30 +40,46 @@ class Findings:
             config=config.model_dump(mode="json"),
             examples=self._examples(),
             baseline=baseline,
-            notes=[config.task.note] if config.task.note else [],
+            notes=[config.about] if config.about else [],
         )
+
+    def teacher_verdict(self) -> str:
+        """How good the fine-tuned teacher is on validation, beside chance; said loudly where it is near it."""
+        accuracy = self._teaching()[1].figures["validation_accuracy"]
+        if accuracy is None:
+            return "the teacher was not validated: there is no validation split"
+        shards = self.wiring.examples.shards_of("validation")
+        level = chance(self._sample(EXAMPLES, shards, Example))
+        about = About(TEACHER, "teach", TEACHER, 0, self.wiring.config.task.task, "validation")
+        row = about.row("accuracy", float(accuracy), level.count)
+        text = f"the teacher's validation accuracy is {float(accuracy):.1%}"
+        if level.value is not None:
+            text += f", chance is {level.value:.1%}"
+        if is_near_chance(row, level.value):
+            text = f"WARNING: {text}. It has learnt next to nothing: its attributions and everything made from them mean nothing."
+        return text
 
     def _stages(self) -> dict[str, Manifest | None]:
         """Every stage in order, under the name that the report gives it."""
         wiring = self.wiring
         stages: dict[str, Manifest | None] = {"prepare": wiring.store.manifest(EXAMPLES)}
         if wiring.config.teach is not None:
-            teach = wiring.config.teach
-            stages["teach"] = _or_none(lambda: trained(wiring.store, wiring.teaching(), teach)[1])
-        stages["attribute"] = _or_none(lambda: completed(wiring.store, wiring.attributions())[1])
+            stages["teach"] = _manifest(_or_none(self._teaching))
+        stages["attribute"] = _manifest(_or_none(self._attributions))
         for source in wiring.config.rationales.sources:
-            stages[f"rationalize {source.name}"] = _or_none(lambda name=source.name: self._rationales(name)[1])
+            stages[f"rationalize {source.name}"] = _manifest(_or_none(self._rationales, source.name))
         for run in _or_none(wiring.students) or []:
-            stages[f"train {run.name}"] = _or_none(lambda run=run: trained(wiring.store, run, wiring.config.training)[1])
+            stages[f"train {run.name}"] = _manifest(_or_none(trained, wiring.store, run, wiring.config.training))
         for work in self._predictions():
-            stages[f"evaluate {work.config['variant']}/{work.config['seed']}"] = _or_none(lambda w=work: completed(wiring.store, w)[1])
+            title = f"evaluate {work.config['variant']}/{work.config['seed']}"
+            stages[title] = _manifest(_or_none(completed, wiring.store, work))
         return stages
 
     # --- numbers ---
 
     def _answers(self) -> Iterator[MetricRow]:
         for work in self._predictions():
-            found = _or_none(lambda w=work: completed(self.wiring.store, w))
+            found = _or_none(completed, self.wiring.store, work)
             if found:
                 about = self._about(str(work.config["variant"]), int(str(work.config["seed"])))
                 yield from Counts.of(found[1].counts).metrics(about)
@@ -76,7 +93,7 @@ class Findings:
     def _rationale_quality(self) -> Iterator[MetricRow]:
         config = self.wiring.config.rationales
         for source in config.sources:
-            found = _or_none(lambda name=source.name: self._rationales(name))
+            found = _or_none(self._rationales, source.name)
             if found:
                 folder, manifest = found
                 sums = rationale_sums(self._sample(folder, manifest.shards_of("train"), RationaleRow), config.candidates_of)
@@ -93,7 +110,7 @@ class Findings:
     def _examples(self) -> list[Shown]:
         """The first explained rows of the evaluated split, else of any, with what every model answered."""
         sources = [source.name for source in self.wiring.config.rationales.sources]
-        found = _or_none(lambda: self._rationales("attribution" if "attribution" in sources else sources[0]))
+        found = _or_none(self._rationales, "attribution" if "attribution" in sources else sources[0])
         if not found:
             return []
         folder, manifest = found
@@ -106,7 +123,7 @@ class Findings:
         """Every model's predictions for these rows, of shards that were evaluated."""
         found: dict[str, list[Prediction]] = {}
         for work in self._predictions():
-            done = _or_none(lambda w=work: completed(self.wiring.store, w))
+            done = _or_none(completed, self.wiring.store, work)
             names = {shard.name for shard in shards}
             for row in self._sample(done[0], [s for s in work.shards if s.name in names], Prediction) if done else ():
                 if row.uid in uids and row.error is None:
@@ -116,6 +133,14 @@ class Findings:
     def _predictions(self) -> list[Work]:
         """The evaluation's works; none while a student is missing."""
         return _or_none(self.wiring.predictions) or []
+
+    def _teaching(self) -> tuple[str, Manifest]:
+        teach = self.wiring.config.teach
+        assert teach is not None  # asked only where there is one
+        return trained(self.wiring.store, self.wiring.teaching(), teach)
+
+    def _attributions(self) -> tuple[str, Manifest]:
+        return completed(self.wiring.store, self.wiring.attributions())
 
     def _rationales(self, source: str) -> tuple[str, Manifest]:
         return completed(self.wiring.store, self.wiring.rationales()[source])
@@ -130,9 +155,13 @@ class Findings:
             left -= shard.rows
 
 
-def _or_none(find: Callable[[], T]) -> T | None:
+def _or_none(find: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
     """What is found, or None where its stage, or one before it, is not complete."""
     try:
-        return find()
+        return find(*args, **kwargs)
     except StageError:
         return None
+
+
+def _manifest(found: tuple[str, Manifest] | None) -> Manifest | None:
+    return found[1] if found else None

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from kd.attribution.engine import Attribute
+from kd.attribution.engine import Attribute, AttributionConfig
 from kd.config import Config
 from kd.errors import StageError
-from kd.evaluation.answers import Answer
+from kd.evaluation.answers import Answer, EvaluationConfig
 from kd.models import ModelConfig, ModelSource
 from kd.rationales import Rationalise
 from kd.ray_data import Pool
@@ -21,7 +21,7 @@ from kd.store import Manifest, Shard, Store
 from kd.training.config import Variant
 from kd.training.features import Featurise
 from kd.training.objectives import AnyObjective
-from kd.training.runs import MODEL, Run, trained
+from kd.training.runs import MODEL, Queue, Run, trained
 from kd.vocabulary import tokenizer_folder
 
 EXAMPLES = "examples"
@@ -71,6 +71,12 @@ class Wiring:
         work = self.teaching_features()
         assert self.config.teach is not None  # teaching_features has checked it
         return self._run("teach", TEACHER, self.config.teach.seed, self.config.teach.objective, work, TEACHER)
+
+    def teaching_queue(self) -> Queue:
+        """The teacher's training, ready to start."""
+        run, teach = self.teaching(), self.config.teach
+        assert teach is not None  # teaching has checked it
+        return Queue.of(self.store, "teach", [run], teach, self.config.cluster.device, self.config.task.judge)
 
     @cached_property
     def teacher(self) -> ModelSource:
@@ -143,6 +149,11 @@ class Wiring:
             for variant, work in works
         ]
 
+    def training_queue(self) -> Queue:
+        """The students' training, ready to start."""
+        runs, cluster = self.students(), self.config.cluster
+        return Queue.of(self.store, "train", runs, self.config.training, cluster.device, self.config.task.judge)
+
     def _student_features(self, variant: Variant, rationales: dict[str, Work]) -> Work:
         folder, manifest = completed(self.store, rationales[variant.source])
         recipe = Featurise(variant.objective, self._untrained(self.config.student, 0))
@@ -152,7 +163,8 @@ class Wiring:
 
     def predictions(self) -> list[Work]:
         """The evaluated split answered by the teacher and by every student."""
-        answering = [self._answers(TEACHER, 0, self.config.teacher, self.teacher, "", self.teacher_digest)]
+        prefix = self.config.teach.objective.answer_prefix if self.config.teach else ""
+        answering = [self._answers(TEACHER, 0, self.config.teacher, self.teacher, prefix, self.teacher_digest)]
         for run in self.students():
             folder, manifest = trained(self.store, run, self.config.training)
             source = ModelSource(self.config.student, self.store, f"{folder}/{MODEL}")
@@ -232,7 +244,7 @@ def first_rows(shards: Sequence[Shard], rows: int | None) -> list[Shard]:
     return taken
 
 
-def _matters(config: Config | object) -> dict[str, object]:
+def _matters(config: AttributionConfig | EvaluationConfig) -> dict[str, object]:
     """A stage's config without what changes no row."""
     return config.model_dump(mode="json", exclude={"max_error_frac", "batch_tokens"})
 

@@ -67,6 +67,8 @@ class Config(Frozen):
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
     """The run's name; its directory is <root>/<name>."""
+    about: str | None = None
+    """What a reader of the report should know first."""
     root: str = "runs"
     """Where run directories are: a local folder, s3://bucket/prefix or gs://bucket/prefix."""
     task: Task
@@ -204,7 +206,8 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def _explain(problem: ErrorDetails) -> str:
     """One mistake: the key's path, what was expected, what was given."""
-    path, at = [], [Config]
+    path: list[str] = []
+    at: list[Any] = [Config]
     fields = _fields(at)
     for part in problem["loc"]:
         if isinstance(part, int):

@@ -55,6 +55,11 @@ class Objective(Frozen):
     def answer_prefix(self) -> str:
         """What stands before the input when the student is asked for the answer."""
 
+    @property
+    @abstractmethod
+    def prefixes(self) -> tuple[str, ...]:
+        """Everything that is ever put before an input, so that a tokenizer made for it knows these words."""
+
     @abstractmethod
     def targets(self, row: Example) -> list[Target]:
         """What this row teaches; nothing where it has no target."""
@@ -72,6 +77,10 @@ class LabelOnly(Objective):
     @property
     def answer_prefix(self) -> str:
         return ""
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        return ()
 
     def targets(self, row: Example) -> list[Target]:
         return [] if row.target is None else [Target(0, "", row.target)]
@@ -99,6 +108,10 @@ class MultiTask(Objective):
     @property
     def answer_prefix(self) -> str:
         return self.label_prefix
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        return self.label_prefix, self.rationale_prefix
 
     def targets(self, row: Example) -> list[Target]:
         if row.target is None:

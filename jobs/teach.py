@@ -1,0 +1,17 @@
+"""Fine-tune the teacher on the training split, by the students' own loop, and say how good it is."""
+
+from jobs.cli import Session, main
+from jobs.findings import Findings
+from jobs.stages import run_queue, run_works, wiring
+
+
+def run(session: Session) -> None:
+    """The stage."""
+    works = wiring(session)
+    run_works(session, "teach input", [works.teaching_features()], works.cpu_pool)
+    run_queue(session, "teach", works.teaching_queue())
+    session.console.say(f"             {Findings(works).teacher_verdict()}")
+
+
+if __name__ == "__main__":
+    main(run, __doc__)

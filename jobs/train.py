@@ -1,0 +1,20 @@
+"""Train the students: every variant with every seed, on label and rationale together."""
+
+from jobs.cli import Session, main
+from jobs.stages import run_queue, run_works, wiring
+
+
+def run(session: Session) -> None:
+    """The stage."""
+    works = wiring(session)
+    run_works(session, "features", works.student_features(), works.cpu_pool)
+    for manifest in run_queue(session, "train", works.training_queue()):
+        accuracy = manifest.figures["validation_accuracy"]
+        shown = (
+            "not validated" if accuracy is None else f"validation accuracy {accuracy:.1%} at step {manifest.figures['best_step']}"
+        )
+        session.console.say(f"             {manifest.config['variant']}/{manifest.config['seed']}: {shown}")
+
+
+if __name__ == "__main__":
+    main(run, __doc__)
