@@ -153,15 +153,14 @@ def _from_origin(source: ModelSource) -> Loaded:
 
 
 def _from_name(config: ModelConfig, name: str, called: str) -> Loaded:
-    """A pretrained encoder-decoder by hub id or local folder."""
+    """A pretrained encoder-decoder by hub id or local folder; all its files are of one commit."""
     from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
     _check_there(name)
+    commit = _commit(name, config.revision)
+    asked = {"revision": commit, "trust_remote_code": config.trust_remote_code}
     with _explained(name, config):
-        architecture = AutoConfig.from_pretrained(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
-        _check_encoder_decoder(called, architecture)
-        revision = getattr(architecture, "_commit_hash", None) or config.revision
-        asked = {"revision": revision, "trust_remote_code": config.trust_remote_code}
+        _check_encoder_decoder(called, AutoConfig.from_pretrained(name, **asked))
         safetensors = None if config.allow_pickle else True
         model, report = AutoModelForSeq2SeqLM.from_pretrained(
             name, dtype=_dtype(config), use_safetensors=safetensors, output_loading_info=True, **asked
@@ -169,30 +168,41 @@ def _from_name(config: ModelConfig, name: str, called: str) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(name, **asked)
     if report["missing_keys"]:
         raise InputError(f"{called}: its files hold no weights for {sorted(report['missing_keys'])[:3]}; expected all of them")
-    return Loaded(model, tokenizer, f"{called}@{_digest_of(Path(name)) if Path(name).is_dir() else revision}")
+    return Loaded(model, tokenizer, f"{called}@{_identity(name, commit)}")
+
+
+def _commit(name: str, revision: str) -> str:
+    """What a revision of a hub id points to, as far as the hub or its cache can tell."""
+    from huggingface_hub import ResolvedRevision
+    from transformers.utils.hub import resolve_revision
+
+    found = resolve_revision(name, revision)
+    return found.resolved if isinstance(found, ResolvedRevision) else revision
 
 
 def _from_spec(source: ModelSource, spec: T5Spec | WarmStartSpec) -> Loaded:
     """A new model; its tokenizer was trained for it, or is that of the encoder it starts from."""
+    config = source.config
     if isinstance(spec, WarmStartSpec):
         _check_there(spec.origin)
-        with _explained(spec.origin, source.config):
-            tokenizer = _tokenizer_in(spec.origin)
-            model = spec.build(tokenizer)
+        commit = _commit(spec.origin, config.revision)
+        with _explained(spec.origin, config):
+            tokenizer = _tokenizer_in(spec.origin, commit)
+            model = spec.build(tokenizer, commit, None if config.allow_pickle else True)
+        start = _identity(spec.origin, commit)
     elif source.tokenizer_folder is None:
         raise ConfigError("a model from a t5 spec needs a tokenizer: train one on the corpus and give its folder")
     else:
         with _fetched(source.store, source.tokenizer_folder) as local:
-            tokenizer = _tokenizer_in(str(local))
+            tokenizer, start = _tokenizer_in(str(local)), _identity(str(local), "")
         model = spec.build(tokenizer)
-    name = f"spec:{digest(spec.model_dump(), source.tokenizer_folder)}@seed{source.seed}"
-    return Loaded(model.to(_dtype(source.config)), tokenizer, name)
+    return Loaded(model.to(_dtype(config)), tokenizer, f"spec:{digest(spec.model_dump(), start)}@seed{source.seed}")
 
 
-def _tokenizer_in(where: str) -> Any:
+def _tokenizer_in(where: str, revision: str = "main") -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(where)
+    return AutoTokenizer.from_pretrained(where, revision=revision)
 
 
 def _dtype(config: ModelConfig) -> Any:
@@ -242,10 +252,12 @@ def _fetched(store: Store | None, folder: str) -> Iterator[Path]:
         yield local
 
 
-def _digest_of(folder: Path) -> str:
-    """Sixteen hex digits of the content of a model folder."""
+def _identity(name: str, commit: str) -> str:
+    """Sixteen hex digits of what a model folder holds; the commit of a hub id."""
+    if not Path(name).is_dir():
+        return commit
     total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    for path in sorted(Path(name).iterdir()):
         if path.suffix in _IDENTIFYING_SUFFIXES:
             with path.open("rb") as stream:
                 total.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())

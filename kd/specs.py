@@ -1,7 +1,7 @@
 """Models that are built instead of loaded. Each spec is a small config object that builds its architecture."""
 
 import importlib.util
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -63,7 +63,7 @@ class WarmStartSpec(Frozen):
         """The hub id or the folder of the encoder."""
         return _minilm_folder() if self.encoder == "minilm" else self.encoder
 
-    def build(self, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
+    def build(self, tokenizer: "PreTrainedTokenizerFast", revision: str, safetensors: Literal[True] | None) -> "PreTrainedModel":
         """Two copies of the encoder. An answer is framed by the first and last token of the encoder's own tokenizer."""
         from transformers import EncoderDecoderModel
 
@@ -71,9 +71,9 @@ class WarmStartSpec(Frozen):
         end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         if None in (start, end, tokenizer.pad_token_id):
             raise InputError(f"{self.origin}: expected a tokenizer with first, last and padding token, as BERT's has")
-        model = EncoderDecoderModel.from_encoder_decoder_pretrained(
-            self.origin, self.origin, encoder_use_safetensors=True, decoder_use_safetensors=True
-        )
+        of_both: dict[str, Any] = {f"{half}_revision": revision for half in ("encoder", "decoder")}
+        of_both |= {f"{half}_use_safetensors": safetensors for half in ("encoder", "decoder")}
+        model = EncoderDecoderModel.from_encoder_decoder_pretrained(self.origin, self.origin, **of_both)
         for config in (model.config, model.generation_config):
             config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = start, end, tokenizer.pad_token_id
         return model
