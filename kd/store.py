@@ -172,6 +172,11 @@ class Store:
         except ValueError as error:
             raise StoreError(f"{self.path(relative)} is not what this version writes: {error}; use a new run name") from error
 
+    def read_column(self, relative: str, column: str) -> list[Any]:
+        """One column of a Parquet file, without the others."""
+        filesystem, base = self._where
+        return list(pq.read_table(f"{base}/{relative}", columns=[column], filesystem=filesystem).column(column).to_pylist())
+
     def publish_rows(self, relative: str, rows: Sequence[R], row_type: type[R], notes: Mapping[str, Any]) -> None:
         """Rows as one Parquet file, built in memory; `notes` go into its footer as JSON."""
         table = to_table(rows, row_type).replace_schema_metadata({"notes": json.dumps(notes)})

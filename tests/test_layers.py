@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     ("kd.rows", "kd.spans", "kd.errors", "kd.frozen"),
-    ("kd.tasks", "kd.store", "kd.shards", "kd.specs", "kd.models"),
-    ("kd.corpus", "kd.families", "kd.batching", "kd.cost", "kd.vocabulary"),
+    ("kd.tasks", "kd.corpus", "kd.examples", "kd.uids", "kd.store", "kd.shards", "kd.specs", "kd.models"),
+    ("kd.families", "kd.batching", "kd.cost", "kd.vocabulary"),
     ("kd.attribution", "kd.rationales", "kd.training", "kd.evaluation"),
     ("kd.config", "kd.reporting"),
     ("kd.ray_corpus", "kd.ray_data", "kd.ray_train"),

@@ -18,8 +18,10 @@ from kd.errors import InputError, RowFault
 from kd.frozen import Frozen
 from kd.rows import Example, RowError, Segment, Span
 from kd.tasks.fields import Record, id_at, is_in
+from kd.tasks.holdout import Holdout
 
 Format = Literal["auto", "parquet", "jsonl", "csv"]
+_CONTENT_UID = re.compile(r"[a-z]+/#[0-9a-f]{20}")
 _GLOB = re.compile(r"[*?\[]")
 _FILE = re.compile(r"\.(parquet|jsonl|ndjson|json|csv)(\.gz)?$")
 
@@ -44,18 +46,6 @@ class Limits(Frozen):
     """Rows of validation."""
     test: int | None = Field(None, gt=0)
     """Rows of test."""
-
-
-class Holdout(Frozen):
-    """A part of train that becomes validation."""
-
-    fraction: float = Field(gt=0, lt=1)
-    """Share of the records of train."""
-    seed: int = Field(0, ge=0)
-    """Another seed, another part."""
-    by: Literal["uid", "position"] = "uid"
-    """uid: by a hash of the uid, for any size (the share is approximate). position: the very rows that Hugging Face
-    `train_test_split(test_size=fraction, seed=seed)` takes; holds 8 bytes per record of train in memory."""
 
 
 class SideFile(Frozen):
@@ -233,6 +223,11 @@ class TaskConfig(Frozen):
         if not any((self.files.train, self.files.validation, self.files.test)):
             raise ValueError("no split has files; set files.train, files.validation or files.test to a pattern")
         return self
+
+
+def is_content_uid(uid: str) -> bool:
+    """Whether a uid was made from a record's content rather than from its id."""
+    return _CONTENT_UID.fullmatch(uid) is not None
 
 
 def normalise(answer: str) -> str:

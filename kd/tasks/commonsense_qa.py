@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from kd.errors import RowFault
 from kd.rows import Segment
-from kd.tasks.base import Files, Holdout, Need, Parsed, TaskConfig
+from kd.tasks.base import Files, Need, Parsed, TaskConfig
 from kd.tasks.fields import Record, at, lookup, optional_text_at, spans_at, text_at, texts_at
+from kd.tasks.holdout import Holdout
 
 SAMPLE: list[dict[str, Any]] = [
     {
@@ -20,7 +21,7 @@ SAMPLE: list[dict[str, Any]] = [
         "question": "Where would you put a kettle to boil water?",
         "choices": ["stove", "garden", "shelf", "bath", "car"],
         "answer": "stove",
-        "human_rationale_spans": [[28, 38]],
+        "human_rationale_spans": [[32, 42]],
         "human_rationale_is_whole_question": False,
         "llm_rationale": "The answer must be a hot place. Of the above choices, only a stove is hot.",
         "llm_label": "stove",

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from kd.errors import RowFault
 from kd.rows import Span
-from kd.tasks.base import Files, Holdout, Need, Parsed
+from kd.tasks.base import Files, Need, Parsed
 from kd.tasks.fields import Record, label_at, lookup, optional_text_at, text_at
+from kd.tasks.holdout import Holdout
 from kd.tasks.nli import LABEL_NAMES, LABELS, NliTask
 
 SAMPLE: list[dict[str, Any]] = [

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from kd.errors import RowFault
 from kd.rows import Segment
 from kd.tasks.arithmetic import value_of
-from kd.tasks.base import Files, Holdout, Need, Parsed, TaskConfig
+from kd.tasks.base import Files, Need, Parsed, TaskConfig
 from kd.tasks.fields import Record, optional_text_at, text_at
+from kd.tasks.holdout import Holdout
 
 SAMPLE: list[dict[str, Any]] = [
     {

@@ -1,0 +1,214 @@
+"""The files of a corpus, wherever they are, and the records in them: one JSON object as text per record.
+
+Parquet, JSON lines and CSV all become the same stream, so nothing that comes after depends on the format, and no type is
+guessed from the first rows of a file. A record that cannot be read stays in the stream and becomes a row with its error.
+"""
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from fsspec.implementations.arrow import ArrowFSWrapper  # type: ignore[import-untyped]
+
+from kd.errors import InputError
+from kd.store import digest
+from kd.tasks.base import TaskConfig
+
+FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}
+PROBED_RECORDS = 100
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder on any file system: a local path, `s3://`, `gs://`, or `hf://datasets/OWNER/NAME/...`."""
+
+    root: str
+
+    @cached_property
+    def where(self) -> tuple[pafs.FileSystem, str]:
+        """The file system, and the folder's path in it."""
+        if self.root.startswith("hf://"):
+            from huggingface_hub import HfFileSystem
+
+            return pafs.PyFileSystem(pafs.FSSpecHandler(HfFileSystem())), self.root.removeprefix("hf://").rstrip("/")
+        if "://" not in self.root:
+            return pafs.LocalFileSystem(), str(Path(self.root).absolute())
+        try:
+            filesystem, base = pafs.FileSystem.from_uri(self.root)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot open {self.root}: expected a local path, s3://, gs:// or hf://; {error}") from error
+        return filesystem, base.rstrip("/")
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"root": self.root}
+
+    def exists(self) -> bool:
+        """Whether there is such a folder."""
+        filesystem, base = self.where
+        return bool(filesystem.get_file_info(base).type != pafs.FileType.NotFound)
+
+    def glob(self, pattern: str) -> dict[str, int | None]:
+        """Paths that match a pattern below the folder, and their sizes in bytes; none for a folder."""
+        filesystem, base = self.where
+        found = ArrowFSWrapper(filesystem).glob(f"{base}/{pattern}", detail=True)
+        return {path: info["size"] if info["type"] == "file" else None for path, info in found.items()}
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file: its path in its file system, its name below the folder, its size, `parquet`, `jsonl` or `csv`."""
+
+    path: str
+    name: str
+    size_bytes: int
+    format: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files that belong together, in the order of their names. Small and picklable: it travels to the workers."""
+
+    place: Place
+    files: tuple[SourceFile, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies these files in a manifest: how many, and a digest of their names and sizes."""
+        marks = [[file.name, file.size_bytes] for file in self.files]
+        return f"{len(self.files)} files, {sum(file.size_bytes for file in self.files)} bytes, {digest(marks)}"
+
+    def records(self, index: int) -> Iterator[str]:
+        """The records of one file as JSON text, streamed. Raises InputError if the file cannot be read."""
+        file = self.files[index]
+        with _readable(file):
+            yield from _READERS[file.format](self.place.where[0], file.path)
+
+    def count(self, index: int) -> int:
+        """How many records a file has: Parquet says so itself, others are read. Raises InputError if it cannot be read."""
+        file = self.files[index]
+        if file.format != "parquet":
+            return sum(1 for _ in self.records(index))
+        with _readable(file), self.place.where[0].open_input_file(file.path) as stream:
+            return int(pq.ParquetFile(stream).metadata.num_rows)
+
+    def all_records(self) -> Iterator[str]:
+        """The records of all files, one file after the other."""
+        return itertools.chain.from_iterable(self.records(index) for index in range(len(self.files)))
+
+    def columns(self) -> set[str]:
+        """The columns of the first records. Raises InputError if there is none, or none is an object."""
+        first = list(itertools.islice(self.all_records(), PROBED_RECORDS))
+        readable = [record for record in map(decoded, first) if record is not None]
+        if not readable:
+            found = f"none of the first {len(first)} is an object with fields" if first else "there is none"
+            raise InputError(f"{self.files[0].path}: expected records, but {found}; one JSON object per line, Parquet or CSV")
+        return {column for record in readable for column in record}
+
+
+def find(path: str, pattern: str, wanted: str, key: str) -> Source:
+    """The files below `path` that match `pattern`; alternatives are parted by `|`. `key` is the config key that says so.
+
+    Raises:
+        InputError: no such folder, nothing matches, or a file whose name does not tell its format.
+    """
+    place = Place(path if "://" in path else str(Path(path).absolute()))
+    owner = key.partition(".files")[0].removesuffix(".path")
+    try:
+        if not place.exists():
+            raise InputError(f"there is no folder {place.root}; set {owner}.path to where the data are")
+        sizes = {name: size for part in pattern.split("|") for name, size in place.glob(part.strip()).items() if size is not None}
+        there = [] if sizes else sorted(PurePosixPath(name).name for name in place.glob("*"))[:10]
+    except OSError as error:
+        raise InputError(f"cannot list {place.root}: {error}; check the path and the credentials") from error
+    if not sizes:
+        raise InputError(f"{key}: {pattern!r} matches no file in {place.root}; there are: {', '.join(there) or 'no files'}")
+    base = place.where[1]
+    return Source(
+        place,
+        tuple(
+            SourceFile(name, name.removeprefix(base).lstrip("/"), size, _format_of(name, wanted, owner))
+            for name, size in sorted(sizes.items())
+        ),
+    )
+
+
+def find_splits(task: TaskConfig) -> dict[str, Source]:
+    """The files of every split that has some. Raises InputError; also where one file would be in two splits."""
+    patterns = {split: pattern for split, pattern in task.files.model_dump().items() if pattern}
+    found = {split: find(task.path, pattern, task.format, f"task.files.{split}") for split, pattern in patterns.items()}
+    for (one, a), (other, b) in itertools.combinations(found.items(), 2):
+        shared = {file.path for file in a.files} & {file.path for file in b.files}
+        if shared:
+            raise InputError(f"{min(shared)} matches task.files.{one} and task.files.{other}; a file belongs to one split")
+    return found
+
+
+def decoded(text: str) -> dict[str, Any] | None:
+    """A record's fields; None where the text is no JSON object."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+@contextmanager
+def _readable(file: SourceFile) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, UnicodeError, pa.ArrowException, csv.Error) as error:
+        raise InputError(
+            f"cannot read {file.path} as {file.format}: {error}; mend it, or move it out of the corpus, or set its format"
+        ) from error
+
+
+def _format_of(name: str, wanted: str, owner: str) -> str:
+    if wanted != "auto":
+        return wanted
+    suffix = PurePosixPath(name.removesuffix(".gz")).suffix
+    if suffix not in FORMATS:
+        raise InputError(f"{name}: the suffix does not tell the format; expected {', '.join(FORMATS)}, or set {owner}.format")
+    return FORMATS[suffix]
+
+
+def _text_stream(filesystem: pafs.FileSystem, path: str, **decoding: Any) -> io.TextIOWrapper:
+    compression = "gzip" if path.endswith(".gz") else None
+    return io.TextIOWrapper(filesystem.open_input_stream(path, compression=compression), **decoding)
+
+
+def _jsonl(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
+    """Lines as they are; a byte that is no UTF-8 is written out, which makes the line no JSON."""
+    with _text_stream(filesystem, path, encoding="utf-8-sig", errors="backslashreplace", newline="\n") as stream:
+        for line in stream:
+            if line.strip():
+                yield line.rstrip("\r\n")
+
+
+def _csv(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
+    """Cells as text, an empty one as null; a line of another length than the header's as a list."""
+    with _text_stream(filesystem, path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        rows = csv.reader(stream, strict=True)
+        header = next(rows, [])
+        for cells in filter(None, rows):
+            fits = len(cells) == len(header)
+            yield json.dumps({name: cell or None for name, cell in zip(header, cells, strict=True)} if fits else cells)
+
+
+def _parquet(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
+    """Rows batch by batch; values that JSON does not know (dates, decimals, bytes) as text."""
+    with filesystem.open_input_file(path) as stream:
+        for batch in pq.ParquetFile(stream).iter_batches(batch_size=1000):
+            yield from (json.dumps(row, default=str) for row in batch.to_pylist())
+
+
+_READERS: dict[str, Callable[[pafs.FileSystem, str], Iterable[str]]] = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}

@@ -1,0 +1,262 @@
+"""Makes a corpus into shards of examples with Ray Data: the one stage that reads something else than shards.
+
+A split is read as a stream of records, each with its place (file, row); the hold-out takes its part; the stream is cut into
+blocks of exactly so many records; a task per block parses them and publishes one shard. Only counts and places come back, and
+they prove that every record went into one shard, in the order of the files.
+"""
+
+import itertools
+import math
+import pickle
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+import ray.exceptions
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from kd.corpus import Source, find_splits
+from kd.errors import InputError, StoreError, UserError
+from kd.examples import Place, Stream, Written, check_complete, find_side, side_size
+from kd.ray_data import packed, quiet_context, raise_packed, readable_errors
+from kd.rows import Example, schema_digest
+from kd.shards import check_errors, summarise
+from kd.store import Manifest, Shard, Store, digest
+from kd.tasks.base import PrepareConfig, TaskConfig
+from kd.uids import UIDS_PER_BUCKET, Repeats, find_repeats, rename
+
+Progress = Callable[[int, int | None], None]
+"""Called with the rows done and, where it is known, the rows in all."""
+READ_AT_ONCE = 1000
+
+
+def prepare(task: TaskConfig, config: PrepareConfig, store: Store, progress: Progress, folder: str = "examples") -> Manifest:
+    """Read a task's corpus, publish its examples as shards below `folder`, and say so in a manifest.
+
+    Rows keep the order of the files. Every shard of a split but the last has exactly `config.rows_per_shard` rows.
+
+    Raises:
+        InputError: no such files, unreadable ones, a column that is not there, an id that occurs twice, an empty split.
+        StoreError: the folder holds examples of another corpus or config.
+        StageError: records were lost, or more of them are bad than the config allows.
+    """
+    started = time.monotonic()
+    sources = find_splits(task)
+    plan = _plan(task, config, sources)
+    complete = _complete(store, folder, plan)
+    if complete:
+        return complete
+    task.check_columns({split: source.columns() for split, source in sources.items()})
+    quiet_context()
+    figures: dict[str, float | str | None] = {}
+    with _users_errors():
+        if task.llm:
+            figures["llm_side_records"] = ray.get(ray.remote(side_size).remote(task.llm))
+        written = _write_all(_streams(task, config, store, folder, sources), progress)
+        shards = [item.shard for item in written]
+        figures["repeated_records"] = _make_unique(task, store, folder, shards)
+    counts: Counter[str] = sum((Counter(item.counts) for item in written), Counter())
+    summary = summarise("prepare", counts, time.monotonic() - started, rows_done=counts["rows"])
+    check_errors(summary, config.max_error_frac, store.path(folder))
+    return store.publish_manifest(folder, replace(plan, shards=shards, figures=figures, **summary))
+
+
+class RecordFiles(Datasource):  # type: ignore[misc]
+    """The records of a source as a table of `file`, `row`, `record`, streamed by one read task per file.
+
+    Ray's own readers guess types per block, so that a column which is null in one and a list in another breaks a corpus, and
+    do not say where a row came from. `failure` tells of an unreadable file: as data, since Ray keeps only an error's text.
+    """
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.source = source
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return sum(file.size_bytes for file in self.source.files)
+
+    def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
+        return [
+            ReadTask(
+                partial(_read, self.source, index),
+                BlockMetadata(num_rows=None, size_bytes=file.size_bytes, input_files=[file.path], exec_stats=None),
+            )
+            for index, file in enumerate(self.source.files)
+        ]
+
+
+def _plan(task: TaskConfig, config: PrepareConfig, sources: Mapping[str, Source]) -> Manifest:
+    """The manifest as far as it is known before the work. Where the files are does not matter, what they are does."""
+    inputs = {split: source.fingerprint for split, source in sources.items()}
+    if task.llm:
+        inputs["llm"] = find_side(task.llm).fingerprint
+    described = task.model_dump(mode="json", exclude={"path": True, "llm": {"path"}})
+    settings = {"task": described, "rows_per_shard": config.rows_per_shard}
+    contract = schema_digest(Example)
+    return Manifest(
+        stage="prepare",
+        digest=digest("prepare", settings, inputs, contract),
+        config=settings,
+        inputs=inputs,
+        row_type=Example.__name__,
+        schema_digest=contract,
+    )
+
+
+def _complete(store: Store, folder: str, plan: Manifest) -> Manifest | None:
+    """The manifest of this very work, if it is done. Raises StoreError if the folder holds something else."""
+    found = store.manifest(folder)
+    if found is None or found.digest == plan.digest:
+        return found
+    there = {**found.config, **found.config.get("task", {}), **found.inputs}
+    asked = {**plan.config, **plan.config["task"], **plan.inputs}
+    differs = [key for key in sorted({*there, *asked} - {"task"}) if there.get(key) != asked.get(key)]
+    raise StoreError(
+        f"{store.path(folder)} holds the examples of another corpus or config, as these differ:"
+        f" {', '.join(differs) or 'the row type'}. Use a new run name"
+    )
+
+
+def _streams(task: TaskConfig, config: PrepareConfig, store: Store, folder: str, sources: Mapping[str, Source]) -> list[Stream]:
+    """The splits to make, in order; train is followed by what is held out of it."""
+    streams = []
+    count = ray.remote(Source.count)
+    for name, source in sources.items():
+        splits = ["train", "validation"] if name == "train" and task.holdout else [name]
+        limits = [getattr(task.limit_rows, split) for split in splits]
+        by_position = len(splits) > 1 and task.holdout is not None and task.holdout.by == "position"
+        counted = by_position or None in limits
+        records = ray.get([count.remote(source, index) for index in range(len(source.files))]) if counted else []
+        streams += [Stream(task, source, name, split, store, folder, config.rows_per_shard, records) for split in splits]
+    return streams
+
+
+def _write_all(streams: Sequence[Stream], progress: Progress) -> list[Written]:
+    """Write the shards of every split; what was written, in the order of the splits and the files."""
+    limited = any(stream.limit for stream in streams)
+    total = None if limited else sum(sum(stream.records) for stream in streams if stream.split == stream.source_split)
+    written: dict[str, list[Written]] = {}
+    done = 0
+    for stream in streams:
+        written[stream.split] = []
+        for item in _write(stream):
+            written[stream.split].append(item)
+            done += item.shard.rows
+            progress(done, total)
+        written[stream.split].sort(key=lambda item: item.first)
+        stream.check(written[stream.split])
+    for _, parts in itertools.groupby(streams, lambda stream: stream.source_split):
+        _check_complete(list(parts), written)
+    return [item for stream in streams for item in written[stream.split]]
+
+
+def _write(stream: Stream) -> Iterator[Written]:
+    """Run one split through Ray Data. Source order all the way, so that blocks, and with them shards, are always the same."""
+    files = len(stream.source.files)
+    records = ray.data.read_datasource(RecordFiles(stream.source), override_num_blocks=files)
+    if stream.source_split == "train" and stream.task.holdout:
+        records = records.map_batches(partial(_keep, stream), batch_size=None, batch_format="pyarrow")
+    if stream.limit:
+        records = records.limit(stream.limit)
+    blocks = records.repartition(target_num_rows_per_block=stream.rows_per_shard, strict=True)
+    shards = blocks.map_batches(partial(_write_shard, stream), batch_size=None, batch_format="pyarrow")
+    with _source_order():
+        for row in shards.iter_rows():
+            raise_packed(row["failure"])
+            yield pickle.loads(row["written"])
+
+
+def _read(source: Source, index: int) -> Iterator[pa.Table]:
+    """The records of one file, in tables."""
+    rows = itertools.count()
+    try:
+        records = source.records(index)
+        while texts := list(itertools.islice(records, READ_AT_ONCE)):
+            yield _table(index, rows, texts, b"")
+    except UserError as error:
+        yield _table(index, rows, [""], packed(error, "reading"))
+
+
+def _table(file: int, rows: Iterator[int], records: Sequence[str], failure: bytes) -> pa.Table:
+    columns = {
+        "file": pa.array([file] * len(records), pa.int32()),
+        "row": pa.array(itertools.islice(rows, len(records)), pa.int64()),
+        "record": pa.array(records, pa.string()),
+        "failure": pa.array([failure] * len(records), pa.binary()),
+    }
+    return pa.table(columns)
+
+
+def _parts(batch: pa.Table) -> tuple[list[Place], list[str]]:
+    places = zip(batch["file"].to_pylist(), batch["row"].to_pylist(), strict=True)
+    return list(places), batch["record"].to_pylist()
+
+
+def _keep(stream: Stream, batch: pa.Table) -> pa.Table:
+    return batch.filter(pa.array(stream.keeps(*_parts(batch)), pa.bool_()))
+
+
+def _write_shard(stream: Stream, batch: pa.Table) -> pa.Table:
+    written, failure = b"", b""
+    try:
+        for failed in filter(None, batch["failure"].to_pylist()):
+            raise_packed(failed)
+        written = pickle.dumps(stream.write(*_parts(batch)))
+    except Exception as error:  # noqa: BLE001 - raised again in the driver
+        failure = packed(error, f"prepare, {stream.split}")
+    return pa.table({"written": [written], "failure": [failure]})
+
+
+def _check_complete(parts: Sequence[Stream], written: Mapping[str, Sequence[Written]]) -> None:
+    """Where the files were counted and are wanted whole, every record is in one shard."""
+    if parts[0].records and not any(part.limit for part in parts):
+        check_complete(parts[0].source, parts[0].records, [item for part in parts for item in written[part.split]])
+
+
+def _make_unique(task: TaskConfig, store: Store, folder: str, shards: Sequence[Shard]) -> int:
+    """Rename equal records apart; how many. Raises InputError where an id occurs twice."""
+    buckets = math.ceil(sum(shard.rows for shard in shards) / UIDS_PER_BUCKET)
+    find = ray.remote(num_returns=2)(find_repeats)
+    tasks = [find.remote(store, folder, shards, bucket, buckets) for bucket in range(buckets)]
+    found: list[Repeats] = ray.get([repeats for repeats, _ in tasks])
+    ids = [uid for repeats in found for uid in repeats.ids]
+    if ids:
+        raise InputError(
+            f"task.id: expected ids that occur once in a split, but {task.id!r} in {task.path} has {', '.join(ids[:3])} more than"
+            " once. Name another column, or null for ids made from the content"
+        )
+    changed = {name for repeats in found for name in repeats.shards}
+    renames = [renames for _, renames in tasks]
+    again = ray.remote(rename)
+    return sum(ray.get([again.remote(store, folder, shard, *renames) for shard in shards if shard.name in changed]))
+
+
+@contextmanager
+def _source_order() -> Iterator[None]:
+    options = ray.data.DataContext.get_current().execution_options
+    before = options.preserve_order
+    options.preserve_order = True
+    try:
+        yield
+    finally:
+        options.preserve_order = before
+
+
+@contextmanager
+def _users_errors() -> Iterator[None]:
+    """What a plain Ray task found wrong with the input, as itself; anything else as a StageError."""
+    with readable_errors():
+        try:
+            yield
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise

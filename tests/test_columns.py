@@ -1,0 +1,180 @@
+"""Anybody's columns, one test for each shape that YAML can describe."""
+
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from kd.errors import InputError
+from kd.rows import Example, text_of
+from kd.tasks import columns
+from kd.tasks.columns import Columns
+
+
+def task(text: str) -> Columns:
+    return Columns.model_validate({"path": "data/mine.jsonl", **yaml.safe_load(text)})
+
+
+def read(text: str, **record: Any) -> Example:
+    return task(text).example(record, "train")
+
+
+def joined(row: Example) -> str:
+    return "".join(segment.text for segment in row.segments)
+
+
+REVIEWS = """
+    name: reviews
+    id: id
+    prompt:
+      - {text: "How good? "}
+      - {column: review, evidence: highlights}
+    target: stars
+    labels: {1: bad, 5: good}
+    llm_rationale: why
+"""
+
+
+def test_the_samples_are_a_classification_of_one_text_with_evidence_and_rationales() -> None:
+    rows = [task(REVIEWS).example(record, "train") for record in columns.SAMPLE]
+    assert [(row.error, row.target, row.label_set) for row in rows] == [
+        (None, "good", ["bad", "good"]),
+        (None, "bad", ["bad", "good"]),
+        (None, "bad", ["bad", "good"]),
+    ]
+    assert [row.uid for row in rows] == ["train/1", "train/2", "train/3"]
+    assert {row.task for row in rows} == {"reviews"}
+    assert joined(rows[0]) == "How good? A quiet, lovely film."
+    assert [segment.role for segment in rows[0].segments] == ["prompt", "text"]
+    assert [[text_of(row, span) for span in row.evidence] for row in rows] == [["lovely"], ["want back"], []]
+    assert [row.llm_rationale for row in rows] == ["It is called lovely.", "They regret the time.", None]
+
+
+def test_options_may_be_a_list_column_and_the_label_a_text() -> None:
+    shape = "prompt: [{column: q, role: question}, {choices: options}]\ntarget: answer"
+    row = read(shape, q="Which?", options=["tea", "milk", "tea"], answer="milk")
+    assert joined(row) == "Which?\n(a) tea\n(b) milk\n(c) tea"
+    assert [segment.role for segment in row.segments] == ["question", "prompt", "choice", "prompt", "choice", "prompt", "choice"]
+    assert (row.target, row.label_set) == ("milk", ["tea", "milk", "tea"])
+
+
+def test_options_may_be_several_columns_and_the_label_a_letter() -> None:
+    shape = """
+        prompt:
+          - {column: q, role: question}
+          - {text: "\\nOptions:"}
+          - {choices: [first, second], before: " {number}) "}
+        target: key
+        target_is: letter
+    """
+    row = read(shape, q="Which?", first="tea", second="milk", key="B")
+    assert joined(row) == "Which?\nOptions: 1) tea 2) milk"
+    assert row.target == "milk"
+    assert read(shape, q="Which?", first="tea", second="milk", key="1").target == "tea"
+
+
+def test_options_may_be_a_field_of_a_column_and_the_label_an_index() -> None:
+    shape = "prompt: [{column: q}, {choices: choices.text}]\ntarget: answer\ntarget_is: index"
+    assert read(shape, q="Which?", choices={"text": ["tea", "milk"]}, answer=0).target == "tea"
+    assert read(shape, q="Which?", choices={"text": ["tea", "milk"]}, answer="1").target == "milk"
+
+
+@pytest.mark.parametrize("answer", [2, -1, "C", "", 0.5, "zero"])
+def test_an_index_outside_the_options_is_an_error(answer: Any) -> None:
+    error = read("prompt: [{column: q}, {choices: o}]\ntarget: a\ntarget_is: index", q="?", o=["x", "y"], a=answer).error
+    assert error is not None
+    assert error.reason == "answer_not_in_choices"
+
+
+def test_a_pair_of_texts_may_be_classified_by_index() -> None:
+    shape = """
+        prompt:
+          - {text: "Premise: "}
+          - {column: sentence1, role: premise}
+          - {text: "\\nHypothesis: "}
+          - {column: sentence2, role: hypothesis, evidence: marks}
+        target: label
+        target_is: index
+        labels: [entailment, neutral, contradiction]
+    """
+    row = read(shape, sentence1="It rains.", sentence2="It is dry.", label=2, marks=[[6, 9]])
+    assert joined(row) == "Premise: It rains.\nHypothesis: It is dry."
+    assert [segment.role for segment in row.segments] == ["prompt", "premise", "prompt", "hypothesis"]
+    assert (row.target, [text_of(row, span) for span in row.evidence]) == ("contradiction", ["dry"])
+    assert getattr(read(shape, sentence1="a", sentence2="b", label=3).error, "reason", None) == "unknown_label"
+
+
+def test_labels_may_be_true_and_false() -> None:
+    shape = "prompt: [{column: q}]\ntarget: answer\nlabels: {'true': 'yes', 'false': 'no'}"
+    assert [read(shape, q="?", answer=value).target for value in (True, False, "true")] == ["yes", "no", "yes"]
+    assert getattr(read(shape, q="?", answer="maybe").error, "reason", None) == "unknown_label"
+
+
+def test_a_label_outside_the_list_is_an_error() -> None:
+    shape = "prompt: [{column: q}]\ntarget: answer\nlabels: [up, down]"
+    assert read(shape, q="?", answer="up").target == "up"
+    assert getattr(read(shape, q="?", answer="left").error, "reason", None) == "unknown_label"
+
+
+def test_free_text_has_no_label_set_and_a_number_is_a_text() -> None:
+    shape = "prompt: [{column: q}]\ntarget: answer"
+    row = read(shape, q="Capital of Peru?", answer="Lima")
+    assert (row.target, row.label_set) == ("Lima", [])
+    assert [read(shape, q="?", answer=value).target for value in (42, 42.0, 0.5)] == ["42", "42", "0.5"]
+
+
+def test_without_a_target_the_corpus_is_unlabelled() -> None:
+    row = read("prompt: [{column: q}, {choices: o}]", q="Which?", o=["x", "y"], answer="x")
+    assert (row.error, row.target, row.label_set, row.tally()) == (None, None, ["x", "y"], ("unlabelled",))
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"o": ["x"], "a": "x"}, "missing_field"),
+        ({"q": "?", "o": ["x"], "a": None}, "missing_field"),
+        ({"q": "", "o": ["x"], "a": "x"}, "empty_text"),
+        ({"q": "?", "o": [], "a": "x"}, "unparsable"),
+        ({"q": "?", "o": ["x"] * 27, "a": "x"}, "unparsable"),
+        ({"q": "?", "o": ["x", 3], "a": "x"}, "unparsable"),
+        ({"q": "?", "o": ["x"], "a": {"b": 1}}, "unparsable"),
+        ({"q": "?", "o": ["x"], "a": "y"}, "answer_not_in_choices"),
+    ],
+)
+def test_a_bad_record_says_why(record: dict[str, Any], reason: str) -> None:
+    error = read("prompt: [{column: q}, {choices: o}]\ntarget: a", **record).error
+    assert error is not None
+    assert error.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("prompt: []", "at least 1 item"),
+        ("prompt: [{text: hello}]", "reads the same in every row"),
+        ("prompt: [{column: a, text: b}]", "exactly one of text, column and choices, got text and column"),
+        ("prompt: [{role: text}]", "got none"),
+        ("prompt: [{column: a}, {choices: b}, {choices: c}]", "at most one part"),
+        ("prompt: [{column: a}, {choices: b}]\nlabels: [x]", "set labels to null"),
+        ("prompt: [{column: a}]\ntarget: b\ntarget_is: letter", "counts options or a list of labels"),
+        ("prompt: [{text: a, evidence: b}, {column: c}]", "give it to a part with `column`"),
+        ("prompt: [{column: a}, {choices: b, role: text}]", "leave role out"),
+        ("prompt: [{column: a, role: choice}]", "role"),
+    ],
+)
+def test_an_impossible_description_is_refused(shape: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        task(shape)
+
+
+def test_a_missing_column_is_named_with_the_key_that_names_it() -> None:
+    with pytest.raises(InputError, match=r"column stars, which the train records in data do not have; .* Set task\.target to"):
+        task(REVIEWS).check_columns({"train": {"id", "review", "highlights", "why"}})
+
+
+def test_highlights_and_rationales_need_not_be_in_every_split_but_in_one() -> None:
+    labelled = {"id", "review", "stars"}
+    task(REVIEWS).check_columns({"train": labelled | {"highlights", "why"}, "test": labelled})
+    with pytest.raises(InputError, match=r"column why, which the train and test records .* Set task\.llm_rationale"):
+        task(REVIEWS).check_columns({"train": labelled | {"highlights"}, "test": labelled})

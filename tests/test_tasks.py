@@ -1,0 +1,304 @@
+"""Presets read their upstream's formats, and a bad record becomes a row that says why."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from kd.errors import InputError
+from kd.rows import Example, Segment, text_of, to_table
+from kd.tasks import anli, commonsense_qa, esnli, svamp
+from kd.tasks.anli import Anli
+from kd.tasks.base import Files, TaskConfig, is_content_uid, normalise
+from kd.tasks.commonsense_qa import CommonsenseQA
+from kd.tasks.esnli import ESNLI
+from kd.tasks.holdout import Holdout
+from kd.tasks.svamp import Svamp
+
+PRESETS: list[tuple[TaskConfig, list[dict[str, Any]]]] = [
+    (CommonsenseQA(), commonsense_qa.SAMPLE),
+    (ESNLI(), esnli.SAMPLE),
+    (Anli(), anli.SAMPLE),
+    (Svamp(), svamp.SAMPLE),
+]
+QUESTION = commonsense_qa.SAMPLE[0]
+
+
+def joined(row: Example) -> str:
+    return "".join(segment.text for segment in row.segments)
+
+
+def changed(record: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
+    return {**record, **fields}
+
+
+@pytest.mark.parametrize(("task", "sample"), PRESETS, ids=lambda value: getattr(value, "type", ""))
+def test_the_three_samples_of_a_preset_are_good_rows_of_the_contract(task: TaskConfig, sample: list[dict[str, Any]]) -> None:
+    rows = [task.example(record, "train") for record in sample]
+    assert len(rows) == 3
+    assert [row.error for row in rows] == [None] * 3
+    assert [row.uid for row in rows] == [f"train/{record[str(task.id)]}" for record in sample]
+    assert {row.task for row in rows} == {task.type}
+    assert all(row.target for row in rows)
+    assert to_table(rows, Example).num_rows == 3
+
+
+@pytest.mark.parametrize(("task", "sample"), PRESETS, ids=lambda value: getattr(value, "type", ""))
+def test_a_record_without_any_field_is_an_error_and_no_exception(task: TaskConfig, sample: list[dict[str, Any]]) -> None:
+    for missing in sample[0]:
+        row = task.example({key: value for key, value in sample[0].items() if key != missing}, "test")
+        assert row.error is None or row.error.reason == "missing_field", missing
+    empty = task.example({}, "test")
+    assert empty.error is not None
+    assert (empty.error.reason, empty.split, empty.segments) == ("missing_field", "test", [])
+
+
+@pytest.mark.parametrize(("task", "sample"), PRESETS, ids=lambda value: getattr(value, "type", ""))
+def test_a_field_of_any_other_kind_is_an_error_and_no_exception(task: TaskConfig, sample: list[dict[str, Any]]) -> None:
+    odd: list[Any] = [
+        None,
+        "",
+        "  ",
+        7,
+        1.5,
+        float("nan"),
+        True,
+        [],
+        [None],
+        ["x"],
+        [[1]],
+        {"a": 1},
+        {"text": 3},
+        "\ud800",
+        "\U0001f600",
+    ]
+    for record in sample:
+        for field in record:
+            rows = [task.example(changed(record, **{field: value}), "train") for value in odd]
+            assert to_table(rows, Example).num_rows == len(odd)
+
+
+def test_commonsense_qa_is_written_as_the_baseline_writes_it() -> None:
+    row = CommonsenseQA().example(QUESTION, "train")
+    assert joined(row) == (
+        "Where would you put a kettle to boil water?\nAnswer Choices:\n(a) stove\n(b) garden\n(c) shelf\n(d) bath\n(e) car"
+    )
+    assert [segment.role for segment in row.segments] == ["question"] + ["prompt", "choice"] * 5
+    assert (row.target, row.label_set) == ("stove", ["stove", "garden", "shelf", "bath", "car"])
+    assert [text_of(row, span) for span in row.evidence] == ["boil water"]
+    assert (row.llm_label, str(row.llm_rationale)[:10]) == ("stove", "The answer")
+
+
+def test_a_highlight_of_the_whole_question_is_no_evidence_and_an_option_may_occur_twice() -> None:
+    row = CommonsenseQA().example(commonsense_qa.SAMPLE[1], "train")
+    assert row.evidence == []
+    assert row.label_set.count("bridge") == 2
+    assert row.error is None
+
+
+def test_commonsense_qa_reads_labelled_choices_and_an_answer_key() -> None:
+    row = CommonsenseQA().example(commonsense_qa.SAMPLE[2], "train")
+    assert row.target == "plumber"
+    wrong = CommonsenseQA().example(changed(commonsense_qa.SAMPLE[2], answerKey="F"), "train")
+    assert wrong.error is not None
+    assert wrong.error.reason == "answer_not_in_choices"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "detail"),
+    [
+        ({"answer": "oven"}, "answer_not_in_choices", "got oven"),
+        ({"answer": None}, "missing_field", "answer or label is missing"),
+        ({"question": " \n"}, "empty_text", "the question is empty"),
+        ({"choices": ["stove", ""]}, "empty_text", "the choice is empty"),
+        ({"choices": "stove"}, "unparsable", "choices: expected a list of texts"),
+        ({"question": 4}, "unparsable", "question: expected text, got 4"),
+        ({"question": "half a pair \ud83d"}, "unparsable", "question: expected text"),
+        ({"human_rationale_spans": [[0, 999]]}, "unparsable", "outside a text of 43 characters"),
+        ({"human_rationale_spans": [[0, 4.5]]}, "unparsable", "in whole numbers"),
+        ({"id": None}, "missing_field", "id is missing"),
+        ({"id": ""}, "missing_field", "id is empty"),
+        ({"id": 1.5}, "unparsable", "id: expected text"),
+    ],
+)
+def test_what_is_wrong_with_a_record_is_named(fields: dict[str, Any], reason: str, detail: str) -> None:
+    error = CommonsenseQA().example(changed(QUESTION, **fields), "train").error
+    assert error is not None
+    assert error.reason == reason
+    assert detail in error.detail
+
+
+def test_nli_puts_the_end_of_sequence_text_between_premise_and_hypothesis() -> None:
+    row = ESNLI().example(esnli.SAMPLE[0], "train")
+    assert row.segments[1] == Segment("prompt", "</s>")
+    assert joined(row) == "A girl sleeps under a tree.</s>A girl is running."
+    assert row.label_set == ["entailment", "neutral", "contradiction"]
+    assert joined(ESNLI(separator="\n").example(esnli.SAMPLE[0], "train")) == "A girl sleeps under a tree.\nA girl is running."
+
+
+def test_a_word_is_evidence_when_more_than_half_of_the_annotators_marked_it() -> None:
+    of_three = ESNLI().example(esnli.SAMPLE[0], "train")
+    assert [text_of(of_three, span) for span in of_three.evidence] == ["sleeps", "running."]
+    of_one = ESNLI().example(esnli.SAMPLE[2], "train")
+    assert [text_of(of_one, span) for span in of_one.evidence] == ["painter."]
+    assert ESNLI().example(esnli.SAMPLE[1], "train").evidence == []
+
+
+@pytest.mark.parametrize("highlights", [[{"premise": [["sleeps", 8]], "hypothesis": []}], [{"premise": [["sleeps"]]}], [3], "x"])
+def test_a_highlight_that_is_not_where_it_says_is_an_error(highlights: Any) -> None:
+    error = ESNLI().example(changed(esnli.SAMPLE[0], human_highlights=highlights), "train").error
+    assert error is not None
+    assert error.reason == "unparsable"
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (0, "entailment"),
+        ("1", "neutral"),
+        (2.0, "contradiction"),
+        ("Neutral ", "neutral"),
+        ("c", "contradiction"),
+        (-1, None),
+        ("-", None),
+    ],
+)
+def test_nli_labels_come_by_name_index_or_initial(label: Any, expected: str | None) -> None:
+    row = Anli().example(changed(anli.SAMPLE[1], label=label), "train")
+    assert row.target == expected
+    assert (row.error is None) == (expected is not None)
+    assert row.error is None or row.error.reason == "unknown_label"
+
+
+def test_svamp_is_body_line_break_question_and_its_answer_an_equation() -> None:
+    row = Svamp().example(svamp.SAMPLE[0], "train")
+    assert joined(row) == "Ada packed 6 boxes with 12 pens in each\nHow many pens did she pack?"
+    assert [segment.role for segment in row.segments] == ["context", "prompt", "question"]
+    assert (row.target, row.label_set) == ("( 6.0 * 12.0 )", [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [("(12 * 6)", True), ("72", True), ("( 12.0 + 6.0 )", False), ("72 pens", False), ("( 6 / 0 )", False), ("", False)],
+)
+def test_a_svamp_answer_is_right_by_the_value_of_the_equation(answer: str, right: bool) -> None:
+    assert Svamp().judge(answer, "( 6.0 * 12.0 )") is right
+
+
+def test_a_gold_equation_without_a_value_is_an_error() -> None:
+    error = Svamp().example(changed(svamp.SAMPLE[0], equation="( 6.0 / 0.0 )"), "train").error
+    assert error is not None
+    assert error.reason == "unparsable"
+
+
+def test_answers_are_compared_without_case_spacing_and_a_final_full_stop() -> None:
+    assert normalise("  The\tBridge . ") == "the bridge"
+    assert CommonsenseQA().judge("Water  bottle.", "water bottle")
+    assert not CommonsenseQA().judge("water", "water bottle")
+    assert not CommonsenseQA().judge("", "water")
+
+
+def test_a_uid_without_an_id_column_depends_on_the_content_alone() -> None:
+    task = Svamp(id=None)
+    uid = task.uid({"body": "a", "equation": "1", "note": None}, "train")
+    assert uid == task.uid({"equation": "1", "body": "a"}, "train")
+    assert uid != task.uid({"equation": "2", "body": "a"}, "train")
+    assert uid.partition("#")[0] == "train/"
+    assert is_content_uid(uid)
+    assert not is_content_uid("train/#12")
+    assert task.uid({"body": "\ud83d"}, "train") != uid
+
+
+def test_a_record_without_its_id_is_an_error_with_a_uid_of_its_content() -> None:
+    row = Svamp().example({key: value for key, value in svamp.SAMPLE[0].items() if key != "id"}, "test")
+    assert row.error is not None
+    assert is_content_uid(row.uid)
+
+
+def test_an_id_may_look_like_anything() -> None:
+    rows = [Svamp().example(changed(svamp.SAMPLE[0], id=value), "train") for value in (0, "#1", "a/b", "ü")]
+    assert [(row.uid, row.error) for row in rows] == [
+        ("train/0", None),
+        ("train/#1", None),
+        ("train/a/b", None),
+        ("train/ü", None),
+    ]
+
+
+@pytest.mark.parametrize(("records", "seed", "fraction"), [(9741, 0, 0.1), (800, 0, 0.1), (10, 3, 0.25), (7, 0, 0.5)])
+def test_the_hold_out_by_position_is_that_of_hugging_face(records: int, seed: int, fraction: float) -> None:
+    from datasets import Dataset
+
+    dataset = Dataset.from_dict({"position": list(range(records))})
+    parts = dataset.train_test_split(test_size=fraction, seed=seed)
+    held = Holdout(fraction=fraction, seed=seed, by="position").positions(records)
+    assert [position for position in range(records) if held[position]] == sorted(parts["test"]["position"])
+    assert held.sum() == len(parts["test"])
+
+
+def test_the_published_hold_outs_have_their_published_sizes() -> None:
+    for task, records, held in ((CommonsenseQA(), 9741, 975), (Svamp(), 800, 80)):
+        assert task.holdout is not None
+        assert task.holdout.by == "position"
+        assert task.holdout.positions(records).sum() == held
+
+
+def test_the_hold_out_by_uid_depends_on_uid_and_seed_and_takes_about_its_share() -> None:
+    uids = [f"train/{number}" for number in range(2000)]
+    one, other = Holdout(fraction=0.25, seed=1), Holdout(fraction=0.25, seed=2)
+    taken = [uid for uid in uids if one.takes(uid)]
+    assert 420 < len(taken) < 580
+    assert taken == [uid for uid in uids if one.takes(uid)]
+    assert taken != [uid for uid in uids if other.takes(uid)]
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "pattern"),
+    [
+        ("data/x.jsonl.gz", "data", "x.jsonl.gz"),
+        ("/abs/part-*.parquet", "/abs", "part-*.parquet"),
+        ("s3://bucket/a/**/b.csv", "s3://bucket/a", "**/b.csv"),
+        ("x.csv", ".", "x.csv"),
+        ("/x.json", "/", "x.json"),
+    ],
+)
+def test_a_path_that_is_a_file_or_a_glob_is_all_train(path: str, folder: str, pattern: str) -> None:
+    task = Svamp(path=path)
+    assert task.path == folder
+    assert task.files == Files(train=pattern)
+    assert Svamp.model_validate(task.model_dump()) == task
+
+
+def test_files_that_the_config_does_not_name_keep_the_presets_pattern() -> None:
+    task = Anli.model_validate({"files": {"train": "mine*"}})
+    assert task.files == Files(train="mine*", validation=Anli().files.validation, test=Anli().files.test)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"files": {"validation": "dev*"}}, "set one of them to null"),
+        ({"files": {"train": None}}, "set files.train"),
+        ({"id": None, "llm": {"path": "x.jsonl"}}, "attaches a side file by id"),
+        ({"path": "a/b.csv", "files": {"train": "x*"}}, "give their folder as path"),
+        ({"files": {"train": None, "test": None}, "holdout": None}, "no split has files"),
+        ({"holdout": {"fraction": 1.0}}, "less than 1"),
+        ({"splits": 3}, "Extra inputs"),
+    ],
+)
+def test_an_impossible_task_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Svamp.model_validate(given)
+
+
+def test_a_missing_column_is_named_with_those_that_are_there_and_the_key_to_set() -> None:
+    there = {"train": {"id", "question", "choices", "answer"}, "test": {"question", "choices", "answer"}}
+    with pytest.raises(
+        InputError, match=r"column id, which the test records .* do not have; they have answer, choices, question"
+    ) as caught:
+        CommonsenseQA().check_columns(there)
+    assert "Set task.id to one of these, or to null" in str(caught.value)
+    CommonsenseQA(id=None).check_columns(there)
+    with pytest.raises(InputError, match=r"column answer or label or answerKey"):
+        CommonsenseQA(id=None).check_columns({"test": {"question", "choices"}})
