@@ -25,7 +25,7 @@ class Line:
     title: str
     unit: str
     started_s: float
-    shown_s: float = float("-inf")
+    shown_s: float
     resumed_at: int | None = None
 
     def __call__(self, done: int, total: int | None, note: str = "") -> None:
@@ -74,7 +74,8 @@ class Console:
 
     def stage(self, title: str, unit: str = "rows") -> Line:
         """Start the line of a stage."""
-        return Line(self, title, unit, self.clock())
+        now = self.clock()
+        return Line(self, title, unit, now, float("-inf") if self.is_terminal else now)
 
     def _write(self, text: str) -> None:
         self.stream.write(text)

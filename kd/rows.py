@@ -182,8 +182,7 @@ class RationaleRow(Attribution):
 
     def tally(self) -> tuple[str, ...]:
         """What the manifest counts about this row."""
-        empty = self.error is None and not self.rationale_text
-        return Attribution.tally(self) + ("empty_rationale",) * empty
+        return ("empty_rationale",) if self.error is None and not self.rationale_text else ()
 
 
 Status = Literal["ok", "unparsed", "truncated"]

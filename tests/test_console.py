@@ -43,10 +43,10 @@ def test_in_a_log_lines_are_whole_and_few() -> None:
         line(second, 100)
     lines = log.getvalue().splitlines()
     assert lines == [
-        "train        1/100 steps  1 %  0.0 steps/s  ETA unknown",
-        "train        16/100 steps  16 %  0.9 steps/s  ETA 1:30",
-        "train        31/100 steps  31 %  1.0 steps/s  ETA 1:11",
-        "train        46/100 steps  46 %  1.0 steps/s  ETA 0:55",
+        "train        15/100 steps  15 %  0.9 steps/s  ETA 1:31",
+        "train        30/100 steps  30 %  1.0 steps/s  ETA 1:12",
+        "train        45/100 steps  45 %  1.0 steps/s  ETA 0:56",
+        "train        60/100 steps  60 %  1.0 steps/s  ETA 0:41",
     ]
 
 
