@@ -25,7 +25,7 @@ from torch import Tensor, distributed
 from kd.errors import StageError, StoreError, UserError
 from kd.store import digest
 from kd.training.config import LoopConfig, deepspeed_json
-from kd.training.engine import adamw, evaluating, gradient_norm, set_learning_rate
+from kd.training.engine import adamw, clip_gradient, evaluating, set_learning_rate
 from kd.training.loop import Trainer
 from kd.training.progress import ProgressFile
 from kd.training.runs import Claimed, Queue, Run
@@ -188,12 +188,13 @@ class DeepSpeedEngine:
             self._engine.step()
 
     def step(self, learning_rate: float) -> Float[Tensor, ""]:
-        # Without ZeRO, fp32 gradients are the module's own and DeepSpeed keeps no norm of them.
-        plain = self.config.zero_stage == 0 and self.config.precision == "float32"
-        norm = gradient_norm(self._parameters) if plain else None
         set_learning_rate(self._optimizer, learning_rate)
+        if self.config.has_plain_gradients:
+            norm = clip_gradient(self._parameters, self.config.clip_norm)
+            self._engine.step()
+            return norm
         self._engine.step()
-        return torch.as_tensor(self._engine.get_global_grad_norm()) if norm is None else norm
+        return torch.as_tensor(self._engine.get_global_grad_norm())
 
     def total(self, values: Float[Tensor, "m"]) -> Float[Tensor, "m"]:
         summed = values.clone()

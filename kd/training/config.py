@@ -80,6 +80,11 @@ class LoopConfig(Frozen):
         return self.batch_rows // (self.num_workers * self.micro_rows)
 
     @property
+    def has_plain_gradients(self) -> bool:
+        """Whether every worker has the whole gradient in fp32, so that its norm and its clipping are ours, not DeepSpeed's."""
+        return self.zero_stage == 0 and self.precision == "float32"
+
+    @property
     def loop(self) -> dict[str, Any]:
         """What one run's outcome depends on, apart from which run it is: these fields, without how failures are met."""
         fields = set(LoopConfig.model_fields) - {"max_failures", "keep_checkpoints", "save_every_steps"}
@@ -150,7 +155,7 @@ def deepspeed_json(config: LoopConfig, world: int) -> dict[str, Any]:
         "train_batch_size": config.batch_rows,
         "train_micro_batch_size_per_gpu": config.micro_rows,
         "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": config.clip_norm,
+        "gradient_clipping": 0.0 if config.has_plain_gradients else config.clip_norm,
         "bf16": {"enabled": config.precision == "bfloat16"},
         "fp16": {"enabled": False},
         "zero_optimization": {

@@ -22,7 +22,7 @@ from kd.families.encoder_decoder import EncoderDecoder
 from kd.models import Loaded, ModelConfig, save
 from kd.training.config import LoopConfig
 from kd.training.data import FeatureTable, Sequences
-from kd.training.engine import Engine
+from kd.training.engine import Engine, reseed
 from kd.training.objectives import Term, coefficients, sums_per_term
 from kd.training.order import Order
 from kd.training.validation import Score, Validation
@@ -128,7 +128,7 @@ class Trainer:
 
     def _update(self, step: int) -> Tally:
         """One step on one global batch."""
-        torch.manual_seed(_seed(self.seed, step, self.engine.rank))
+        reseed(self.engine.device, self.seed, step, self.engine.rank)
         batch = self.lessons.table.batch(self.lessons.order.rows_of_batch(step))
         counts = batch.target_tokens(len(self.lessons.terms))
         weights = torch.tensor(coefficients(self.lessons.terms, counts), device=self.engine.device)
@@ -203,11 +203,6 @@ def _learning(model: torch.nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-
-def _seed(*key: int) -> int:
-    """One seed per (seed, step, rank), so that a restart has no random state to restore."""
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def _copy(source: Path, target: Path) -> None:
