@@ -106,12 +106,12 @@ class Source:
         return itertools.chain.from_iterable(self.records(index) for index in range(len(self.files)))
 
     def columns(self) -> set[str]:
-        """The columns of the first records. Raises InputError if there is none, or none is an object."""
+        """The columns of the first records. Raises InputError if there is no record, or the first ones are no objects."""
         first = list(itertools.islice(self.all_records(), PROBED_RECORDS))
         readable = [record for record in map(decoded, first) if record is not None]
-        if not readable:
-            found = f"none of the first {len(first)} is an object with fields" if first else "there is none"
-            raise InputError(f"{self.files[0].path}: expected records, but {found}; one JSON object per line, Parquet or CSV")
+        if not readable or first[0].startswith("["):
+            found = f"it begins with {first[0][:40]!a}" if first else "it is empty"
+            raise InputError(f"{self.files[0].path}: expected one JSON object per line, Parquet, or CSV with a header; {found}")
         return {column for record in readable for column in record}
 
 

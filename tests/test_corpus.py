@@ -1,0 +1,175 @@
+"""Files of any format on any file system become the same stream of records, and an unreadable one is named."""
+
+import gzip
+import json
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kd.corpus import Place, decoded, find, find_splits
+from kd.errors import InputError
+from kd.tasks.svamp import Svamp
+
+Records = Sequence[dict[str, Any]]
+
+RECORDS: Records = [
+    {"id": "a", "text": "one line\nand another", "note": None},
+    {"id": "b", "text": 'quotes " and , commas', "note": "x"},
+    {"id": "c", "text": "é 😀 \u2028 not a line break", "note": "y"},
+]
+
+
+def write_jsonl(path: Path, records: Records) -> None:
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+
+
+def write_gzip(path: Path, records: Records) -> None:
+    path.write_bytes(gzip.compress("".join(json.dumps(record) + "\n" for record in records).encode()))
+
+
+def write_parquet(path: Path, records: Records) -> None:
+    pq.write_table(pa.Table.from_pylist(list(records)), path, row_group_size=2)
+
+
+def write_csv(path: Path, records: Records) -> None:
+    quoted = [",".join('"' + (record[name] or "").replace('"', '""') + '"' for name in record) for record in records]
+    path.write_text("\r\n".join([",".join(records[0]), *quoted]) + "\r\n", encoding="utf-8-sig", newline="")
+
+
+WRITERS: dict[str, Callable[[Path, Records], None]] = {
+    "x.jsonl": write_jsonl,
+    "x.json": write_jsonl,
+    "x.jsonl.gz": write_gzip,
+    "x.parquet": write_parquet,
+    "x.csv": write_csv,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_gives_the_same_records(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name, RECORDS)
+    source = find(str(tmp_path), "*", "auto", "task.files.train")
+    assert [decoded(text) for text in source.all_records()] == RECORDS
+    assert source.count(0) == 3
+    assert source.columns() == {"id", "text", "note"}
+
+
+def test_values_that_json_does_not_know_come_as_text(tmp_path: Path) -> None:
+    days = pa.array([19_000], pa.date32())
+    pq.write_table(pa.table({"day": days, "bytes": [b"x"], "nested": [[{"a": 1}]]}), tmp_path / "x.parquet")
+    (text,) = find(str(tmp_path), "*", "auto", "task.files.train").all_records()
+    assert decoded(text) == {"day": "2022-01-08", "bytes": "b'x'", "nested": [{"a": 1}]}
+
+
+def test_a_broken_line_is_a_record_that_cannot_be_decoded_and_its_neighbours_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": 1}\n\n{"a": \n[1, 2]\r\n{"a": "\xff"}\n{"a": 2}')
+    records = list(find(str(tmp_path), "*", "auto", "task.files.train").all_records())
+    assert [decoded(text) for text in records] == [{"a": 1}, None, None, None, {"a": 2}]
+
+
+def test_a_line_of_another_length_than_the_header_is_a_record_that_cannot_be_decoded(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b"a,b\n1,2\n3\n4,5,6\n7,\xff\n")
+    records = [decoded(text) for text in find(str(tmp_path), "*", "auto", "task.files.train").all_records()]
+    assert records == [{"a": "1", "b": "2"}, None, None, {"a": "7", "b": "\udcff"}]
+
+
+def test_deep_nesting_is_no_crash() -> None:
+    assert decoded("[" * 100_000 + "]" * 100_000) is None
+
+
+def test_files_come_in_the_order_of_their_names_and_alternatives_are_parted_by_a_bar(tmp_path: Path) -> None:
+    for name in ("train-2.jsonl", "train-1.jsonl", "train_highlights.jsonl", "validation.jsonl", "deep/train-0.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_jsonl(tmp_path / name, RECORDS)
+    names = lambda pattern: [file.name for file in find(str(tmp_path), pattern, "auto", "task.files.train").files]  # noqa: E731
+    assert names("train[.-]*") == ["train-1.jsonl", "train-2.jsonl"]
+    assert names("dev[.-]*|validation[.-]*") == ["validation.jsonl"]
+    assert names("**/train-*") == ["deep/train-0.jsonl", "train-1.jsonl", "train-2.jsonl"]
+
+
+def test_the_fingerprint_knows_names_and_sizes_but_not_the_folder(tmp_path: Path) -> None:
+    for folder, text in (("a", "{}\n"), ("b", "{}\n"), ("c", "{} \n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jsonl").write_text(text)
+    one, same, other = (find(str(tmp_path / folder), "*", "auto", "task.files.train").fingerprint for folder in "abc")
+    assert one == same != other
+
+
+def test_a_source_travels_to_a_worker(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "x.jsonl", RECORDS)
+    source = find(str(tmp_path), "*", "auto", "task.files.train")
+    assert source.columns()
+    assert list(pickle.loads(pickle.dumps(source)).all_records()) == list(source.all_records())
+
+
+def test_the_hub_is_read_through_its_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from fsspec.implementations.dirfs import DirFileSystem
+    from fsspec.implementations.local import LocalFileSystem
+
+    (tmp_path / "datasets" / "me" / "mine").mkdir(parents=True)
+    write_parquet(tmp_path / "datasets" / "me" / "mine" / "train-00000-of-00001.parquet", RECORDS)
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", lambda: DirFileSystem(str(tmp_path), LocalFileSystem()))
+    source = find("hf://datasets/me/mine", "train[.-]*", "auto", "task.files.train")
+    assert [file.name for file in source.files] == ["train-00000-of-00001.parquet"]
+    assert [decoded(text) for text in source.all_records()] == RECORDS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl.gz", b"no gzip", r"cannot read .*x\.jsonl\.gz as jsonl"),
+        ("x.parquet", b"no parquet", r"cannot read .*x\.parquet as parquet"),
+        ("x.csv", b'a,b\n1,"2\n', r"cannot read .*x\.csv as csv: unexpected end of data"),
+        ("x.jsonl", b"", r"expected one JSON object per line, .*; it is empty"),
+        ("x.json", b'[\n  {"a": 1}\n]\n', r"expected one JSON object per line, .*; it begins with '\['"),
+        ("x.txt", b"hello", r"the suffix does not tell the format; expected \.parquet, .* or set task\.format"),
+    ],
+)
+def test_an_unreadable_file_is_named_with_the_reason(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        find(str(tmp_path), "*", "auto", "task.files.train").columns()
+
+
+def test_an_unreadable_file_cannot_be_counted_either(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"no parquet")
+    (tmp_path / "y.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 100_000)[:900])
+    source = find(str(tmp_path), "*", "auto", "task.files.train")
+    for index in (0, 1):
+        with pytest.raises(InputError, match=["as parquet", "Truncated"][index]):
+            source.count(index)
+
+
+def test_the_format_may_be_said(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "x.txt", RECORDS)
+    assert find(str(tmp_path), "*", "jsonl", "task.files.train").count(0) == 3
+
+
+def test_a_missing_folder_and_a_pattern_without_a_match_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no folder .*nowhere; set task\.path"):
+        find_splits(Svamp(path=str(tmp_path / "nowhere")))
+    write_jsonl(tmp_path / "dev.jsonl", RECORDS)
+    with pytest.raises(InputError, match=r"task\.files\.train: 'train\[\.-\]\*' matches no file in .*; there are: dev\.jsonl"):
+        find_splits(Svamp(path=str(tmp_path)))
+    with pytest.raises(InputError, match=r"set task\.llm\.path"):
+        find(str(tmp_path / "nowhere"), "x", "auto", "task.llm.path")
+    with pytest.raises(InputError, match=r"cannot open ftp://host/x: expected a local path, s3://, gs:// or hf://"):
+        find("ftp://host/x", "*", "auto", "task.files.train")
+
+
+def test_a_file_belongs_to_one_split(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", RECORDS)
+    with pytest.raises(InputError, match=r"train\.jsonl matches task\.files\.train and task\.files\.test"):
+        find_splits(Svamp.model_validate({"path": str(tmp_path), "files": {"test": "*.jsonl"}}))
+
+
+def test_a_local_path_is_made_absolute_for_workers_in_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(tmp_path / "train.jsonl", RECORDS)
+    monkeypatch.chdir(tmp_path)
+    assert find(".", "*", "auto", "task.files.train").place == Place(str(tmp_path))

@@ -1,0 +1,145 @@
+"""What a block of records becomes, without any scheduler: rows with their errors, one shard, places that prove order."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd.corpus import Place as Folder
+from kd.corpus import Source, SourceFile
+from kd.errors import InputError, StageError
+from kd.examples import Place, Stream, Written, as_example, attach, check_complete, side_table, uid_of
+from kd.rows import Example
+from kd.store import Shard, Store
+from kd.tasks.base import SideFile, TaskConfig, is_content_uid
+from kd.tasks.svamp import SAMPLE, Svamp
+from tests.test_corpus import write_jsonl
+
+FILES = tuple(SourceFile(f"/c/{name}", name, 1, "jsonl") for name in ("train-0.jsonl", "train-1.jsonl"))
+SOURCE = Source(Folder("/c"), FILES)
+
+
+def record(number: int) -> str:
+    return json.dumps({**SAMPLE[0], "id": number})
+
+
+def stream(folder: Path, task: TaskConfig, split: str = "train", rows_per_shard: int = 2) -> Stream:
+    return Stream(task, SOURCE, "train", split, Store.at(str(folder)), "examples", rows_per_shard, [6, 4])
+
+
+def written(first: Place, last: Place, rows: int, files: dict[int, int]) -> Written:
+    return Written(Shard(f"{first}", "train", rows), first, last, files, {})
+
+
+def test_a_record_that_is_no_object_is_a_row_that_says_so() -> None:
+    row = as_example(Svamp(), "train", '{"half": ')
+    assert row.error is not None
+    assert row.error.reason == "unparsable"
+    assert "'{\"half\": '" in row.error.detail
+    assert row.uid == uid_of(Svamp(), "train", '{"half": ')
+    assert is_content_uid(row.uid)
+
+
+def test_a_block_becomes_one_shard_of_the_split_and_comes_back_as_counts(tmp_path: Path) -> None:
+    making = stream(tmp_path, Svamp(), split="validation")
+    done = making.write([(0, 4), (0, 5), (1, 0)], [record(4), "no object", record(6)])
+    rows = making.store.read_rows(f"examples/{done.shard.file}", Example)
+    assert [row.uid for row in (rows[0], rows[2])] == ["train/4", "train/6"]
+    assert {row.split for row in rows} == {"validation"}
+    assert (done.first, done.last, dict(done.files)) == ((0, 4), (1, 0), {0: 2, 1: 1})
+    assert done.counts == {"rows": 3, "error.unparsable": 1} == making.store.read_notes(f"examples/{done.shard.file}")
+    assert done.shard.rows == 3
+
+
+def test_the_name_of_a_shard_is_made_of_its_uids_and_where_it_begins(tmp_path: Path) -> None:
+    making = stream(tmp_path, Svamp())
+    name = making.write([(0, 0)], [record(1)]).shard.name
+    assert name == making.write([(0, 0)], [record(1)]).shard.name
+    assert name != making.write([(0, 0)], [record(2)]).shard.name
+    assert name != making.write([(0, 1)], [record(1)]).shard.name
+    assert name.startswith("train-")
+    assert len(name) == len("train-") + 12
+
+
+@pytest.mark.parametrize("by", ["position", "uid"])
+def test_the_hold_out_parts_train_in_two(tmp_path: Path, by: str) -> None:
+    task = Svamp.model_validate({"holdout": {"fraction": 0.3, "by": by}})
+    places = [(0, row) for row in range(6)] + [(1, row) for row in range(4)]
+    texts = [record(number) for number in range(10)]
+    kept, held = (stream(tmp_path, task, split).keeps(places, texts) for split in ("train", "validation"))
+    assert [one != other for one, other in zip(kept, held, strict=True)] == [True] * 10
+    if by == "position":
+        assert task.holdout is not None
+        assert held == task.holdout.positions(10).tolist()
+        assert sum(held) == 3
+    backwards = stream(tmp_path, task, "validation").keeps(places[::-1], texts[::-1])
+    assert backwards[::-1] == held
+
+
+def test_without_a_hold_out_every_record_is_kept(tmp_path: Path) -> None:
+    assert stream(tmp_path, Svamp(holdout=None)).keeps([(0, 0), (0, 1)], ["x", "y"]) == [True, True]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [written((0, 0), (0, 1), 2, {}), written((0, 3), (0, 3), 1, {}), written((0, 4), (1, 0), 2, {})],
+        [written((0, 0), (0, 2), 2, {}), written((0, 1), (0, 3), 2, {})],
+    ],
+    ids=["a short shard before the last", "places that overlap"],
+)
+def test_shards_out_of_order_are_an_error(tmp_path: Path, parts: Sequence[Written]) -> None:
+    with pytest.raises(StageError, match="expected shards of 2 rows in the order of the files"):
+        stream(tmp_path, Svamp()).check(parts)
+
+
+def test_shards_in_order_are_fine_and_none_is_an_error(tmp_path: Path) -> None:
+    stream(tmp_path, Svamp()).check(
+        [written((0, 0), (0, 4), 2, {}), written((0, 5), (1, 0), 2, {}), written((1, 3), (1, 3), 1, {})]
+    )
+    with pytest.raises(InputError, match=r"the train split of data/svamp has no rows"):
+        stream(tmp_path, Svamp()).check([])
+
+
+def test_a_record_that_went_into_no_shard_is_an_error() -> None:
+    check_complete(SOURCE, [6, 4], [written((0, 0), (0, 5), 6, {0: 6}), written((1, 0), (1, 3), 4, {1: 4})])
+    with pytest.raises(StageError, match=r"/c/train-1\.jsonl has 4 records, but 3 came into shards"):
+        check_complete(SOURCE, [6, 4], [written((0, 0), (1, 2), 9, {0: 6, 1: 3})])
+
+
+def side(folder: Path, records: list[dict[str, Any]]) -> SideFile:
+    write_jsonl(folder / "side.jsonl", records)
+    return SideFile(path=str(folder / "side.jsonl"), id="key", rationale="why", label="said")
+
+
+def test_a_side_file_replaces_rationales_by_id_and_counts_what_has_none(tmp_path: Path) -> None:
+    config = side(tmp_path, [{"key": 1, "why": "since one", "said": "1"}, {"key": "9", "why": None}])
+    rows = [as_example(Svamp(), "train", text) for text in (record(1), record(2), "no object")]
+    changed, counts = attach(rows, side_table(config))
+    assert [(row.llm_rationale, row.llm_label) for row in changed] == [("since one", "1"), (None, None), (None, None)]
+    assert counts == {"llm_attached": 1, "llm_missing": 2}
+    assert [row.uid for row in changed] == [row.uid for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([{"key": 1, "why": "a"}, {"key": "1", "why": "b"}], "id '1' occurs twice"),
+        ([{"id": 1, "why": "a"}], "key is missing .* name the column in task.llm"),
+        ([{"key": 1, "why": 3}], "why: expected text"),
+    ],
+)
+def test_a_side_file_that_cannot_be_joined_is_refused(tmp_path: Path, records: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        side_table(side(tmp_path, records))
+
+
+def test_a_shard_is_written_with_the_side_files_rationales(tmp_path: Path) -> None:
+    config = side(tmp_path, [{"key": 1, "why": "since one", "said": "1"}])
+    making = stream(tmp_path, Svamp(llm=config))
+    done = making.write([(0, 0), (0, 1)], [record(1), record(2)])
+    rows = making.store.read_rows(f"examples/{done.shard.file}", Example)
+    assert [row.llm_rationale for row in rows] == ["since one", None]
+    assert done.counts == {"rows": 2, "llm_attached": 1, "llm_missing": 1}
