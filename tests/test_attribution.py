@@ -73,6 +73,14 @@ def test_integrated_gradients_share_out_what_the_input_changed() -> None:
     assert found.completeness_gap == pytest.approx(0.0, abs=1e-5)
 
 
+def test_one_step_of_integrated_gradients_is_off_by_a_known_gap() -> None:
+    """Half-way to three times "yes" its probability is 8/12; along the whole way the answer loses 2 ln(68/5)."""
+    row = tiny.example("yes yes yes", choices=(), target="no")
+    (found,) = attribute(tiny.toy_teacher(), [row], method=IntegratedGradients(n_steps=1))
+    assert found.scores == pytest.approx([-2 * 8 / 12 * math.log(4)] * 3)
+    assert found.completeness_gap == pytest.approx(-4 * math.log(4) + 2 * math.log(68 / 5))
+
+
 def test_the_explained_scalar_is_the_log_probability_of_the_whole_answer() -> None:
     found = toy(Saliency())
     assert found.target_logprob == pytest.approx(2 * math.log(1 / 8))
@@ -219,6 +227,15 @@ def test_a_target_outside_the_label_set_is_explained_but_not_ranked(models: dict
     assert row.explained_answer == "coffee"
     assert row.ranked in ("yes", "no")
     assert len(row.choice_logprobs) == 2
+
+
+def test_a_generated_label_is_spelt_as_the_label_set_spells_it_unless_two_labels_sound_alike(models: dict[str, Loaded]) -> None:
+    said = tiny.family(models["pair"]).encode_answer("coffee cake")
+    loaded = tiny.steered(models["pair"], said)
+    rows = [
+        tiny.example(choices=choices, target="money") for choices in (("Coffee Cake", "money"), ("Coffee Cake", "COFFEE cake"))
+    ]
+    assert [row.generated for row in attribute(loaded, rows)] == ["Coffee Cake", "coffee cake"]
 
 
 def test_scores_are_of_tokens_of_segments_in_reading_order(models: dict[str, Loaded]) -> None:

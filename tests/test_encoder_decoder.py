@@ -2,7 +2,6 @@
 
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -197,43 +196,20 @@ def test_greedy_answers_are_those_of_transformers(models: dict[str, Loaded], kin
 
 
 def test_an_answer_that_ends_is_finished_and_unknown_words_stay_visible(models: dict[str, Loaded]) -> None:
-    family = tiny.family(steered(models["t5"], [5, 2, 1]), max_answer_tokens=3)
+    family = tiny.family(tiny.steered(models["t5"], [5, 2, 1]), max_answer_tokens=3)
     (said,) = family.generate([[3, 4, 1]])
     word = models["t5"].tokenizer.convert_ids_to_tokens(5).lstrip("▁")
     assert (said.ids, said.finished) == ([5, 2, 1], True)
     assert said.text == f"{word}<unk>"
-    (cut,) = tiny.family(steered(models["t5"], [5, 2, 1]), max_answer_tokens=2).generate([[3, 4, 1]])
+    (cut,) = tiny.family(tiny.steered(models["t5"], [5, 2, 1]), max_answer_tokens=2).generate([[3, 4, 1]])
     assert (cut.ids, cut.finished) == ([5, 2], False)
 
 
 def test_rows_that_end_early_wait_for_the_others(models: dict[str, Loaded]) -> None:
-    loaded = steered(models["t5"], [5, 6, 1], after_first_row=[1])
+    loaded = tiny.steered(models["t5"], [5, 6, 1], [1])
     first, second = tiny.family(loaded).generate([[3, 1], [4, 1]])
     assert (first.ids, second.ids) == ([5, 6, 1], [1])
     assert (second.text, second.finished) == ("", True)
-
-
-class Steered(torch.nn.Module):
-    """A model that answers what it is told, whatever it reads; the rest of it is the model's own."""
-
-    def __init__(self, inner: Any, answers: list[list[int]]) -> None:
-        super().__init__()
-        self.inner, self.answers, self.step = inner, answers, 0
-        self.config, self.generation_config, self.device = inner.config, inner.generation_config, inner.device
-        self.get_encoder, self.get_decoder = inner.get_encoder, inner.get_decoder
-
-    def forward(self, decoder_input_ids: torch.Tensor, past_key_values: Any, **given: Any) -> Any:
-        out = self.inner(decoder_input_ids=decoder_input_ids, past_key_values=past_key_values, **given)
-        self.step = 0 if past_key_values is None else self.step + 1
-        for row in range(len(decoder_input_ids)):
-            answer = self.answers[min(row, len(self.answers) - 1)]
-            out.logits[row, -1, answer[min(self.step, len(answer) - 1)]] = 1e4
-        return out
-
-
-def steered(loaded: Loaded, answer: list[int], after_first_row: list[int] | None = None) -> Loaded:
-    answers = [answer] if after_first_row is None else [answer, after_first_row]
-    return Loaded(Steered(loaded.model, answers), loaded.tokenizer, "steered")  # type: ignore[arg-type]
 
 
 # --- log-probabilities ------------------------------------------------------------------------------------------------

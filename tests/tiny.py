@@ -169,6 +169,30 @@ def toy_teacher() -> Loaded:
     return Loaded(ToyTeacher().eval(), tokenizer, "toy@1")  # type: ignore[arg-type]
 
 
+class Steered(nn.Module):
+    """A model that generates what it is told, row by row, whatever it reads; everything else is the model's own."""
+
+    def __init__(self, inner: Any, answers: list[list[int]]) -> None:
+        super().__init__()
+        self.inner, self.answers, self.step = inner, answers, 0
+        self.config, self.generation_config = inner.config, inner.generation_config
+        self.device, self.dtype = inner.device, inner.dtype
+        self.get_encoder, self.get_decoder = inner.get_encoder, inner.get_decoder
+
+    def forward(self, use_cache: bool, past_key_values: Any = None, **given: Any) -> Any:
+        out = self.inner(use_cache=use_cache, past_key_values=past_key_values, **given)
+        self.step = 0 if past_key_values is None else self.step + 1
+        for row in range(len(out.logits) if use_cache else 0):
+            answer = self.answers[min(row, len(self.answers) - 1)]
+            out.logits[row, -1, answer[min(self.step, len(answer) - 1)]] = 1e4
+        return out
+
+
+def steered(loaded: Loaded, *answers: list[int]) -> Loaded:
+    """A model that generates these target ids, one answer per row, the last one for all rows after it."""
+    return Loaded(Steered(loaded.model, list(answers)), loaded.tokenizer, "steered")  # type: ignore[arg-type]
+
+
 _BART_HALF = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
 _BERT_HALF = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 

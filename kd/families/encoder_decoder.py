@@ -141,7 +141,7 @@ class EncoderDecoder:
                 encoder_outputs=states, attention_mask=mask, decoder_input_ids=step, past_key_values=cache, use_cache=True
             )
             cache = out.past_key_values
-            step = out.logits[:, -1:].argmax(-1).masked_fill(ended, self._pad)
+            step = out.logits[:, -1:].argmax(-1)
             written.append(step)
             ended |= torch.isin(step, ends)
             if ended.all():
