@@ -1,11 +1,12 @@
 """Find the input words that decided the teacher's answers: a raw score for every token, by Captum."""
 
 from jobs.cli import Session, main
-from jobs.stages import run_works, wiring
 
 
 def run(session: Session) -> None:
-    """The stage."""
+    """The stage. What is heavy is imported here, after the config was read."""
+    from jobs.stages import run_works, wiring
+
     works = wiring(session)
     run_works(session, "attribute", [works.attributions()], works.pool)
 

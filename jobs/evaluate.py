@@ -1,11 +1,12 @@
 """Let the teacher and every student answer the test split; without labels, predictions only."""
 
 from jobs.cli import Session, main
-from jobs.stages import run_works, wiring
 
 
 def run(session: Session) -> None:
-    """The stage."""
+    """The stage. What is heavy is imported here, after the config was read."""
+    from jobs.stages import run_works, wiring
+
     works = wiring(session)
     run_works(session, "evaluate", works.predictions(), works.pool)
 

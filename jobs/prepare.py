@@ -1,13 +1,14 @@
 """Read the corpus and write it as shards of typed examples."""
 
 from jobs.cli import Session, main
-from jobs.stages import outcome
-from jobs.wiring import EXAMPLES
-from kd.ray_corpus import prepare
 
 
 def run(session: Session) -> None:
-    """The stage."""
+    """The stage. What is heavy is imported here, after the config was read."""
+    from jobs.stages import outcome
+    from jobs.wiring import EXAMPLES
+    from kd.ray_corpus import prepare
+
     line = session.console.stage("prepare")
     finished = session.store.manifest(EXAMPLES) is not None
     if not finished:

@@ -1,14 +1,15 @@
 """Write what the run showed: report.json, report.md, report.html. It may be made at any time; what is missing says why."""
 
 from jobs.cli import Session, main
-from jobs.findings import Findings
-from jobs.stages import wiring
-from kd.reporting.report import to_html, to_json, to_markdown
-from kd.reporting.tables import terminal_table
 
 
 def run(session: Session) -> None:
-    """The stage."""
+    """The stage. What is heavy is imported here, after the config was read."""
+    from jobs.findings import Findings
+    from jobs.stages import wiring
+    from kd.reporting.report import to_html, to_json, to_markdown
+    from kd.reporting.tables import terminal_table
+
     line = session.console.stage("report")
     report = Findings(wiring(session)).report()
     session.store.publish_json("report.json", to_json(report))

@@ -1,12 +1,13 @@
 """Fine-tune the teacher on the training split, by the students' own loop, and say how good it is."""
 
 from jobs.cli import Session, main
-from jobs.findings import Findings
-from jobs.stages import run_queue, run_works, wiring
 
 
 def run(session: Session) -> None:
-    """The stage."""
+    """The stage. What is heavy is imported here, after the config was read."""
+    from jobs.findings import Findings
+    from jobs.stages import run_queue, run_works, wiring
+
     works = wiring(session)
     run_works(session, "teach input", [works.teaching_features()], works.cpu_pool)
     run_queue(session, "teach", works.teaching_queue())

@@ -1,11 +1,12 @@
 """Train the students: every variant with every seed, on label and rationale together."""
 
 from jobs.cli import Session, main
-from jobs.stages import run_queue, run_works, wiring
 
 
 def run(session: Session) -> None:
-    """The stage."""
+    """The stage. What is heavy is imported here, after the config was read."""
+    from jobs.stages import run_queue, run_works, wiring
+
     works = wiring(session)
     run_works(session, "features", works.student_features(), works.cpu_pool)
     for manifest in run_queue(session, "train", works.training_queue()):

@@ -8,7 +8,7 @@ import argparse
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -154,8 +154,7 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def _parse_overrides(program: str, description: str, overrides: Sequence[str]) -> dict[str, Any]:
-    for override in overrides:
-        _require_known(override)
+    overrides = [_spelled_out(override) for override in overrides]
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
             _CommandLine,
@@ -165,7 +164,7 @@ def _parse_overrides(program: str, description: str, overrides: Sequence[str]) -
                 description=description,
                 formatter_class=argparse.RawDescriptionHelpFormatter,
             ),
-            cli_parse_args=list(overrides),
+            cli_parse_args=overrides,
             cli_hide_none_type=True,
             cli_exit_on_error=False,
         )
@@ -174,17 +173,25 @@ def _parse_overrides(program: str, description: str, overrides: Sequence[str]) -
         raise ConfigError(f"command line: {error}; expected --dotted.path=value, see {program} --help") from None
 
 
-def _require_known(override: str) -> None:
-    """Refuse an override of a key that does not exist, naming those that do."""
-    key = override.removeprefix("--").partition("=")[0]
-    if key == "help":
-        return
+def _spelled_out(override: str) -> str:
+    """An override as the parser wants it: `--splits.test=5` becomes `--splits=test=5`. Unknown keys are refused.
+
+    Raises:
+        ConfigError: there is no such key; the message names those that there are.
+    """
+    key, equals, value = override.removeprefix("--").partition("=")
+    parts = key.split(".")
     at: list[Any] = [Config]
-    for depth, part in enumerate(key.split(".")):
+    for depth, part in enumerate(parts):
+        if key == "help":
+            break
+        if any(get_origin(annotation) is dict for annotation in at):
+            return f"--{'.'.join(parts[:depth])}={'.'.join(parts[depth:])}={value}"
         fields = _fields(at)
         if part not in fields:
-            raise ConfigError(f"command line: {_unknown(key.split('.')[: depth + 1], fields)}")
+            raise ConfigError(f"command line: {_unknown(parts[: depth + 1], fields)}")
         at = fields[part]
+    return f"--{key}{equals}{value}"
 
 
 def _fields(annotations: Sequence[Any]) -> dict[str, list[Any]]:

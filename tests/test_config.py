@@ -1,0 +1,123 @@
+"""A config is closed, light, and its errors say what to do."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kd.config import Config, read_config, validate
+from kd.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+
+
+def read(*arguments: str) -> Config:
+    return read_config("python -m jobs.pipeline", "", [QUICKSTART, *arguments])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_every_config_of_the_repository_is_valid_and_named_after_its_file(path: Path) -> None:
+    assert read_config("x", "", [str(path)]).name == path.stem
+
+
+def test_the_command_line_wins_over_the_file() -> None:
+    assert read("--attribution.method.norm=l2", "--training.steps=7", "--training.warmup_steps=1").attribution.method.norm == "l2"
+    assert read("--training.steps=77").training.steps == 77
+
+
+def test_a_mapping_is_merged_and_a_list_replaced() -> None:
+    assert read("--attribution.splits.validation=5").attribution.splits == read().attribution.splits | {"validation": 5}
+    assert read("--training.seeds=[3]").training.seeds == (3,)
+
+
+def test_what_was_resolved_reads_back_as_the_same_config() -> None:
+    config = read()
+    assert validate(config.model_dump(mode="json"), "here") == config
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            "--atribution.splits=3",
+            r"command line: atribution: unknown key; did you mean 'attribution'\? The keys here are about, attribution",
+        ),
+        ("--attribution.method.n_stepz=3", r"attribution\.method\.n_stepz: unknown key; did you mean 'n_steps'\?"),
+        (
+            "--attribution.method.type=salience",
+            r"attribution\.method: .*'salience'.*'saliency', 'input_x_gradient', 'integrated_gradients'",
+        ),
+        ("--training.steps=many", r"training\.steps: .*valid integer.*got 'many'"),
+        ("--training.steps=0", r"training\.steps: .*greater than or equal to 1, got '0'"),
+        ("--training.batch_rows=33", r"training: batch_rows \(33\) must be a multiple of num_workers x micro_batch_rows"),
+        ("--cluster.max_actors=1", r"cluster: max_actors \(1\) is smaller than min_actors \(2\)"),
+        ("--name=My Run", r"name: .*got 'My Run'"),
+        ('--training.variants=[{"name":"x","source":"oracle"}]', r"'x' learns from source 'oracle'; rationales\.sources has"),
+        ("--task.type=trivia", r"task: .*'trivia'.*'commonsense_qa'"),
+        ("--teacher.name=google/flan-t5-xl", r"teacher: expected exactly one of name"),
+    ],
+)
+def test_a_wrong_override_is_refused_with_its_path_and_what_is_valid(argument: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(argument)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "is not YAML"),
+        ("- a\n- b\n", "expected a mapping of keys at the top, got list"),
+        ("name: x\ncolour: red\n", r"colour: unknown key"),
+        ("name: x\n", r"task: Field required(?s:.*)teacher: Field required"),
+        (
+            "name: x\nrationales: {selection: {type: top_k, kk: 3}}\n",
+            r"rationales\.selection\.kk: unknown key; did you mean 'k'\?",
+        ),
+    ],
+)
+def test_a_wrong_file_is_refused_with_every_mistake_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_config("x", "", [str(path)])
+
+
+def test_a_missing_file_names_those_that_are_there() -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the config .*quickstrat\.yaml: No such file.*quickstart\.yaml"):
+        read_config("x", "", [str(ROOT / "configs" / "quickstrat.yaml")])
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.yaml", "b.yaml"]])
+def test_one_config_file_is_expected(arguments: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"expected one config file, got .*usage: python -m jobs\.x CONFIG"):
+        read_config("python -m jobs.x", "", arguments)
+
+
+@pytest.mark.parametrize("job", ["prepare", "teach", "attribute", "rationalize", "train", "evaluate", "report", "pipeline"])
+def test_help_says_what_the_options_mean(job: str) -> None:
+    done = subprocess.run([sys.executable, "-m", f"jobs.{job}", "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"python -m jobs.{job} CONFIG [--dotted.path=value ...]" in done.stdout
+    assert "Rows of one update, over all workers" in " ".join(done.stdout.split())
+
+
+def test_a_wrong_key_ends_a_job_in_two_seconds_before_anything_heavy_is_loaded() -> None:
+    code = """
+import sys
+from runpy import run_module
+sys.argv = ["attribute.py", "configs/quickstart.yaml", "--attribution.metod=saliency"]
+try:
+    run_module("jobs.attribute", run_name="__main__", alter_sys=True)
+except SystemExit as ended:
+    print(ended.code, [name for name in ("torch", "ray", "transformers") if name in sys.modules])
+"""
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["2", "[]"], done.stdout + done.stderr
+    assert "attribution.metod: unknown key; did you mean 'method'?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - started < 30  # two seconds on an idle machine; the bound only catches a hang
