@@ -234,14 +234,6 @@ def test_choice_log_probabilities_are_the_sums_over_each_answer(models: dict[str
         assert scores == pytest.approx([plain_logprob(models[kind], ids, answer) for answer in own], abs=1e-5)
 
 
-def test_many_choices_go_through_the_decoder_in_parts(models: dict[str, Loaded]) -> None:
-    family = tiny.family(models["t5"])
-    ids = family.encode(QUESTION).ids
-    answers = [[token, 1] for token in range(3, 40)]
-    (found,) = family.choice_logprobs([ids], [answers])
-    assert found == pytest.approx([plain_logprob(models["t5"], ids, answer) for answer in answers], abs=1e-5)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_encoder_runs_once_for_answer_and_ranking(models: dict[str, Loaded], kind: str) -> None:
     family = tiny.family(models[kind])

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from kd.errors import ConfigError, RowFault
@@ -24,9 +25,6 @@ from kd.rows import Segment, Span
 
 NEVER_CUT = ("prompt", "choice")
 """Roles whose segments keep all their tokens when an input is too long."""
-
-_SEQUENCES_PER_ROW = 8
-# So many answers per row go through the decoder at once: without gradients that takes less memory than one backward.
 
 
 @dataclass(frozen=True)
@@ -157,26 +155,31 @@ class EncoderDecoder:
     ) -> list[list[float]]:
         """For each row, the log-probability in nats of each of its answers: the sum over the answer's tokens.
 
-        `answers` are target ids. The encoder runs once per row, or not at all with the batch's `encoder_states`.
+        `answers` are target ids. The encoder runs once per row, or not at all with the batch's `encoder_states`; then the
+        decoder runs for the first answer of every row, for the second, and so on. What it makes of the encoder's states
+        (keys and values of cross-attention, most of its work) is made once and stays in `memory`.
         """
         ids, mask = self.batch(batch)
         states = self.encode_states(ids, mask) if encoder_states is None else encoder_states
-        sequences = [(row, answer) for row, own in enumerate(answers) for answer in own]
-        scores: list[float] = []
-        at_once = _SEQUENCES_PER_ROW * len(batch)
-        for first in range(0, len(sequences), at_once):
-            part = sequences[first : first + at_once]
-            rows = torch.tensor([row for row, _ in part], device=ids.device)
-            given = {"encoder_outputs": BaseModelOutput(last_hidden_state=states[rows]), "attention_mask": mask[rows]}
-            scores += (-self._nll(self.model, given, [answer for _, answer in part])).tolist()
-        values = iter(scores)
-        return [list(itertools.islice(values, len(own))) for own in answers]
+        memory = DynamicCache()
+        scores: list[list[float]] = [[] for _ in answers]
+        for place in range(max(map(len, answers), default=0)):
+            given = {
+                "encoder_outputs": BaseModelOutput(last_hidden_state=states),
+                "attention_mask": mask,
+                "past_key_values": EncoderDecoderCache(DynamicCache(), memory),
+                "use_cache": True,
+            }
+            nll = self._nll(self.model, given, [own[place] if place < len(own) else [self._ends[0]] for own in answers])
+            for own, found, value in zip(answers, scores, nll.tolist(), strict=True):
+                found.extend([-value] if place < len(own) else [])
+        return scores
 
     def target_logprob(
         self, embeds: Float[Tensor, "b t d"], mask: Int[Tensor, "b t"], answers: Sequence[list[int]]
     ) -> Float[Tensor, "b"]:
         """The log-probability of one answer per row (target ids), in nats, as a function of the input embeddings."""
-        given = {"inputs_embeds": embeds.to(self.model.dtype), "attention_mask": mask}
+        given = {"inputs_embeds": embeds.to(self.model.dtype), "attention_mask": mask, "use_cache": False}
         return -self._nll(self.model, given, answers)
 
     def sequence_nll(
@@ -184,13 +187,13 @@ class EncoderDecoder:
     ) -> Float[Tensor, "n"]:
         """The summed negative log-likelihood of each target sequence in nats; `forward` is the model, wrapped or not."""
         ids, mask = self.batch(input_ids)
-        return self._nll(forward, {"input_ids": ids, "attention_mask": mask}, target_ids)
+        return self._nll(forward, {"input_ids": ids, "attention_mask": mask, "use_cache": False}, target_ids)
 
     def _nll(self, forward: Callable[..., Any], given: dict[str, Any], target_ids: Sequence[list[int]]) -> Float[Tensor, "n"]:
         """Teacher forcing: what the decoder would have paid for the targets, in float32, at their positions only."""
         targets, mask = self.batch(target_ids)
         shifted = torch.cat([torch.full_like(targets[:, :1], self._start), targets[:, :-1]], 1)
-        logits: Float[Tensor, "n a v"] = forward(**given, decoder_input_ids=shifted, use_cache=False).logits
+        logits: Float[Tensor, "n a v"] = forward(**given, decoder_input_ids=shifted).logits
         wanted = mask.bool()
         nll = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
         return torch.zeros_like(targets, dtype=torch.float32).masked_scatter(wanted, nll).sum(1)
