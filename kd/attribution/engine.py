@@ -77,10 +77,9 @@ class _Question:
     candidates: list[str]
     candidate_ids: list[list[int]]
 
-    @property
-    def lengths(self) -> tuple[int, int]:
-        """Input tokens, and tokens of the longest candidate."""
-        return len(self.encoded.ids), max((len(ids) for ids in self.candidate_ids), default=1)
+    def lengths(self, unknown_tokens: int) -> tuple[int, int]:
+        """Input tokens, and tokens of the longest candidate; `unknown_tokens` for an answer that is not there yet."""
+        return len(self.encoded.ids), max((len(ids) for ids in self.candidate_ids), default=unknown_tokens)
 
     def after(self, said: Generated) -> _Question:
         """With the generated answer as the candidate where there is no other."""
@@ -116,7 +115,8 @@ class Engine:
             except RowFault as fault:
                 results[index] = RowError(fault.reason, fault.detail)
         places = list(questions)
-        for batch in cut([question.lengths for question in questions.values()], self._config.batch_tokens):
+        lengths = [question.lengths(self._family.max_answer_tokens) for question in questions.values()]
+        for batch in cut(lengths, self._config.batch_tokens):
             indices = [places[i] for i in batch]
             results |= zip(indices, self._explain([questions[index] for index in indices]), strict=True)
         return [results[index] for index in range(len(rows))]
