@@ -53,7 +53,7 @@ def train_queue(queue: Queue) -> None:
     try:
         result = _trainer(queue).fit()
     except ray.train.TrainingFailedError as error:
-        raise _root_cause(error) from error
+        raise root_cause(error) from error
     if isinstance(result.return_value, UserError):
         raise result.return_value
 
@@ -79,7 +79,7 @@ def _trainer(queue: Queue) -> TorchTrainer:
     )
 
 
-def _root_cause(error: Exception) -> UserError:
+def root_cause(error: Exception) -> UserError:
     """What a person should read of a failed group: a user's mistake, else the error that is not a mere loss of contact."""
     wrapped = getattr(error, "worker_failures", {}).values()
     failures = [getattr(failure, "_base_exc", failure) for failure in wrapped]

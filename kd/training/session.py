@@ -2,8 +2,12 @@
 
 import dataclasses
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from kd.families.encoder_decoder import EncoderDecoder
 from kd.models import Loaded, load
@@ -85,9 +89,20 @@ def train_here(queue: Queue) -> None:
     queue.check()
     progress = ProgressFile(queue)
     for item in queue.todo():
-        with tempfile.TemporaryDirectory(prefix="kd-train-") as scratch:
+        with _threads(queue.training.threads_per_worker), tempfile.TemporaryDirectory(prefix="kd-train-") as scratch:
             opened = open_run(queue, item.run, Path(scratch), rank=0, world=1)
             engine = TorchEngine(opened.student.model, queue.training, queue.device)
             trainer = opened.trainer(engine, queue, item.run, Path(scratch))
             trainer.train(progress.of(item), checkpoint=lambda: None)
             publish_run(queue, item, opened, trainer)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many torch threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,82 @@
+"""One of two processes that train with DeepSpeed, without Ray: `python -m tests.deepspeed_worker RANK PORT FOLDER`.
+
+For every case of `CASES` it trains the tiny queue's first run, saves a checkpoint on the way, goes on from it with another
+model, and writes down what happened.
+"""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import distributed
+
+from kd.ray_train import DeepSpeedEngine
+from kd.training.config import LoopConfig
+from kd.training.loop import Trainer
+from kd.training.runs import Claimed, Queue
+from kd.training.session import open_run
+from tests.tiny_runs import SHORT, tiny_queue
+
+TWO = {"num_workers": 2, "micro_batch_rows": 2, "zero3_whole_below_params": 0, "save_every_steps": 3}
+CASES: dict[str, dict[str, Any]] = {f"zero{stage}": {"zero_stage": stage} for stage in range(4)} | {
+    "zero2-bfloat16": {"zero_stage": 2, "precision": "bfloat16"}
+}
+
+
+def config(case: str) -> LoopConfig:
+    """The case's config; validated anew, since a copy would not be."""
+    return LoopConfig(**SHORT.model_dump() | TWO | CASES[case])
+
+
+def train(queue: Queue, item: Claimed, folder: Path, saved: Path, resume: bool) -> Trainer:
+    rank = distributed.get_rank()
+    opened = open_run(queue, item.run, folder, rank, world=2)
+    engine = DeepSpeedEngine(opened.student.model, queue.training, "cpu")
+    trainer = opened.trainer(engine, queue, item.run, folder)
+    if resume:
+        trainer.load(saved)
+    trainer.train(lambda state: None, lambda: None if resume else save(trainer, saved))
+    engine.close()
+    return trainer
+
+
+def save(trainer: Trainer, saved: Path) -> None:
+    """What Ray Train does with a checkpoint: every rank's files are merged into one folder."""
+    with TemporaryDirectory() as mine:
+        trainer.save(Path(mine))
+        shutil.copytree(mine, saved, dirs_exist_ok=True)
+    distributed.barrier()
+
+
+def run(case: str, queue: Queue, folder: Path) -> None:
+    queue = replace(queue, training=config(case))
+    item, saved = queue.items[0], folder / case / "saved"
+    stranger = replace(item, run=replace(item.run, model=replace(item.run.model, seed=9)))
+    for name, which in (("whole", item), ("resumed", stranger)):
+        with TemporaryDirectory() as scratch:
+            trainer = train(queue, which, Path(scratch), saved, resume=name == "resumed")
+            if trainer.engine.rank == 0:
+                (folder / case / f"{name}.json").write_text(json.dumps(trainer.state.history))
+                shutil.copytree(trainer.folder / "best", folder / case / name)
+
+
+def main(rank: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    queue = tiny_queue(folder / f"corpus{rank}", SHORT)
+    for case in CASES:
+        (folder / case / "saved").mkdir(parents=True, exist_ok=True)
+        run(case, queue, folder)
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,0 +1,232 @@
+"""The training loop with plain torch: what it computes, and that a restart, a second run and another cut change nothing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from kd.errors import ConfigError, StageError
+from kd.models import load
+from kd.rows import Features
+from kd.training.config import LoopConfig
+from kd.training.engine import TorchEngine, adamw, clip_gradient
+from kd.training.loop import State, Trainer
+from kd.training.progress import read_progress
+from kd.training.runs import MODEL, Queue, trained
+from kd.training.session import open_run, train_here
+from kd.training.validation import Score, sample
+from tests.tiny_runs import SHORT, history, tiny_queue
+
+torch.set_num_threads(1)  # more than there is to do, and other tests run beside these
+LONG = SHORT.model_copy(update={"steps": 60, "eval_every_steps": 20, "log_every_steps": 10})
+
+
+@contextmanager
+def trainer(queue: Queue, item: int = 0) -> Iterator[Trainer]:
+    run = queue.items[item].run
+    with TemporaryDirectory() as folder:
+        opened = open_run(queue, run, Path(folder), rank=0, world=1)
+        yield opened.trainer(TorchEngine(opened.student.model, queue.training, "cpu"), queue, run, Path(folder))
+
+
+def ignore(state: State) -> None:
+    """No progress file."""
+
+
+def losses(queue: Queue, item: int = 0) -> list[float]:
+    return [value for entry in history(queue, item) for value in (*entry["loss"].values(), entry["gradient_norm"])]
+
+
+def test_the_first_loss_is_the_sum_over_tokens_divided_once_by_their_number(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT)
+    train_here(queue)
+    model = load(queue.items[0].run.model, "cpu").model
+    with trainer(queue) as fresh:
+        rows = fresh.lessons.order.rows_of_batch(0).tolist()
+    run = queue.items[0].run
+    features = [row for shard in run.shards for row in queue.store.read_rows(f"{run.features}/{shard.file}", Features)]
+    sums, counts = [0.0, 0.0], [0, 0]
+    for row in rows:
+        for term, inputs, targets in zip(features[row].term, features[row].input_ids, features[row].target_ids, strict=True):
+            mean = model(input_ids=torch.tensor([inputs]), labels=torch.tensor([targets])).loss.item()
+            sums[term] += mean * len(targets)
+            counts[term] += len(targets)
+    first = history(queue)[0]["loss"]
+    assert first == pytest.approx({"label": sums[0] / counts[0], "rationale": sums[1] / counts[1]}, rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_seed_others(tmp_path: Path) -> None:
+    first, second = [tiny_queue(tmp_path / name, SHORT, dropout=0.1, seeds=(0, 1)) for name in ("a", "b")]
+    train_here(first)
+    train_here(second)
+    assert losses(first) == losses(second)
+    assert losses(first, 0) != losses(first, 1)
+
+
+@pytest.mark.parametrize("micro_batch_rows", [1, 2, 4])
+def test_accumulation_changes_nothing(tmp_path: Path, micro_batch_rows: int) -> None:
+    # A third of the rows teaches nothing, so micro-batches of one row are often empty.
+    at_once, in_parts = [
+        tiny_queue(tmp_path / str(rows), SHORT.model_copy(update={"micro_batch_rows": rows})) for rows in (8, micro_batch_rows)
+    ]
+    train_here(at_once)
+    train_here(in_parts)
+    assert losses(in_parts) == pytest.approx(losses(at_once), rel=1e-5)
+
+
+def test_a_restart_goes_on_exactly(tmp_path: Path) -> None:
+    config = SHORT.model_copy(update={"eval_every_steps": 2, "save_every_steps": 3})
+    queue, saved = tiny_queue(tmp_path, config, dropout=0.1), tmp_path / "saved"
+    saved.mkdir()
+    with trainer(queue) as whole:
+        expected = whole.train(ignore, lambda: whole.save(saved))
+    stranger = replace(queue.items[0].run, model=replace(queue.items[0].run.model, seed=5))
+    resumed_queue = replace(queue, items=[replace(queue.items[0], run=stranger)])
+    with trainer(resumed_queue) as resumed:
+        resumed.load(saved)
+        assert resumed.state.step == 3
+        state = resumed.train(ignore, lambda: None)
+        assert (resumed.folder / "best" / "model.safetensors").exists()
+    assert (state.history, state.best, state.best_step) == (expected.history, expected.best, expected.best_step)
+
+
+def test_the_best_step_is_exported_for_plain_transformers(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, LONG)
+    train_here(queue)
+    folder, manifest = trained(queue.store, queue.items[0].run, LONG)
+    scores = {
+        entry["step"]: Score(entry["validation_accuracy"], entry["validation_loss"])
+        for entry in history(queue)
+        if "validation_accuracy" in entry
+    }
+    best = scores[manifest.figures["best_step"]]
+    assert sorted(scores) == [20, 40, 60]
+    assert not any(score.beats(best) for score in scores.values())
+    assert manifest.figures["validation_accuracy"] == best.accuracy
+    assert accuracy(queue, f"{tmp_path}/{folder}/{MODEL}") == best.accuracy
+
+
+def accuracy(queue: Queue, folder: str) -> float:
+    """The share of validation rows that plain transformers gets right with a saved model."""
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    run = queue.items[0].run
+    rows = sample(queue.store, run.examples, run.validation, 100)
+    right = 0
+    for row in rows:
+        text = run.objective.answer_prefix + "".join(segment.text for segment in row.segments)
+        answer = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=8, do_sample=False)
+        right += tokenizer.decode(answer[0], skip_special_tokens=True).strip() == row.target
+    return right / len(rows)
+
+
+def test_a_student_learns(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, LONG)
+    train_here(queue)
+    first, last = history(queue)[0]["loss"], history(queue)[-1]["loss"]
+    assert last["label"] < 0.5 * first["label"]
+    assert last["rationale"] < 0.7 * first["rationale"]
+
+
+def test_without_validation_the_last_step_is_kept(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT.model_copy(update={"eval_rows": 0}))
+    train_here(queue)
+    _, manifest = trained(queue.store, queue.items[0].run, queue.training)
+    assert manifest.figures["best_step"] == 6
+    assert manifest.figures["validation_accuracy"] is None
+    assert queue.store.exists(f"{queue.items[0].folder}/{MODEL}/model.safetensors")
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_advice(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT.model_copy(update={"learning_rate": 1e30, "clip_norm": 0.0}))
+    with pytest.raises(StageError, match="Lower the learning rate"):
+        train_here(queue)
+    assert queue.store.manifest(queue.items[0].folder) is None
+
+
+def test_finished_runs_are_skipped_and_progress_is_readable(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT)
+    train_here(queue)
+    before = [queue.store.manifest(item.folder) for item in queue.items]
+    assert queue.todo() == []
+    train_here(queue)
+    assert [queue.store.manifest(item.folder) for item in queue.items] == before
+    progress = read_progress(queue.store, "train")
+    assert progress is not None
+    assert (progress.run, progress.steps_done, progress.steps_in_all) == ("label/0", 12, 12)
+    assert progress.figures["loss_label"] == history(queue, 1)[-1]["loss"]["label"]
+    assert read_progress(queue.store, "teach") is None
+
+
+def test_training_on_nothing_is_refused_before_it_starts(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT)
+    missing = replace(queue.items[0].run, features="students/nobody/features")
+    with pytest.raises(StageError, match="students/nobody/features is not complete"):
+        train_here(replace(queue, items=[replace(queue.items[0], run=missing)]))
+    manifest = queue.store.manifest(queue.items[0].run.features)
+    assert manifest is not None
+    nothing = manifest.rows - sum(manifest.errors.values())
+    queue.store.publish_manifest(queue.items[0].run.features, replace(manifest, counts={"teaches_nothing": nothing}))
+    with pytest.raises(StageError, match="none of its 24 rows has anything to teach"):
+        train_here(queue)
+
+
+def test_a_run_is_recognised_by_everything_that_made_it(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT)
+    run = queue.items[0].run
+    others = [
+        replace(run, seed=1),
+        replace(run, inputs={"features": "another"}),
+        replace(run, model=replace(run.model, tokenizer_folder="tokenizers/other")),
+    ]
+    digests = {run.digest(SHORT), *(other.digest(SHORT) for other in others)}
+    digests.add(run.digest(SHORT.model_copy(update={"steps": 7})))
+    assert len(digests) == 5
+    assert run.digest(SHORT.model_copy(update={"max_failures": 9})) == run.digest(SHORT)
+    with pytest.raises(StageError, match="run the stage 'train' first"):
+        trained(queue.store, run, SHORT)
+
+
+def test_matrices_decay_and_norms_do_not(tmp_path: Path) -> None:
+    model = load(tiny_queue(tmp_path, SHORT).items[0].run.model, "cpu").model
+    decayed, kept = adamw(model, SHORT).param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    assert {parameter.dim() for parameter in decayed["params"]} == {2}
+    assert {parameter.dim() for parameter in kept["params"]} == {1}
+
+
+@pytest.mark.parametrize(("clip_norm", "after"), [(0.0, 5.0), (1.0, 1.0), (9.0, 5.0)])
+def test_clipping_reports_the_norm_before_it(clip_norm: float, after: float) -> None:
+    weights = [torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)]
+    weights[0].grad, weights[1].grad = torch.tensor([3.0]), torch.tensor([4.0])
+    assert clip_gradient(weights, clip_norm).item() == 5.0
+    assert torch.cat([weight.grad for weight in weights if weight.grad is not None]).norm().item() == pytest.approx(after)
+
+
+@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"num_workers": 2}])
+def test_the_plain_engine_says_what_it_cannot_do(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="float32 in one process"):
+        TorchEngine(torch.nn.Linear(1, 1), LoopConfig(**change), "cpu")  # type: ignore[arg-type]
+
+
+def test_accuracy_decides_and_the_loss_breaks_ties() -> None:
+    assert Score(0.5, 9.0).beats(None)
+    assert Score(0.6, 9.0).beats(Score(0.5, 1.0))
+    assert Score(0.5, 0.9).beats(Score(0.5, 1.0))
+    assert not Score(0.5, 1.0).beats(Score(0.5, 1.0))
+
+
+def test_the_validation_sample_is_the_same_every_time_and_bounded(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT)
+    run = queue.items[0].run
+    few = [row.uid for row in sample(queue.store, run.examples, run.validation, 3)]
+    assert len(few) == 3
+    assert few == [row.uid for row in sample(queue.store, run.examples, run.validation, 3)]
+    assert len(sample(queue.store, run.examples, run.validation, 100)) == 8
+    assert all(row.target for row in sample(queue.store, "examples", run.shards, 100))
+    assert sample(queue.store, run.examples, run.validation, 0) == []
