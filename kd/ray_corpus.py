@@ -94,12 +94,11 @@ class RecordFiles(Datasource):  # type: ignore[misc]
 
 
 def _plan(task: TaskConfig, config: PrepareConfig, sources: Mapping[str, Source]) -> Manifest:
-    """The manifest as far as it is known before the work. Where the files are does not matter, what they are does."""
+    """The manifest as far as it is known before the work."""
     inputs = {split: source.fingerprint for split, source in sources.items()}
     if task.llm:
         inputs["llm"] = find_side(task.llm).fingerprint
-    described = task.model_dump(mode="json", exclude={"path": True, "llm": {"path"}})
-    settings = {"task": described, "rows_per_shard": config.rows_per_shard}
+    settings = {"task": task.described, "rows_per_shard": config.rows_per_shard}
     contract = schema_digest(Example)
     return Manifest(
         stage="prepare",
@@ -159,19 +158,18 @@ def _write_all(streams: Sequence[Stream], progress: Progress) -> list[Written]:
 
 
 def _write(stream: Stream) -> Iterator[Written]:
-    """Run one split through Ray Data. Source order all the way, so that blocks, and with them shards, are always the same."""
-    files = len(stream.source.files)
-    records = ray.data.read_datasource(RecordFiles(stream.source), override_num_blocks=files)
+    """Run one split through Ray Data; what its tasks say, as it comes."""
+    with _source_order():
+        records = ray.data.read_datasource(RecordFiles(stream.source), override_num_blocks=len(stream.source.files))
     if stream.source_split == "train" and stream.task.holdout:
         records = records.map_batches(partial(_keep, stream), batch_size=None, batch_format="pyarrow")
     if stream.limit:
         records = records.limit(stream.limit)
     blocks = records.repartition(target_num_rows_per_block=stream.rows_per_shard, strict=True)
     shards = blocks.map_batches(partial(_write_shard, stream), batch_size=None, batch_format="pyarrow")
-    with _source_order():
-        for row in shards.iter_rows():
-            raise_packed(row["failure"])
-            yield pickle.loads(row["written"])
+    for row in shards.iter_rows():
+        raise_packed(row["failure"])
+        yield pickle.loads(row["written"])
 
 
 def _read(source: Source, index: int) -> Iterator[pa.Table]:
@@ -241,6 +239,7 @@ def _make_unique(task: TaskConfig, store: Store, folder: str, shards: Sequence[S
 
 @contextmanager
 def _source_order() -> Iterator[None]:
+    """Data sets made in here keep the order of the files, so that blocks, and with them shards, are always the same."""
     options = ray.data.DataContext.get_current().execution_options
     before = options.preserve_order
     options.preserve_order = True

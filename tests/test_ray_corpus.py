@@ -48,14 +48,14 @@ def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     connect(cpus=1)
     made(mine(corpus), store, rows_per_shard=4)
     ray.shutdown()
-    connect(cpus=3)
+    connect(cpus=6)
     yield store
     ray.shutdown()
 
 
 @pytest.fixture
 def cluster(alone: Store) -> None:
-    """A local Ray with three CPUs."""
+    """A local Ray with six CPUs."""
 
 
 def record(name: str, **fields: Any) -> dict[str, Any]:
@@ -97,11 +97,11 @@ def in_order(*files: str) -> list[str]:
     return [f"{file}-{number}" for file in files for number in range(SIZES[file])]
 
 
-def test_three_cpus_write_the_bytes_that_one_writes(alone: Store, corpus: Path, tmp_path: Path) -> None:
+def test_six_cpus_write_the_bytes_that_one_writes(alone: Store, corpus: Path, tmp_path: Path) -> None:
     store = Store.at(str(tmp_path))
-    one, three = alone.manifest("examples"), made(mine(corpus), store, rows_per_shard=4)
+    one, six = alone.manifest("examples"), made(mine(corpus), store, rows_per_shard=4)
     assert one is not None
-    assert one.shards == three.shards
+    assert one.shards == six.shards
     for shard in one.shards:
         assert alone.read(f"examples/{shard.file}") == store.read(f"examples/{shard.file}")
 
@@ -115,6 +115,16 @@ def test_rows_are_in_the_order_of_the_files_in_full_shards(alone: Store) -> None
     assert [shard.rows for shard in manifest.shards_of("test")] == [4, 4, 1]
     assert (manifest.rows, manifest.errors, manifest.row_type) == (28, {}, "Example")
     assert set(alone.names("examples")) == {"manifest.json", *(shard.file for shard in manifest.shards)}
+
+
+def test_a_file_that_takes_longer_to_read_still_comes_first(cluster: None, tmp_path: Path) -> None:
+    files = [f"train-{number}.jsonl" for number in range(4)]
+    for name in files:
+        write_jsonl(tmp_path / name, [record(f"{name}-{number}") for number in range(3)])
+    (tmp_path / files[0]).write_text("\n" * 20_000_000 + (tmp_path / files[0]).read_text())
+    store = Store.at(str(tmp_path / "run"))
+    manifest = made(mine(tmp_path, files={"train": "train*"}), store, rows_per_shard=5)
+    assert names(store, manifest, "train") == [f"{name}-{number}" for name in files for number in range(3)]
 
 
 def test_progress_ends_at_all_the_rows(cluster: None, corpus: Path, tmp_path: Path) -> None:
