@@ -34,6 +34,10 @@ class Session:
         if not ray.is_initialized():
             self.exits.enter_context(connected(self.config.cluster))
 
+    def remember(self) -> None:
+        """Save the resolved config. It is the newest one; what a stage was made with stands in its manifest."""
+        self.store.publish_json("config.json", self.config.model_dump(mode="json"))
+
 
 Stage = Callable[[Session], None]
 

@@ -14,6 +14,7 @@ def run(session: Session) -> None:
     if not finished:
         session.connect()
     manifest = prepare(session.config.task, session.config.prepare, session.store, line)
+    session.remember()
     line.close(("complete already: " if finished else "") + outcome([manifest]))
 
 

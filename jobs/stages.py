@@ -17,8 +17,11 @@ from kd.training.runs import Queue
 
 
 def wiring(session: Session) -> Wiring:
-    """The works of the session's run."""
-    return Wiring(session.config, session.store)
+    """The works of the session's run, whose directory must not be another task's."""
+    works = Wiring(session.config, session.store)
+    works.examples_if_any()
+    session.remember()
+    return works
 
 
 def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -> list[Manifest]:

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from kd.attribution.engine import Attribute, AttributionConfig
 from kd.config import Config
-from kd.errors import StageError
+from kd.errors import StageError, StoreError
 from kd.evaluation.answers import Answer, EvaluationConfig
 from kd.models import ModelConfig, ModelSource
 from kd.rationales import Rationalise
@@ -38,9 +38,17 @@ class Wiring:
     @cached_property
     def examples(self) -> Manifest:
         """The finished corpus."""
-        manifest = self.store.manifest(EXAMPLES)
+        manifest = self.examples_if_any()
         if manifest is None:
             raise StageError(f"{self.store.path(EXAMPLES)} is not complete; run the stage 'prepare' first")
+        return manifest
+
+    def examples_if_any(self) -> Manifest | None:
+        """The corpus if it is finished. Raises StoreError if it is another task's."""
+        manifest = self.store.manifest(EXAMPLES)
+        if manifest is not None and manifest.config["task"] != self.config.task.described:
+            where = self.store.path(EXAMPLES)
+            raise StoreError(f"{where} holds the examples of another task than the config's; use a new run name")
         return manifest
 
     @property

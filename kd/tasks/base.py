@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from kd.errors import InputError, RowFault
 from kd.frozen import Frozen
@@ -133,6 +133,11 @@ class TaskConfig(Frozen):
         return normalise(answer) == normalise(target)
 
     @property
+    def described(self) -> dict[str, Any]:
+        """What the task is, for a manifest: where its files are does not matter."""
+        return self.model_dump(mode="json", exclude={"path": True, "llm": {"path"}})
+
+    @property
     def task(self) -> str:
         """What rows and reports call the task."""
         return self.name or self.type
@@ -194,11 +199,12 @@ class TaskConfig(Frozen):
                         f" do not have; they have {', '.join(sorted(columns))}. Set {need.key} to one of these{hint}"
                     )
 
-    @field_validator("files", mode="before")
+    @field_validator("files", "holdout", mode="before")
     @classmethod
-    def _keep_preset_patterns(cls, given: Any) -> Any:
-        """A split that the config does not mention keeps the preset's pattern."""
-        return cls.model_fields["files"].default.model_dump() | dict(given) if isinstance(given, Mapping) else given
+    def _keep_preset(cls, given: Any, info: ValidationInfo) -> Any:
+        """What the config does not mention in there keeps the preset's value."""
+        preset = cls.model_fields[str(info.field_name)].default
+        return preset.model_dump() | dict(given) if preset and isinstance(given, Mapping) else given
 
     @model_validator(mode="before")
     @classmethod

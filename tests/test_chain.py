@@ -1,0 +1,204 @@
+"""The whole chain: on a local Ray and in a plain loop the same rows, with one actor or two; run twice, the same losses."""
+
+import io
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import ray
+
+from jobs import pipeline
+from jobs.cli import Session
+from jobs.console import Console
+from jobs.stages import run_queue, run_works
+from jobs.wiring import EXAMPLES, Wiring
+from kd.config import Config
+from kd.errors import StageError, StoreError
+from kd.examples import as_example
+from kd.rows import Attribution, Example, Features, Prediction, RationaleRow, Row
+from kd.shards import Work, claim, completed, finish, run_shard
+from kd.store import Manifest, Store
+from tests.mini import mini_config, write_mini
+
+TYPES: dict[str, type[Row]] = {
+    "attributions": Attribution,
+    "rationales": RationaleRow,
+    "students": Features,
+    "predictions": Prediction,
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=6, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_mini(tmp_path_factory.mktemp("mini"))
+
+
+def session(config: Config) -> Session:
+    return Session(config, Store.at(config.directory), Console(io.StringIO()), ExitStack())
+
+
+@pytest.fixture(scope="module")
+def done(cluster: None, mini: Path) -> Session:
+    """The chain on Ray, with two actors and two training workers."""
+    ran = session(mini_config(mini))
+    pipeline.run(ran)
+    return ran
+
+
+def printed(ran: Session) -> str:
+    assert isinstance(ran.console.stream, io.StringIO)
+    return ran.console.stream.getvalue()
+
+
+def rows_of(store: Store, folder: str, row_type: type[Row]) -> list[Row]:
+    manifest = store.manifest(folder)
+    assert manifest is not None, f"{folder} has no manifest"
+    return [row for shard in manifest.shards for row in store.read_rows(f"{folder}/{shard.file}", row_type)]
+
+
+def plain(store: Store, works: Sequence[Work]) -> None:
+    """Do the works in this process, without Ray."""
+    for work in works:
+        claimed = claim(store, work)
+        if isinstance(claimed, Manifest):
+            continue
+        apply = work.recipe.open()
+        for shard in claimed.todo:
+            run_shard(store, claimed, shard, apply)
+        finish(store, claimed, 1.0, "cpu")
+
+
+def test_prepare_keeps_every_record_in_the_order_of_the_files(done: Session) -> None:
+    task = done.config.task
+    for split in ("train", "validation", "test"):
+        lines = (Path(task.path) / f"{split}.jsonl").read_text().splitlines()
+        manifest = done.store.manifest(EXAMPLES)
+        assert manifest is not None
+        found = [row for shard in manifest.shards_of(split) for row in done.store.read_rows(f"{EXAMPLES}/{shard.file}", Example)]
+        assert found == [as_example(task, split, line) for line in lines]
+
+
+def test_a_plain_loop_gives_the_rows_of_the_cluster(done: Session, tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path / "plain"))
+    shutil.copytree(done.store.path(EXAMPLES), store.path(EXAMPLES))
+    wiring = Wiring(done.config, store)
+    plain(store, [wiring.attributions()])
+    plain(store, list(wiring.rationales().values()))
+    plain(store, wiring.student_features())
+    for run in wiring.students():  # trained models are taken over: how they are trained is compared elsewhere
+        shutil.copytree(done.store.path(run.target), store.path(run.target))
+    plain(store, wiring.predictions())
+    on_ray = Wiring(done.config, done.store)
+    for work in [
+        on_ray.attributions(),
+        *on_ray.rationales().values(),
+        *on_ray.student_features(),
+        *on_ray.predictions(),
+    ]:
+        folder, _ = completed(done.store, work)
+        rows = rows_of(done.store, folder, work.writes)
+        assert rows == rows_of(store, folder, work.writes), folder
+        assert rows, folder
+
+
+def test_one_actor_gives_the_rationales_of_two(done: Session, mini: Path) -> None:
+    config = mini_config(mini, name="one", cluster={"min_actors": 1, "max_actors": 1})
+    one = session(config)
+    shutil.copytree(done.store.path(EXAMPLES), one.store.path(EXAMPLES))
+    wiring = Wiring(config, one.store)
+    run_works(one, "attribute", [wiring.attributions()], wiring.pool)
+    run_works(one, "rationalize", list(wiring.rationales().values()), wiring.cpu_pool)
+    for source in ("attribution", "random", "llm", "none"):
+        folder = f"rationales/{source}"
+        assert rows_of(one.store, folder, RationaleRow) == rows_of(done.store, folder, RationaleRow)
+
+
+def test_the_laws_hold_across_the_chain(done: Session) -> None:
+    attributed = rows_of(done.store, "attributions/saliency", Attribution)
+    uids = [row.uid for row in attributed]
+    assert len(uids) == len(set(uids)) == 60
+    for source in ("attribution", "random", "llm", "none"):
+        assert [row.uid for row in rows_of(done.store, f"rationales/{source}", RationaleRow)] == uids
+    assert len(rows_of(done.store, "predictions/teacher/0", Prediction)) == 20
+    for folder in ("examples", "attributions/saliency", "rationales/random", "predictions/attribution/0"):
+        manifest = done.store.manifest(folder)
+        assert manifest is not None
+        assert manifest.rows == sum(shard.rows for shard in manifest.shards)
+        assert manifest.versions["captum"]
+        assert manifest.schema_digest
+
+
+def test_a_second_training_gives_the_same_losses(done: Session, tmp_path: Path) -> None:
+    config = done.config.model_copy(update={"root": str(tmp_path)})
+    again = session(config)
+    for folder in (EXAMPLES, "attributions", "rationales", "tokenizers"):
+        shutil.copytree(done.store.path(folder), again.store.path(folder))
+    wiring = Wiring(config, again.store)
+    run_works(again, "features", wiring.student_features(), wiring.cpu_pool)
+    run_queue(again, "train", wiring.training_queue())
+    for run in wiring.students():
+        first, second = (json.loads(store.read(f"{run.target}/history.json")) for store in (done.store, again.store))
+        assert first == second
+        assert len(first["history"]) == 4
+        assert {"loss", "gradient_norm", "learning_rate", "step"} <= set(first["history"][0])
+
+
+def test_the_report_holds_every_model_and_every_stage(done: Session) -> None:
+    report = done.store.read_json("report.json")
+    accuracies = {(row["variant"], row["seed"]) for row in report["metrics"] if row["metric"] == "accuracy"}
+    assert {("teacher", 0), ("label-only", 0), ("attribution", 0)} <= accuracies
+    assert {"prepare", "attribute", "rationalize attribution", "train label-only/0", "evaluate teacher/0"} <= set(
+        report["stages"]
+    )
+    assert report["config"] == done.config.model_dump(mode="json")
+    assert len(report["examples"]) == 10
+    html = done.store.read("report.html").decode()
+    assert "label-only" in html
+    assert "http://" not in html.replace("http://www.w3.org", "")
+    assert "label-only" in done.store.read("report.md").decode()
+
+
+def test_a_person_sees_one_line_per_stage_and_a_table(done: Session) -> None:
+    lines = printed(done).splitlines()
+    stages = [line.split()[0] for line in lines if line.endswith(")") and line[0].isalpha()]
+    assert stages == ["prepare", "attribute", "rationalize", "features", "train", "evaluate", "report"]
+    assert any(line.startswith("label-only ") for line in lines)
+    assert lines[-1].endswith("report.html")
+
+
+def test_a_second_run_of_the_chain_does_nothing(done: Session) -> None:
+    again = session(done.config)
+    pipeline.run(again)
+    assert printed(again).count("complete already") >= 6
+
+
+def test_a_stage_without_its_upstream_says_which_one_to_run(done: Session, mini: Path) -> None:
+    empty = session(mini_config(mini, name="empty"))
+    with pytest.raises(StageError, match="run the stage 'prepare' first"):
+        Wiring(empty.config, empty.store).attributions()
+    half = session(
+        done.config.model_copy(update={"attribution": done.config.attribution.model_copy(update={"explained": "predicted"})})
+    )
+    with pytest.raises(
+        StageError, match=r"attributions/saliency is not complete for this config; run the stage 'attribute' first"
+    ):
+        Wiring(half.config, half.store).rationales()
+
+
+def test_a_run_directory_of_another_corpus_is_refused(done: Session) -> None:
+    task = done.config.task.model_copy(update={"name": "other"})
+    other = session(done.config.model_copy(update={"task": task}))
+    with pytest.raises(StoreError, match="new run name"):
+        pipeline.run(other)
+    with pytest.raises(StoreError, match="new run name"):
+        Wiring(other.config, other.store).attributions()
