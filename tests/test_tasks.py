@@ -270,9 +270,12 @@ def test_a_path_that_is_a_file_or_a_glob_is_all_train(path: str, folder: str, pa
     assert Svamp.model_validate(task.model_dump()) == task
 
 
-def test_files_that_the_config_does_not_name_keep_the_presets_pattern() -> None:
+def test_what_a_config_does_not_say_of_files_and_hold_out_keeps_the_presets_value() -> None:
     task = Anli.model_validate({"files": {"train": "mine*"}})
     assert task.files == Files(train="mine*", validation=Anli().files.validation, test=Anli().files.test)
+    assert Svamp.model_validate({"holdout": {"seed": 3}}).holdout == Holdout(fraction=0.1, seed=3, by="position")
+    with pytest.raises(ValidationError, match="fraction"):
+        Anli.model_validate({"holdout": {"seed": 3}})
 
 
 @pytest.mark.parametrize(
