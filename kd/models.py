@@ -84,14 +84,14 @@ class Loaded:
 
 
 def load(source: ModelSource, device: str) -> Loaded:
-    """Load or build the model of a source onto "cpu" or "cuda".
+    """Load or build the model of a source onto "cpu" or "cuda". On "meta" it has no weights, and pretrained ones are not read.
 
     Raises:
         ConfigError: the config asks for a package, a tokenizer or a permission that is not there.
         InputError: there is no such model, its weights are incomplete, or it is not an encoder-decoder.
     """
     with _quiet(), seeded(source.seed):
-        loaded = _from_origin(source)
+        loaded = _from_origin(source, weights=device != "meta")
     if not loaded.tokenizer.is_fast:
         raise InputError(f"{loaded.name}: its tokenizer gives no character offsets; expected one with a tokenizer.json")
     loaded.model.eval().to(device=device)
@@ -141,31 +141,37 @@ def _untrained(spec: T5Spec) -> tuple[Any, Any]:
     return Tokenizer(models.Unigram()), trainers.UnigramTrainer(unk_token=UNKNOWN, **common)
 
 
-def _from_origin(source: ModelSource) -> Loaded:
+def _from_origin(source: ModelSource, weights: bool) -> Loaded:
     config = source.config
     if source.folder is not None:
         with _fetched(source.store, source.folder) as local:
-            return _from_name(config, str(local), called=source.folder)
+            return _from_name(config, str(local), source.folder, weights)
     if config.name is not None:
-        return _from_name(config, config.name, called=config.name)
+        return _from_name(config, config.name, config.name, weights)
     assert config.spec is not None  # ModelConfig has one of the two
     return _from_spec(source, config.spec)
 
 
-def _from_name(config: ModelConfig, name: str, called: str) -> Loaded:
+def _from_name(config: ModelConfig, name: str, called: str, weights: bool) -> Loaded:
     """A pretrained encoder-decoder by hub id or local folder; all its files are of one commit."""
+    import torch
     from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
     _check_there(name)
     commit = _commit(name, config.revision)
     asked = {"revision": commit, "trust_remote_code": config.trust_remote_code}
     with _explained(name, config):
-        _check_encoder_decoder(called, AutoConfig.from_pretrained(name, **asked))
+        architecture = AutoConfig.from_pretrained(name, **asked)
+        _check_encoder_decoder(called, architecture)
+        tokenizer = AutoTokenizer.from_pretrained(name, **asked)
+        if not weights:
+            with torch.device("meta"):
+                model = AutoModelForSeq2SeqLM.from_config(architecture, trust_remote_code=config.trust_remote_code)
+            return Loaded(model, tokenizer, f"{called}@{commit}")
         safetensors = None if config.allow_pickle else True
         model, report = AutoModelForSeq2SeqLM.from_pretrained(
             name, dtype=_dtype(config), use_safetensors=safetensors, output_loading_info=True, **asked
         )
-        tokenizer = AutoTokenizer.from_pretrained(name, **asked)
     if report["missing_keys"]:
         raise InputError(f"{called}: its files hold no weights for {sorted(report['missing_keys'])[:3]}; expected all of them")
     return Loaded(model, tokenizer, f"{called}@{_identity(name, commit)}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kd.models import load
+from kd.models import load, save
 from kd.rows import Example, Features, RowError, Segment
 from kd.training.features import Featurise
 from kd.training.objectives import AnyObjective, LabelOnly, MultiTask
@@ -77,3 +77,12 @@ def test_a_row_of_options_alone_is_too_long_to_read(tmp_path: Path) -> None:
     (made,) = featurise(tmp_path, LabelOnly(), row, max_input_tokens=32)
     assert isinstance(made, RowError)
     assert made.reason == "too_long"
+
+
+def test_a_pretrained_models_weights_are_not_read(tmp_path: Path) -> None:
+    source = tiny_source(tmp_path)
+    folder = tmp_path / "teacher" / "model"
+    save(load(source, "cpu"), folder)
+    (folder / "model.safetensors").unlink()
+    trained = replace(source, folder="teacher/model")
+    assert Featurise(LabelOnly(), trained).open()([example()]) == Featurise(LabelOnly(), source).open()([example()])

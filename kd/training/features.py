@@ -24,7 +24,7 @@ class Featurise:
 
     def open(self) -> Apply:
         limits = self.source.config
-        family = EncoderDecoder(load(self.source, "cpu"), limits.max_input_tokens, limits.max_answer_tokens)
+        family = EncoderDecoder(load(self.source, "meta"), limits.max_input_tokens, limits.max_answer_tokens)
         return lambda rows: [_featurise(row, self.objective, family) for row in rows]
 
 
