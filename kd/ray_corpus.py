@@ -36,6 +36,7 @@ from kd.uids import UIDS_PER_BUCKET, Repeats, find_repeats, rename
 Progress = Callable[[int, int | None], None]
 """Called with the rows done and, where it is known, the rows in all."""
 READ_AT_ONCE = 1000
+READ_BLOCK_BYTES = 16 * 2**20
 
 
 def prepare(task: TaskConfig, config: PrepareConfig, store: Store, progress: Progress, folder: str = "examples") -> Manifest:
@@ -70,26 +71,26 @@ def prepare(task: TaskConfig, config: PrepareConfig, store: Store, progress: Pro
 
 
 class RecordFiles(Datasource):  # type: ignore[misc]
-    """The records of a source as a table of `file`, `row`, `record`, streamed by one read task per file.
+    """The records of a split as a table of `file`, `row`, `record`, streamed by one read task per file.
 
     Ray's own readers guess types per block, so that a column which is null in one and a list in another breaks a corpus, and
     do not say where a row came from. `failure` tells of an unreadable file: as data, since Ray keeps only an error's text.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, stream: Stream) -> None:
         super().__init__()
-        self.source = source
+        self.stream = stream
 
     def estimate_inmemory_data_size(self) -> int | None:
-        return sum(file.size_bytes for file in self.source.files)
+        return sum(file.size_bytes for file in self.stream.source.files)
 
     def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
         return [
             ReadTask(
-                partial(_read, self.source, index),
+                partial(_read, self.stream, index),
                 BlockMetadata(num_rows=None, size_bytes=file.size_bytes, input_files=[file.path], exec_stats=None),
             )
-            for index, file in enumerate(self.source.files)
+            for index, file in enumerate(self.stream.source.files)
         ]
 
 
@@ -160,9 +161,7 @@ def _write_all(streams: Sequence[Stream], progress: Progress) -> list[Written]:
 def _write(stream: Stream) -> Iterator[Written]:
     """Run one split through Ray Data; what its tasks say, as it comes."""
     with _source_order():
-        records = ray.data.read_datasource(RecordFiles(stream.source), override_num_blocks=len(stream.source.files))
-    if stream.source_split == "train" and stream.task.holdout:
-        records = records.map_batches(partial(_keep, stream), batch_size=None, batch_format="pyarrow")
+        records = ray.data.read_datasource(RecordFiles(stream), override_num_blocks=len(stream.source.files))
     if stream.limit:
         records = records.limit(stream.limit)
     blocks = records.repartition(target_num_rows_per_block=stream.rows_per_shard, strict=True)
@@ -172,34 +171,25 @@ def _write(stream: Stream) -> Iterator[Written]:
         yield pickle.loads(row["written"])
 
 
-def _read(source: Source, index: int) -> Iterator[pa.Table]:
-    """The records of one file, in tables."""
-    rows = itertools.count()
+def _read(stream: Stream, file: int) -> Iterator[pa.Table]:
+    """The records of one file that belong to the split, in tables."""
+    numbered = enumerate(stream.source.records(file))
     try:
-        records = source.records(index)
-        while texts := list(itertools.islice(records, READ_AT_ONCE)):
-            yield _table(index, rows, texts, b"")
+        while some := list(itertools.islice(numbered, READ_AT_ONCE)):
+            kept = stream.keeps([(file, row) for row, _ in some], [record for _, record in some])
+            yield _table(file, [entry for entry, keep in zip(some, kept, strict=True) if keep], b"")
     except UserError as error:
-        yield _table(index, rows, [""], packed(error, "reading"))
+        yield _table(file, [(0, "")], packed(error, "reading"))
 
 
-def _table(file: int, rows: Iterator[int], records: Sequence[str], failure: bytes) -> pa.Table:
+def _table(file: int, records: Sequence[tuple[int, str]], failure: bytes) -> pa.Table:
     columns = {
         "file": pa.array([file] * len(records), pa.int32()),
-        "row": pa.array(itertools.islice(rows, len(records)), pa.int64()),
-        "record": pa.array(records, pa.string()),
+        "row": pa.array([row for row, _ in records], pa.int64()),
+        "record": pa.array([record for _, record in records], pa.string()),
         "failure": pa.array([failure] * len(records), pa.binary()),
     }
     return pa.table(columns)
-
-
-def _parts(batch: pa.Table) -> tuple[list[Place], list[str]]:
-    places = zip(batch["file"].to_pylist(), batch["row"].to_pylist(), strict=True)
-    return list(places), batch["record"].to_pylist()
-
-
-def _keep(stream: Stream, batch: pa.Table) -> pa.Table:
-    return batch.filter(pa.array(stream.keeps(*_parts(batch)), pa.bool_()))
 
 
 def _write_shard(stream: Stream, batch: pa.Table) -> pa.Table:
@@ -207,7 +197,8 @@ def _write_shard(stream: Stream, batch: pa.Table) -> pa.Table:
     try:
         for failed in filter(None, batch["failure"].to_pylist()):
             raise_packed(failed)
-        written = pickle.dumps(stream.write(*_parts(batch)))
+        places: list[Place] = list(zip(batch["file"].to_pylist(), batch["row"].to_pylist(), strict=True))
+        written = pickle.dumps(stream.write(places, batch["record"].to_pylist()))
     except Exception as error:  # noqa: BLE001 - raised again in the driver
         failure = packed(error, f"prepare, {stream.split}")
     return pa.table({"written": [written], "failure": [failure]})
@@ -239,14 +230,17 @@ def _make_unique(task: TaskConfig, store: Store, folder: str, shards: Sequence[S
 
 @contextmanager
 def _source_order() -> Iterator[None]:
-    """Data sets made in here keep the order of the files, so that blocks, and with them shards, are always the same."""
-    options = ray.data.DataContext.get_current().execution_options
-    before = options.preserve_order
-    options.preserve_order = True
+    """Data sets made in here keep the order of the files, so that blocks, and with them shards, are always the same.
+
+    They are read in small blocks, so that the memory of a reader does not grow with its file.
+    """
+    context = ray.data.DataContext.get_current()
+    before = context.execution_options.preserve_order, context.target_max_block_size
+    context.execution_options.preserve_order, context.target_max_block_size = True, READ_BLOCK_BYTES
     try:
         yield
     finally:
-        options.preserve_order = before
+        context.execution_options.preserve_order, context.target_max_block_size = before
 
 
 @contextmanager

@@ -8,6 +8,7 @@ of the shards become `<uid>-2`, `<uid>-3`, wherever the shards were cut.
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from kd.tasks.base import is_content_uid
 
 UIDS_PER_BUCKET = 2**24
 """128 MiB of hashes in the task of a bucket."""
+READERS = 16
 
 Renames = Mapping[str, Mapping[int, str]]
 """For each shard's name, from the position of a row in it to the row's new uid."""
@@ -66,8 +68,11 @@ def _confirm(store: Store, folder: str, shards: Sequence[Shard], suspects: Colle
 
 
 def _uids(store: Store, folder: str, shards: Sequence[Shard]) -> Iterator[tuple[Shard, list[str]]]:
-    for shard in shards:
-        yield shard, store.read_column(f"{folder}/{shard.file}", "uid")
+    """The shards' uids, in order, read by several threads: an object store is slow to answer, and little is held at once."""
+    with ThreadPoolExecutor(READERS) as readers:
+        for start in range(0, len(shards), READERS):
+            some = shards[start : start + READERS]
+            yield from zip(some, readers.map(lambda shard: store.read_column(f"{folder}/{shard.file}", "uid"), some), strict=True)
 
 
 def _hashes(uids: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
