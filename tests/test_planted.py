@@ -107,7 +107,7 @@ def test_the_model_reads_the_question_and_a_line_per_option() -> None:
     row = Planted().example(planted.SAMPLE[1], "test")
     assert "".join(segment.text for segment in row.segments) == (
         "This song is about the gavel, sofa, stone, candle, fence and parcel. Which job is it?"
-        "\nAnswer Choices:\n(a) judge\n(b) tailor\n(c) plumber\n(d) dentist"
+        "\nOptions: judge, tailor, plumber, dentist"
     )
     assert [segment.role for segment in row.segments] == ["question"] + ["prompt", "choice"] * 4
     assert row.label_set == ["judge", "tailor", "plumber", "dentist"]

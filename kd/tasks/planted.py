@@ -148,8 +148,7 @@ class Planted(TaskConfig):
         options = texts_at(record, "choices")
         segments = [Segment("question", text_at(record, "question"))]
         for number, option in enumerate(options):
-            before = f"\n({chr(ord('a') + number)}) "
-            segments.append(Segment("prompt", before if number else f"\nAnswer Choices:{before}"))
+            segments.append(Segment("prompt", ", " if number else "\nOptions: "))
             segments.append(Segment("choice", option))
         return Parsed(
             segments=segments,
