@@ -8,7 +8,7 @@ def run(session: Session) -> None:
     from jobs.findings import Findings
     from jobs.stages import wiring
     from kd.reporting.report import to_html, to_json, to_markdown
-    from kd.reporting.tables import terminal_table
+    from kd.reporting.tables import as_text, rationale_table, terminal_table
 
     line = session.console.stage("report")
     report = Findings(wiring(session)).report()
@@ -16,7 +16,8 @@ def run(session: Session) -> None:
     session.store.publish("report.md", to_markdown(report).encode())
     session.store.publish("report.html", to_html(report).encode())
     line.close("report.json, report.md, report.html")
-    session.console.say(f"\n{terminal_table(report.all_metrics)}\n\n{session.store.path('report.html')}")
+    tables = f"{terminal_table(report.all_metrics)}\n\n{as_text(rationale_table(report.metrics))}"
+    session.console.say(f"\n{tables}\n\n{session.store.path('report.html')}")
 
 
 if __name__ == "__main__":
