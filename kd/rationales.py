@@ -6,7 +6,6 @@ and stop words, the same word counted once. Prompt words and option letters are 
 role to draw from. Every source of a rationale sees the same candidates, so a control differs in nothing but the choice.
 """
 
-import dataclasses
 import json
 import math
 import random
@@ -18,7 +17,7 @@ import regex
 from pydantic import Field, model_validator
 
 from kd.frozen import Frozen
-from kd.rows import Attribution, RationaleRow, RowError, Segment, Span, text_of
+from kd.rows import Attribution, RationaleRow, RowError, Segment, Span, extended, text_of
 from kd.spans import pool, words
 
 DrawnRole = Literal["context", "question", "premise", "hypothesis", "text", "choice"]
@@ -261,8 +260,9 @@ class Rationalise:
         candidates = self.config.candidates(row, found, importance)
         chosen, text = self.source.choose(Offer(row, candidates, self.config.select(candidates)))
         marked = {index for candidate in chosen for index in candidate.occurrences}
-        return RationaleRow(
-            **{field.name: getattr(row, field.name) for field in dataclasses.fields(Attribution)},
+        return extended(
+            row,
+            RationaleRow,
             word_segment=[span.segment for span in found],
             word_start=[span.start for span in found],
             word_end=[span.end for span in found],

@@ -23,11 +23,12 @@ import ray.exceptions
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from kd.arrow import schema_digest
 from kd.corpus import Source, find_splits
 from kd.errors import InputError, StoreError, UserError
 from kd.examples import Place, Stream, Written, check_complete, find_side, side_size
 from kd.ray_data import packed, quiet_context, raise_packed, readable_errors
-from kd.rows import Example, schema_digest
+from kd.rows import Example
 from kd.shards import check_errors, summarise
 from kd.store import Manifest, Shard, Store, digest
 from kd.tasks.base import PrepareConfig, TaskConfig

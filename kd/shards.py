@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from kd.arrow import schema_digest
 from kd.errors import StageError
-from kd.rows import Row, RowError, as_errored, check_conserved, schema_digest
+from kd.rows import Row, RowError, as_errored, check_conserved
 from kd.store import Manifest, Shard, Store, digest
 
 Apply = Callable[[list[Any]], list[Any]]

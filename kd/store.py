@@ -23,8 +23,9 @@ from typing import Any, TypeVar
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from kd.arrow import from_table, to_table
 from kd.errors import StoreError
-from kd.rows import Row, from_table, to_table
+from kd.rows import Row
 
 R = TypeVar("R", bound=Row)
 FOLDER_NAME = re.compile(r"[a-z0-9_-]+")

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    ("kd.rows", "kd.spans", "kd.errors", "kd.frozen"),
+    ("kd.rows", "kd.arrow", "kd.spans", "kd.errors", "kd.frozen"),
     ("kd.tasks", "kd.corpus", "kd.examples", "kd.uids", "kd.store", "kd.shards", "kd.specs", "kd.models"),
     ("kd.families", "kd.batching", "kd.cost", "kd.vocabulary"),
     ("kd.attribution", "kd.rationales", "kd.training", "kd.evaluation"),
@@ -37,7 +37,7 @@ LIBRARIES = {
         "kd.ray_train",
     ),
     "datasets": ("kd.tasks", "kd.store", "kd.training"),
-    "pyarrow": ("kd.rows", "kd.store", "kd.corpus", "kd.ray_data", "kd.ray_corpus"),
+    "pyarrow": ("kd.arrow", "kd.store", "kd.corpus", "kd.ray_data", "kd.ray_corpus"),
     "pandas": (),
 }
 

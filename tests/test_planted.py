@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from kd.rows import Example, text_of, to_table
+from kd.arrow import to_table
+from kd.rows import Example, text_of
 from kd.tasks import planted
 from kd.tasks.planted import CUES, DISTRACTORS, NAMES, QUESTIONS, RATIONALES, STORIES, Planted, generate, question
 

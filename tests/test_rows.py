@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from kd import rows
+from kd import arrow, rows
 from kd.rows import Attribution, Example, Features, MetricRow, Prediction, RationaleRow, RowError, Segment, Span
 
 GOLDEN = Path(__file__).parent / "golden" / "schemas.txt"
@@ -52,7 +52,7 @@ def attribution(uid: str = "a", **changes: object) -> Attribution:
 
 
 def test_the_schemas_are_the_reviewed_ones() -> None:
-    text = "\n\n".join(f"{row_type.__name__}\n{rows.schema(row_type)}" for row_type in ROW_TYPES) + "\n"
+    text = "\n\n".join(f"{row_type.__name__}\n{arrow.schema(row_type)}" for row_type in ROW_TYPES) + "\n"
     assert text == GOLDEN.read_text(), f"a row contract changed; if that is meant, write the new schemas to {GOLDEN.name}"
 
 
@@ -72,14 +72,14 @@ def test_the_schemas_are_the_reviewed_ones() -> None:
 )
 def test_rows_survive_the_way_to_a_table_and_back(sample: list[rows.Row]) -> None:
     row_type = type(sample[0]) if sample else Example
-    table = rows.to_table(sample, row_type)
-    assert rows.from_table(table, row_type) == sample
-    assert rows.from_table(table.slice(1), row_type) == sample[1:]
+    table = arrow.to_table(sample, row_type)
+    assert arrow.from_table(table, row_type) == sample
+    assert arrow.from_table(table.slice(1), row_type) == sample[1:]
 
 
 def test_a_table_of_several_chunks_reads_as_one() -> None:
-    table = pa.concat_tables([rows.to_table([attribution(uid)], Attribution) for uid in "abc"])
-    assert [row.uid for row in rows.from_table(table, Attribution)] == ["a", "b", "c"]
+    table = pa.concat_tables([arrow.to_table([attribution(uid)], Attribution) for uid in "abc"])
+    assert [row.uid for row in arrow.from_table(table, Attribution)] == ["a", "b", "c"]
 
 
 def test_a_missing_field_is_a_type_error() -> None:
@@ -127,31 +127,31 @@ def test_a_reason_outside_the_list_is_refused() -> None:
 
 
 def test_a_null_where_none_may_be_is_found_at_any_depth() -> None:
-    good = rows.to_table([example()], Example)
-    top = good.set_column(0, rows.schema(Example).field("uid"), pa.array([None], pa.string()))
+    good = arrow.to_table([example()], Example)
+    top = good.set_column(0, arrow.schema(Example).field("uid"), pa.array([None], pa.string()))
     with pytest.raises(ValueError, match=r"Example\.uid: expected no nulls, got 1 of 1"):
-        rows.check(top, Example)
+        arrow.check(top, Example)
     index = good.schema.get_field_index("label_set")
     deep = good.set_column(
-        index, rows.schema(Example).field("label_set"), pa.array([["home", None]], good.schema.field(index).type)
+        index, arrow.schema(Example).field("label_set"), pa.array([["home", None]], good.schema.field(index).type)
     )
     with pytest.raises(ValueError, match=r"Example\.label_set\[\]: expected no nulls"):
-        rows.check(deep, Example)
+        arrow.check(deep, Example)
 
 
 def test_another_schema_is_refused_with_the_difference() -> None:
-    table = rows.to_table([example()], Example)
+    table = arrow.to_table([example()], Example)
     with pytest.raises(ValueError, match=r"missing \['split'\], unknown \['part'\]"):
-        rows.check(table.rename_columns(["part" if name == "split" else name for name in table.schema.names]), Example)
+        arrow.check(table.rename_columns(["part" if name == "split" else name for name in table.schema.names]), Example)
     with pytest.raises(ValueError, match=r"Attribution: columns differ"):
-        rows.check(table, Attribution)
+        arrow.check(table, Attribution)
     index = table.schema.get_field_index("target")
     with pytest.raises(ValueError, match=r"Example\.target: expected string, got int64"):
-        rows.check(table.set_column(index, "target", pa.array([1])), Example)
+        arrow.check(table.set_column(index, "target", pa.array([1])), Example)
 
 
 def test_the_digest_tells_contracts_apart() -> None:
-    assert len({rows.schema_digest(row_type) for row_type in ROW_TYPES}) == len(ROW_TYPES)
+    assert len({arrow.schema_digest(row_type) for row_type in ROW_TYPES}) == len(ROW_TYPES)
 
 
 @pytest.mark.parametrize("row_type", [Attribution, RationaleRow, Prediction])
@@ -160,7 +160,7 @@ def test_an_errored_row_keeps_what_it_had_and_says_why(row_type: type[Example]) 
     assert type(failed) is row_type
     assert failed.error == RowError("not_finite", "score 3")
     assert (failed.uid, failed.segments, failed.evidence) == ("a", example().segments, example().evidence)
-    assert rows.from_table(rows.to_table([failed], row_type), row_type) == [failed]
+    assert arrow.from_table(arrow.to_table([failed], row_type), row_type) == [failed]
 
 
 def test_conservation_is_broken_by_a_lost_an_added_a_doubled_and_a_moved_row() -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from kd.arrow import to_table
 from kd.errors import InputError
-from kd.rows import Example, Segment, text_of, to_table
+from kd.rows import Example, Segment, text_of
 from kd.tasks import anli, commonsense_qa, esnli, svamp
 from kd.tasks.anli import Anli
 from kd.tasks.base import Files, TaskConfig, is_content_uid, normalise

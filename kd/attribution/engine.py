@@ -20,7 +20,7 @@ from kd.batching import cut
 from kd.errors import RowFault
 from kd.frozen import Frozen
 from kd.models import ModelSource, load
-from kd.rows import Attribution, Example, RowError, Split
+from kd.rows import Attribution, Example, RowError, Split, extended
 
 if TYPE_CHECKING:
     from kd.families.encoder_decoder import Encoded, EncoderDecoder, Generated
@@ -161,8 +161,9 @@ class Engine:
             return RowError("not_finite", "a score or log-probability is not a finite number; try dtype float32")
         scored = [part for part in zip(encoded.spans, encoded.tokens, scores, strict=True) if part[0]]
         ranking = logprobs[: len(row.label_set)]
-        return Attribution(
-            **{field.name: getattr(row, field.name) for field in dataclasses.fields(Example)},
+        return extended(
+            row,
+            Attribution,
             model=self._family.name,
             method=self._config.method.type,
             explained=question.explained,

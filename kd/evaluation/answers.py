@@ -6,7 +6,6 @@ nothing else is put in its place.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from kd.batching import cut
 from kd.errors import RowFault
 from kd.frozen import Frozen
 from kd.models import ModelSource, load
-from kd.rows import Example, Prediction, RowError, Segment, Split
+from kd.rows import Example, Prediction, RowError, Segment, Split, extended
 from kd.tasks.base import TaskConfig, normalise
 
 if TYPE_CHECKING:
@@ -88,8 +87,9 @@ class Answer:
     def _prediction(self, row: Example, encoded: Encoded, said: Generated, student: str) -> Prediction:
         answer = read_answer(said.text, row.label_set, self.task) if said.finished else None
         right = answer is not None and row.target is not None and self.task.judge(answer, row.target)
-        return Prediction(
-            **{field.name: getattr(row, field.name) for field in dataclasses.fields(Example)},
+        return extended(
+            row,
+            Prediction,
             student=student,
             variant=self.variant,
             seed=self.seed,
