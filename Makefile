@@ -1,13 +1,15 @@
 # The project's whole workflow: README and CI call exactly these targets.
 VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c 'import sys; print(sys.executable if (3, 11) <= sys.version_info[:2] <= (3, 12) else "")' 2>/dev/null)))
+# The corpus that the quickstart prints; its settings were tuned on seed 0.
+SEED ?= 20261121
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: quickstart test test-slow check offline clean
 
 quickstart: $(READY)  ## the whole chain on a small corpus, on this machine
-	@$(BIN)/python -m kd.tasks.planted data/planted
+	@$(BIN)/python -m kd.tasks.planted data/planted --seed $(SEED)
 	@$(BIN)/python -m jobs.pipeline configs/quickstart.yaml
 
 test: $(READY)  ## the tests
