@@ -1,5 +1,6 @@
 """Rows become token ids, behind the prefixes of the objective."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tests.tiny_runs import rationale_row
 
 
 def featurise(folder: Path, objective: AnyObjective, *rows: Example, **limits: Any) -> list[Features | RowError]:
-    return Featurise(objective, tiny_source(folder, **limits)).open()(list(rows))
+    return Featurise(objective, tiny_source(folder, **limits)).open()(list(rows), Counter())
 
 
 def test_each_target_is_read_behind_its_prefix(tmp_path: Path) -> None:
@@ -85,4 +86,6 @@ def test_a_pretrained_models_weights_are_not_read(tmp_path: Path) -> None:
     save(load(source, "cpu"), folder)
     (folder / "model.safetensors").unlink()
     trained = replace(source, folder="teacher/model")
-    assert Featurise(LabelOnly(), trained).open()([example()]) == Featurise(LabelOnly(), source).open()([example()])
+    assert Featurise(LabelOnly(), trained).open()([example()], Counter()) == Featurise(LabelOnly(), source).open()(
+        [example()], Counter()
+    )
