@@ -142,6 +142,12 @@ class TaskConfig(Frozen):
         """What rows and reports call the task."""
         return self.name or self.type
 
+    @property
+    def splits(self) -> list[str]:
+        """The splits of the corpus: those that have files, and validation where it is held out of train."""
+        patterns: dict[str, str | None] = self.files.model_dump()
+        return [split for split, pattern in patterns.items() if pattern or (split == "validation" and self.holdout)]
+
     def uid(self, record: Record, split: str) -> str:
         """The id of the row that this record of this split's files becomes."""
         try:
