@@ -8,6 +8,8 @@ from jobs.cli import Session
 from jobs.console import Line
 from jobs.wiring import Wiring
 from kd import ray_data
+from kd.errors import UserError
+from kd.models import ModelConfig, ModelSource, load, needs_tokenizer
 from kd.ray_data import Pool
 from kd.ray_train import train_queue
 from kd.shards import Work, is_finished
@@ -22,6 +24,22 @@ def wiring(session: Session) -> Wiring:
     works.examples_if_any()
     session.remember()
     return works
+
+
+def check_student(config: ModelConfig) -> None:
+    """Refuse a student that cannot be opened before anything is paid for it: its tokenizer and architecture, no weights.
+
+    A student with a tokenizer that is trained on the corpus has nothing to open.
+
+    Raises:
+        ConfigError, InputError: what `kd.models.load` raises, said of the student.
+    """
+    if needs_tokenizer(config):
+        return
+    try:
+        load(ModelSource(config), "meta")
+    except UserError as error:
+        raise type(error)(f"the student: {error}") from error
 
 
 def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -> list[Manifest]:

@@ -102,6 +102,21 @@ class Config(Frozen):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _splits_have_rows(self) -> "Config":
+        there, explained = self.task.splits, list(self.attribution.splits)
+        for key, split in [("evaluation.split", self.evaluation.split), *(("attribution.splits", split) for split in explained)]:
+            if split not in there:
+                raise ValueError(
+                    f"{key}: {split} is no split of this corpus, which has {', '.join(there)}; name one of these,"
+                    f" or give {split} rows by task.files or task.holdout"
+                )
+        if "train" not in explained:
+            raise ValueError(
+                f"attribution.splits: students learn from the attributed rows of train, got {', '.join(explained) or 'none'}"
+            )
+        return self
+
     @property
     def directory(self) -> str:
         """The run directory."""
@@ -120,6 +135,9 @@ def read_config(program: str, description: str, arguments: Sequence[str]) -> Con
     Raises:
         ConfigError: no such file, not YAML, an unknown key, a value that is not possible.
     """
+    for argument in arguments:
+        if argument.startswith("-") and argument != "-h" and not argument.startswith("--"):
+            raise ConfigError(f"command line: {argument}: expected --dotted.path=value, with two dashes")
     overrides = [argument for argument in arguments if argument.startswith("--")]
     files = [argument for argument in arguments if not argument.startswith("-")]
     if "-h" in arguments or "--help" in arguments:

@@ -268,7 +268,15 @@ def _explained(name: str, config: ModelConfig) -> Iterator[None]:
             f"cannot load model {name!r} (revision {config.revision!r}): {' '.join(str(error).split())[:300]} "
             "Expected a hub id that can be reached, or a local folder with config.json, *.safetensors and tokenizer.json. "
             "Weights that are a pickle need allow_pickle = true, code from the repository trust_remote_code = true."
+            f"{_tokenizer_hint(str(error))}"
         ) from error
+
+
+def _tokenizer_hint(said: str) -> str:
+    """What to do about a tokenizer that is a SentencePiece model, where that is what could not be read."""
+    if "tiktoken" not in said:  # what transformers tries last, and names instead
+        return ""
+    return " Its tokenizer is a SentencePiece file: it must be whole, and the packages sentencepiece and protobuf installed."
 
 
 @contextmanager

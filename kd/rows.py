@@ -274,11 +274,6 @@ def text_of(row: Example, span: Span) -> str:
     return row.segments[span.segment].text[span.start : span.end]
 
 
-def choices_of(row: Example) -> list[int]:
-    """Indices of the segments that are options."""
-    return [index for index, segment in enumerate(row.segments) if segment.role == "choice"]
-
-
 def check_conserved(before: Sequence[Row], after: Sequence[Row]) -> None:
     """The law of every stage: as many rows out as in, the same uids in the same order, none twice.
 

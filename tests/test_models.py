@@ -195,6 +195,51 @@ def test_a_pickle_is_loaded_only_where_it_is_allowed(folder: Path) -> None:
     assert same_weights(before, load(ModelSource(ModelConfig(name=str(folder), allow_pickle=True)), "cpu"))
 
 
+@pytest.fixture
+def as_published(folder: Path) -> Path:
+    """The same model as the T5 v1.1 are published: weights as a pickle, the tokenizer a spiece.model, nothing else."""
+    import sentencepiece
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    for path in (*folder.glob("tokenizer*"), folder / "model.safetensors"):
+        path.unlink()
+    text = folder / "text.txt"
+    text.write_text("\n".join(tiny.TEXTS * 20))
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "spiece"), vocab_size=60, minloglevel=2, **ids
+    )
+    return folder
+
+
+def test_a_sentencepiece_model_alone_becomes_a_tokenizer_with_offsets_that_cuts_as_it_did(as_published: Path) -> None:
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(as_published)
+    assert tokenizer.is_fast
+    text = "Where is the café? At the river-side."
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    original = sentencepiece.SentencePieceProcessor(model_file=str(as_published / "spiece.model"))
+    assert encoded["input_ids"] == [*original.encode(text), tokenizer.eos_token_id]
+    assert [text[start:end] for start, end in encoded["offset_mapping"]][-2:] == [".", ""]
+
+
+def test_a_student_as_the_t5_v1_1_are_published_loads_where_its_pickle_is_allowed(as_published: Path) -> None:
+    loaded = load(ModelSource(ModelConfig(name=str(as_published), allow_pickle=True)), "cpu")
+    assert tiny.family(loaded).encode(tiny.example("river bank").segments).ids[-1] == loaded.tokenizer.eos_token_id
+
+
+def test_a_broken_sentencepiece_model_is_named_and_no_other_error_speaks_of_one(as_published: Path, tmp_path: Path) -> None:
+    (as_published / "spiece.model").write_bytes(b"half of it")
+    with pytest.raises(InputError, match="the packages sentencepiece and protobuf installed"):
+        load(ModelSource(ModelConfig(name=str(as_published))), "meta")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError) as caught:
+        load(ModelSource(ModelConfig(name=str(tmp_path / "empty"))), "meta")
+    assert "SentencePiece" not in str(caught.value)
+
+
 def test_code_of_a_model_does_not_run_unless_it_is_allowed(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForSeq2SeqLM": "own.OwnModel"}}

@@ -47,7 +47,8 @@ def test_what_cannot_be_trained_is_refused(values: dict[str, Any], message: str)
         ({"variants": [VARIANT], "seeds": [1, 2, 1]}, "seeds: expected each once, got 1 more than once"),
         ({"variants": [VARIANT], "seeds": [-1]}, "seeds: expected numbers from 0, got -1"),
         ({"variants": [{"name": "Words", "source": "x"}]}, "name"),
-        ({"variants": [{"name": "teacher", "source": "x"}]}, "'teacher' names the teacher's own predictions"),
+        ({"variants": [{"name": "teacher", "source": "x"}]}, "'teacher' names another row of the report"),
+        ({"variants": [{"name": "chance", "source": "x"}]}, "'chance' names another row of the report"),
         ({"variants": [VARIANT | {"objective": {"type": "label"}}]}, "label_only"),
     ],
 )
@@ -72,6 +73,7 @@ def test_a_run_depends_on_the_loop_and_not_on_its_neighbours_or_on_failures() ->
     one = TrainingConfig(variants=(Variant.model_validate(VARIANT),), seeds=(0,), max_failures=1)
     more = TrainingConfig(variants=(Variant.model_validate(VARIANT),), seeds=(0, 1), max_failures=5, keep_checkpoints=3)
     assert one.loop == more.loop
+    assert one.loop == one.model_copy(update={"log_every_steps": 3, "eval_batch_tokens": 99}).loop
     assert one.loop != one.model_copy(update={"learning_rate": 1.0}).loop
 
 

@@ -8,6 +8,8 @@ from kd.frozen import Frozen
 from kd.training.objectives import AnyObjective, LabelOnly, MultiTask
 
 NAME = r"^[a-z0-9_-]+$"
+RESERVED = frozenset({"teacher", "chance"})
+"""What the report calls its rows that are no students."""
 
 
 class LoopConfig(Frozen):
@@ -86,8 +88,10 @@ class LoopConfig(Frozen):
 
     @property
     def loop(self) -> dict[str, Any]:
-        """What one run's outcome depends on, apart from which run it is: these fields, without how failures are met."""
+        """What one run's outcome depends on, apart from which run it is: these fields, without how failures are met, and what
+        only says how much is logged or read at once."""
         fields = set(LoopConfig.model_fields) - {"max_failures", "keep_checkpoints", "save_every_steps"}
+        fields -= {"log_every_steps", "eval_batch_tokens"}
         return self.model_dump(mode="json", include=fields)
 
     def learning_rate_at(self, step: int) -> float:
@@ -134,8 +138,8 @@ class TrainingConfig(LoopConfig):
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
                 raise ValueError(f"{what}: expected each once, got {', '.join(twice)} more than once")
-        if "teacher" in names:
-            raise ValueError("variants: 'teacher' names the teacher's own predictions; choose another name")
+        for name in RESERVED.intersection(names):
+            raise ValueError(f"variants: {name!r} names another row of the report than a student's; choose another name")
         if min(self.seeds) < 0:
             raise ValueError(f"seeds: expected numbers from 0, got {min(self.seeds)}")
         return self
