@@ -126,7 +126,7 @@ def read_config(program: str, description: str, arguments: Sequence[str]) -> Con
         _parse_overrides(program, description, ["--help"])
     if len(files) != 1:
         raise ConfigError(f"expected one config file, got {files or 'none'}; usage: {program} CONFIG [--dotted.path=value ...]")
-    data = _merge(read_yaml(files[0]), _parse_overrides(program, description, overrides))
+    data = _merge(read_yaml(files[0]), _parse_overrides(program, description, overrides), [Config])
     return validate(data, files[0])
 
 
@@ -244,10 +244,17 @@ def _unknown(path: Sequence[str], known: Mapping[str, Any]) -> str:
     return f"{'.'.join(path)}: unknown key{hint} The keys here are {', '.join(sorted(known)) or 'none'}"
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid upon `base`, mapping by mapping; lists are replaced."""
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any], at: Sequence[Any]) -> dict[str, Any]:
+    """`over` laid upon `base`, mapping by mapping; lists are replaced. `at` are the annotations of what is merged.
+
+    Another `type` is another thing with other keys: what `base` says of the old one is dropped.
+    """
+    fields = _fields(at)
+    if {"type"} <= fields.keys() & base.keys() & over.keys() and over["type"] != base["type"]:
+        return dict(over)
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        deeper = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(merged[key], value, fields.get(key, ())) if deeper else value
     return merged
