@@ -29,12 +29,15 @@ class Line:
     started_s: float
     shown_s: float
     resumed_at: int | None = None
+    moved: bool = False
+    """Whether anything was done since the start."""
 
     def __call__(self, done: int, total: int | None, note: str = "") -> None:
         """Show how far the stage is. What was done before this start counts as done, not as speed."""
         now = self.console.clock()
         if self.resumed_at is None:
             self.resumed_at = done
+        self.moved = self.moved or done > self.resumed_at
         if now - self.shown_s >= (0.2 if self.console.is_terminal else QUIET_SECONDS) and done != total:
             self.shown_s = now
             self.console.update(f"{self._text(done, total, now - self.started_s)}  {note}".rstrip())

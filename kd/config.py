@@ -33,6 +33,9 @@ from kd.training.config import TeachConfig, TrainingConfig
 Task = Annotated[CommonsenseQA | ESNLI | Anli | Svamp | Columns | Planted, Field(discriminator="type")]
 
 
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]
+
+
 class ClusterConfig(Frozen):
     """Where the work runs and with how many workers."""
 
@@ -50,6 +53,10 @@ class ClusterConfig(Frozen):
     """GPUs of an actor where `device` is cuda; a fraction shares a GPU."""
     threads_per_actor: int = Field(default=1, ge=1)
     """Torch threads of an actor, so that actors on one machine do not fight for its cores."""
+    actor_labels: dict[str, Label] = Field(default_factory=dict)
+    """Labels that a node must have for actors with a model to run on it, such as `market: spot`. Empty: any node will do."""
+    training_labels: dict[str, Label] = Field(default_factory=dict)
+    """Labels that a node must have for training workers to run on it, such as `market: on-demand`. Empty: any node will do."""
     local_cpus: int | None = Field(default=None, ge=1)
     """Logical CPUs of a local cluster (null: twice the cores, as reading and writing must fit beside the models)."""
     local_object_store_bytes: int = Field(default=300_000_000, ge=80_000_000)
