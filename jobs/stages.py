@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from jobs.cli import Session
+from jobs.cluster import of_pool, of_workers, telling_of_waits
 from jobs.console import Line
 from jobs.wiring import Wiring
 from kd import ray_data
@@ -48,7 +49,8 @@ def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -
     finished = all(is_finished(session.store, work) for work in works)
     if not finished:
         session.connect()
-    manifests = ray_data.run(session.store, works, pool, line)
+    with telling_of_waits(session, line, of_pool(pool)):
+        manifests = ray_data.run(session.store, works, pool, line)
     line.close(("complete already: " if finished else "") + outcome(manifests))
     return manifests
 
@@ -59,8 +61,10 @@ def run_queue(session: Session, title: str, queue: Queue) -> list[Manifest]:
     todo = queue.todo()
     if todo:
         session.connect()
-        with _following(session.store, queue.stage, line):
-            train_queue(queue)
+        cluster = session.config.cluster
+        needs = of_workers("teach" if queue.stage == "teach" else "training", queue.training, cluster)
+        with telling_of_waits(session, line, needs), _following(session.store, queue.stage, line):
+            train_queue(queue, cluster.training_labels)
     manifests = [session.store.manifest(item.folder) for item in queue.items]
     finished = [manifest for manifest in manifests if manifest is not None]
     line.close(("" if todo else "complete already: ") + f"{len(finished)} of {len(manifests)} models")

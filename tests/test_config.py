@@ -1,5 +1,7 @@
 """A config is closed, light, and its errors say what to do."""
 
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -46,6 +48,48 @@ def test_the_command_line_wins_over_the_file() -> None:
 def test_a_mapping_is_merged_and_a_list_replaced() -> None:
     assert read("--attribution.splits.validation=5").attribution.splits == read().attribution.splits | {"validation": 5}
     assert read("--training.seeds=[3]").training.seeds == (3,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "section"),
+    [
+        (["--attribution.method.type=integrated_gradients"], {"type": "integrated_gradients", "n_steps": 50}),
+        (["--attribution.method.type=saliency", "--attribution.method.norm=l2"], {"type": "saliency", "norm": "l2"}),
+    ],
+)
+def test_another_type_starts_from_the_override_alone_and_the_same_type_is_merged(
+    arguments: list[str], section: dict[str, object]
+) -> None:
+    assert read(*arguments).attribution.method.model_dump() == section
+
+
+def test_every_tagged_part_of_a_config_can_be_changed_from_the_command_line() -> None:
+    config = read(
+        "--rationales.selection.type=threshold",
+        "--rationales.selection.share=0.7",
+        "--student.spec.type=warm_start",
+        "--student.spec.encoder=minilm",
+        "--task.type=svamp",
+        "--task.path=elsewhere",
+    )
+    assert config.rationales.selection.model_dump() == {"type": "threshold", "share": 0.7}
+    assert config.student.spec is not None
+    assert config.student.spec.type == "warm_start"
+    assert (config.task.type, config.task.path) == ("svamp", "elsewhere")
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+COMMANDS = re.findall(r"^(?:ray job submit .*)?python -m (jobs\.\w+ .+)$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_the_readme_prints_is_accepted(command: str) -> None:
+    job, config, *overrides = shlex.split(command)
+    assert read_config(job, "", [str(ROOT / config), *overrides])
+
+
+def test_the_readme_prints_commands() -> None:
+    assert [command.split()[1] for command in COMMANDS] == ["configs/esnli.yaml", "configs/commonsense_qa.yaml"]
 
 
 def test_what_was_resolved_reads_back_as_the_same_config() -> None:

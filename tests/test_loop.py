@@ -226,7 +226,7 @@ def test_clipping_reports_the_norm_before_it(clip_norm: float, after: float) -> 
     assert torch.cat([weight.grad for weight in weights if weight.grad is not None]).norm().item() == pytest.approx(after)
 
 
-@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"num_workers": 2}])
+@pytest.mark.parametrize("change", [{"precision": "bfloat16", "zero_stage": 1}, {"num_workers": 2}])
 def test_the_plain_engine_says_what_it_cannot_do(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="float32 in one process"):
         TorchEngine(torch.nn.Linear(1, 1), LoopConfig(**change), "cpu")  # type: ignore[arg-type]

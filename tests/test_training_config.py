@@ -31,6 +31,7 @@ def test_the_batch_is_rows_times_workers_times_accumulation() -> None:
         ({"batch_rows": 4, "micro_batch_rows": 8}, r"\(1 x 8\), 8 for instance"),
         ({"steps": 10, "warmup_steps": 10}, r"warmup_steps \(10\) must be fewer than steps \(10\)"),
         ({"zero_stage": 4}, "zero_stage"),
+        ({"precision": "bfloat16"}, "precision bfloat16 with zero_stage 0 .* expected zero_stage: 1"),
         ({"learning_rate": 0}, "learning_rate"),
         ({"batch_size": 8}, "batch_size"),
     ],
@@ -94,7 +95,7 @@ def test_without_zero_and_in_fp32_clipping_is_ours_alone() -> None:
     assert config.has_plain_gradients
     assert deepspeed_json(config, world=1)["gradient_clipping"] == 0.0
     assert not LoopConfig(zero_stage=1).has_plain_gradients
-    assert not LoopConfig(precision="bfloat16").has_plain_gradients
+    assert not LoopConfig(zero_stage=1, precision="bfloat16").has_plain_gradients
 
 
 def test_a_group_of_another_size_than_the_batch_was_cut_for_is_refused() -> None:

@@ -50,7 +50,7 @@ class LoopConfig(Frozen):
     zero3_whole_below_params: int = Field(default=100_000, ge=0)
     """Under ZeRO-3, parameters smaller than this stay whole on every worker."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: weights and gradients in bf16, the optimizer's copy in fp32."""
+    """bfloat16: weights and gradients in bf16, the optimizer's copy in fp32; from `zero_stage` 1 on."""
     num_workers: int = Field(default=1, ge=1)
     """Workers of the group, one GPU each where the cluster's device is cuda. Fixed: optimizer states are cut for it."""
     threads_per_worker: int = Field(default=1, ge=1)
@@ -71,6 +71,16 @@ class LoopConfig(Frozen):
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be fewer than steps ({self.steps})")
         return self
 
+    @model_validator(mode="after")
+    def _precision_fits_the_stage(self) -> "LoopConfig":
+        # For this pair DeepSpeed 0.19 takes FP16_UnfusedOptimizer, whose constructor steps the optimizer on zero gradients.
+        if self.zero_stage == 0 and self.precision == "bfloat16":
+            raise ValueError(
+                "precision bfloat16 with zero_stage 0 lets DeepSpeed take one AdamW step too many (decay, bias correction);"
+                " expected zero_stage: 1, which only splits optimizer states, or precision: float32"
+            )
+        return self
+
     @property
     def micro_rows(self) -> int:
         """Rows of one micro-batch of one worker."""
@@ -84,7 +94,7 @@ class LoopConfig(Frozen):
     @property
     def has_plain_gradients(self) -> bool:
         """Whether every worker has the whole gradient in fp32, so that its norm and its clipping are ours, not DeepSpeed's."""
-        return self.zero_stage == 0 and self.precision == "float32"
+        return self.zero_stage == 0
 
     @property
     def loop(self) -> dict[str, Any]:
