@@ -101,7 +101,7 @@ class GenerativeReading(Reading):
     @torch.inference_mode()
     def logprobs(self, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
         # Every row's longest answer, then every row's second longest, and so on: less is padded than in their own order.
-        by_length = [sorted(range(len(own)), key=lambda place, own=own: -len(own[place])) for own in answers]
+        by_length = [_longest_first(own) for own in answers]
         nothing = [self._family.ends[0]]
         scores = [[0.0] * len(own) for own in answers]
         for turn in range(max(map(len, answers), default=0)):
@@ -127,6 +127,10 @@ class GenerativeReading(Reading):
             forward=logprob,
             blank=lambda: family.embed(family.inputs(family.blanked(self._rows))[0]),
         )
+
+
+def _longest_first(answers: Sequence[Answer]) -> list[int]:
+    return sorted(range(len(answers)), key=lambda place: -len(answers[place]))
 
 
 def branched(cache: Any) -> Any:
