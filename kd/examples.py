@@ -54,8 +54,7 @@ class Stream:
     @property
     def limit(self) -> int | None:
         """How many rows of the split to take; None for all."""
-        limit: int | None = self.task.limit_rows.model_dump()[self.split]
-        return limit
+        return self.task.limit_rows.of(self.split)
 
     def keeps(self, places: Sequence[Place], records: Sequence[str]) -> list[bool]:
         """For each record, whether it belongs to this split: the hold-out parts train in two."""

@@ -132,7 +132,7 @@ def _streams(task: TaskConfig, config: PrepareConfig, store: Store, folder: str,
     count = ray.remote(Source.count)
     for name, source in sources.items():
         splits = ["train", "validation"] if name == "train" and task.holdout else [name]
-        limits = [getattr(task.limit_rows, split) for split in splits]
+        limits = [task.limit_rows.of(split) for split in splits]
         by_position = len(splits) > 1 and task.holdout is not None and task.holdout.by == "position"
         counted = by_position or None in limits
         records = ray.get([count.remote(source, index) for index in range(len(source.files))]) if counted else []
