@@ -118,6 +118,7 @@ class Wiring:
             config=_matters(config) | {"teacher": _limits(self.config.teacher)},
             inputs={EXAMPLES: self.examples.digest, TEACHER: self.teacher_digest},
             max_error_frac=config.max_error_frac,
+            max_error_key="attribution.max_error_frac",
         )
 
     def rationales(self) -> dict[str, Work]:
@@ -136,7 +137,8 @@ class Wiring:
                 shards=attributions.shards,
                 config=settings | {"source": source.model_dump(mode="json")},
                 inputs={"attributions": attributions.digest},
-                max_error_frac=max(config.max_error_frac, self.config.attribution.max_error_frac),
+                max_error_frac=config.max_error_frac,
+                max_error_key="rationales.max_error_frac",
             )
             for source in config.sources
         }
@@ -193,6 +195,7 @@ class Wiring:
             config=_matters(config) | {"prefix": prefix, "model": _limits(limits), "variant": variant, "seed": seed},
             inputs={EXAMPLES: self.examples.digest, "model": model},
             max_error_frac=config.max_error_frac,
+            max_error_key="evaluation.max_error_frac",
         )
 
     # --- what these have in common ---
@@ -207,6 +210,7 @@ class Wiring:
     def _features(
         self, title: str, recipe: Featurise, target: str, source: str, upstream: Manifest, reads: type[Example]
     ) -> Work:
+        training = self.config.teach if source == EXAMPLES and self.config.teach else self.config.training
         origin = [recipe.source.config.name, recipe.source.config.revision, recipe.source.tokenizer_folder]
         return Work(
             title=title,
@@ -218,7 +222,8 @@ class Wiring:
             shards=upstream.shards_of("train"),
             config={"objective": recipe.objective.model_dump(mode="json"), "tokenizer": origin, **_limits(recipe.source.config)},
             inputs={source: upstream.digest},
-            max_error_frac=max(self.config.prepare.max_error_frac, self.config.rationales.max_error_frac),
+            max_error_frac=training.max_error_frac,
+            max_error_key=f"{'teach' if source == EXAMPLES else 'training'}.max_error_frac",
         )
 
     def _run(self, stage: str, variant: str, seed: int, objective: AnyObjective, work: Work, target: str) -> Run:

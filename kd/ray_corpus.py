@@ -67,7 +67,7 @@ def prepare(task: TaskConfig, config: PrepareConfig, store: Store, progress: Pro
         figures["repeated_records"] = _make_unique(task, store, folder, shards)
     counts: Counter[str] = sum((Counter(item.counts) for item in written), Counter())
     summary = summarise("prepare", counts, time.monotonic() - started, rows_done=counts["rows"])
-    check_errors(summary, config.max_error_frac, store.path(folder))
+    check_errors(summary, config.max_error_frac, "prepare.max_error_frac", store.path(folder))
     return store.publish_manifest(folder, replace(plan, shards=shards, figures=figures, **summary))
 
 

@@ -176,7 +176,7 @@ def test_bad_records_stay_in_their_places_and_say_why(cluster: None, tmp_path: P
 def test_more_bad_records_than_allowed_fail_the_stage_and_a_higher_share_mends_it(cluster: None, tmp_path: Path) -> None:
     task = only(tmp_path / "corpus", [record("a"), record("b", q="")])
     store = Store.at(str(tmp_path / "run"))
-    with pytest.raises(StageError, match=r"1 of 2 rows have an error \(empty_text 1\), more than max_error_frac = 0.01"):
+    with pytest.raises(StageError, match=r"1 of 2 rows got an error \(empty_text 1\), more than prepare.max_error_frac = 0.01"):
         made(task, store)
     assert store.manifest("examples") is None
     assert made(task, store, max_error_frac=0.5).rows == 2

@@ -53,6 +53,9 @@ class LoopConfig(Frozen):
     """Workers of the group, one GPU each where the cluster's device is cuda. Fixed: optimizer states are cut for it."""
     threads_per_worker: int = Field(default=1, ge=1)
     """CPUs and torch threads of a worker."""
+    max_error_frac: float = Field(default=0.01, ge=0, le=1)
+    """Training does not begin where more than this share of the rows that reach it without an error cannot be read or written
+    by the model (its answer is too long, for instance)."""
     max_failures: int = Field(default=3, ge=0)
     """How often a group that lost a worker is started again, from its last checkpoint."""
 
@@ -87,7 +90,7 @@ class LoopConfig(Frozen):
     @property
     def loop(self) -> dict[str, Any]:
         """What one run's outcome depends on, apart from which run it is: these fields, without how failures are met."""
-        fields = set(LoopConfig.model_fields) - {"max_failures", "keep_checkpoints", "save_every_steps"}
+        fields = set(LoopConfig.model_fields) - {"max_error_frac", "max_failures", "keep_checkpoints", "save_every_steps"}
         return self.model_dump(mode="json", include=fields)
 
     def learning_rate_at(self, step: int) -> float:
