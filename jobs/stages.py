@@ -17,9 +17,9 @@ from kd.training.runs import Queue
 
 
 def wiring(session: Session) -> Wiring:
-    """The works of the session's run, whose directory must not be another task's."""
+    """The works of the session's run, whose directory must not be another corpus'."""
     works = Wiring(session.config, session.store)
-    works.examples_if_any()
+    _ = works.examples_if_any
     session.remember()
     return works
 

@@ -10,8 +10,9 @@ from functools import cached_property
 
 from kd.attribution.engine import Attribute, AttributionConfig
 from kd.config import Config
-from kd.errors import StageError, StoreError
+from kd.errors import StageError
 from kd.evaluation.answers import Answer, EvaluationConfig
+from kd.examples import finished
 from kd.models import ModelConfig, ModelSource
 from kd.rationales import Rationalise
 from kd.ray_data import Pool
@@ -38,18 +39,14 @@ class Wiring:
     @cached_property
     def examples(self) -> Manifest:
         """The finished corpus."""
-        manifest = self.examples_if_any()
-        if manifest is None:
+        if self.examples_if_any is None:
             raise StageError(f"{self.store.path(EXAMPLES)} is not complete; run the stage 'prepare' first")
-        return manifest
+        return self.examples_if_any
 
+    @cached_property
     def examples_if_any(self) -> Manifest | None:
-        """The corpus if it is finished. Raises StoreError if it is another task's."""
-        manifest = self.store.manifest(EXAMPLES)
-        if manifest is not None and manifest.config["task"] != self.config.task.described:
-            where = self.store.path(EXAMPLES)
-            raise StoreError(f"{where} holds the examples of another task than the config's; use a new run name")
-        return manifest
+        """The corpus if it is finished. Raises StoreError if it is another one than the config's."""
+        return finished(self.store, EXAMPLES, self.config.task, self.config.prepare)
 
     @property
     def pool(self) -> Pool:

@@ -1,12 +1,15 @@
 """Which shards a stage takes, and what a change of the config makes a stage do again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.wiring import EXAMPLES, Wiring, first_rows
 from kd.config import Config
-from kd.store import Manifest, Shard, Store
+from kd.corpus import find_splits
+from kd.examples import plan
+from kd.store import Shard, Store
 from tests.mini import mini_config, write_mini
 
 SHARDS = [Shard("a", "train", 20), Shard("b", "train", 20), Shard("c", "train", 5)]
@@ -26,8 +29,7 @@ def test_the_first_rows_of_a_split_end_inside_a_shard(rows: int | None, taken: l
 def wiring(tmp_path: Path) -> Wiring:
     config = mini_config(write_mini(tmp_path))
     store = Store.at(config.directory)
-    task = {"task": config.task.described}
-    store.publish_manifest(EXAMPLES, Manifest(stage="prepare", digest="d", config=task, inputs={}, shards=SHARDS))
+    store.publish_manifest(EXAMPLES, replace(plan(config.task, config.prepare, find_splits(config.task)), shards=SHARDS))
     return Wiring(config, store)
 
 
