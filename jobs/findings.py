@@ -7,7 +7,7 @@ from typing import ParamSpec, TypeVar
 
 from jobs.wiring import EXAMPLES, TEACHER, Wiring
 from kd.errors import StageError
-from kd.evaluation.metrics import About, Counts, chance, chance_metrics, is_near_chance, rationale_sums
+from kd.evaluation.metrics import About, Counts, chance, chance_metrics, is_near_chance, rationale_sums, wilson
 from kd.reporting.report import Report, Shown
 from kd.rows import Example, MetricRow, Prediction, RationaleRow
 from kd.shards import Work, completed
@@ -47,14 +47,14 @@ class Findings:
 
     def teacher_verdict(self) -> str:
         """How good the fine-tuned teacher is on validation, beside chance; said loudly where it is near it."""
-        accuracy = self._teaching()[1].figures["validation_accuracy"]
-        if accuracy is None:
-            return "the teacher was not validated: there is no validation split"
-        shards = self.wiring.examples.shards_of("validation")
-        level = chance(self._sample(EXAMPLES, shards, Example))
+        figures = self._teaching()[1].figures
+        if figures["validation_accuracy"] is None:
+            return "the teacher was not validated: there was no row to do it on"
+        share, rows = float(figures["validation_accuracy"]), int(figures["validation_rows"] or 0)
+        level = chance(self._sample(EXAMPLES, self.wiring.examples.shards_of("validation"), Example))
         about = About(TEACHER, "teach", TEACHER, 0, self.wiring.config.task.task, "validation")
-        row = about.row("accuracy", float(accuracy), level.count)
-        text = f"the teacher's validation accuracy is {float(accuracy):.1%}"
+        row = about.row("accuracy", share, rows, wilson(round(share * rows), rows))
+        text = f"the teacher's validation accuracy is {share:.1%} of {rows:,} rows"
         if level.value is not None:
             text += f", chance is {level.value:.1%}"
         if is_near_chance(row, level.value):

@@ -3,6 +3,7 @@
 import io
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from jobs import report
 from jobs.cli import Session
 from jobs.console import Console
 from jobs.findings import Findings
-from jobs.wiring import Wiring
+from jobs.wiring import TEACHER, Wiring
 from kd.config import Config
 from kd.store import Store
 from tests.mini import TINY, alone, mini_config, prepared, studied, taught, write_mini
@@ -85,3 +86,31 @@ def test_a_run_that_has_not_begun_has_a_report(done: Wiring, tmp_path: Path) -> 
     assert set(empty.stages.values()) == {None}
     assert (list(empty.metrics), list(empty.examples)) == ([], [])
     assert not (tmp_path / "empty").exists()
+
+
+def validated(done: Wiring, folder: Path, accuracy: float | None, rows: int) -> Wiring:
+    """A copy of the run whose teacher was right in this share of so many validation rows."""
+    shutil.copytree(done.store.root, folder / "run")
+    store = Store.at(str(folder / "run"))
+    manifest = store.manifest(TEACHER)
+    assert manifest is not None
+    assert manifest.figures["validation_rows"] == 10
+    figures = {**manifest.figures, "validation_accuracy": accuracy, "validation_rows": rows}
+    store.publish_manifest(TEACHER, replace(manifest, figures=figures))
+    return Wiring(done.config, store)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "rows", "is_near"),
+    [(0.4, 10, True), (0.4, 1000, False), (0.3, 1000, True), (1.0, 3, False)],
+)
+def test_a_teacher_is_near_chance_by_the_interval_of_the_rows_that_were_scored(
+    done: Wiring, tmp_path: Path, accuracy: float, rows: int, is_near: bool
+) -> None:
+    verdict = Findings(validated(done, tmp_path, accuracy, rows)).teacher_verdict()
+    assert f"the teacher's validation accuracy is {accuracy:.1%} of {rows:,} rows, chance is 25.0%" in verdict
+    assert verdict.startswith("WARNING") == is_near
+
+
+def test_a_teacher_without_validation_has_no_verdict(done: Wiring, tmp_path: Path) -> None:
+    assert Findings(validated(done, tmp_path, None, 0)).teacher_verdict().startswith("the teacher was not validated")
