@@ -30,7 +30,7 @@ def stage_slice(config: AttributionConfig | EvaluationConfig) -> dict[str, objec
 def features_slice(recipe: Featurise, model: str) -> dict[str, object]:
     """What decides how a row is written for a model, which `model` identifies."""
     objective = recipe.objective.model_dump(mode="json")
-    return {"objective": objective, "model": model, **model_slice(recipe.source.config)}
+    return {"objective": objective, "answers": recipe.answers, "model": model, **model_slice(recipe.source.config)}
 
 
 def model_slice(config: ModelConfig) -> dict[str, object]:

@@ -190,7 +190,7 @@ class Wiring:
     def _student_features(self, variant: Variant) -> Work:
         training = self.config.training
         folder, manifest = completed(self.store, self.rationales()[variant.source])
-        recipe = Featurise(variant.objective, self._untrained(self.config.student, 0))
+        recipe = Featurise(variant.objective, self._untrained(self.config.student, 0), training.answers)
         return Work(
             title="features",
             recipe=recipe,

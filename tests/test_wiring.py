@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
+from jobs.findings import Findings
 from jobs.slices import first_rows
 from jobs.wiring import Wiring
 from kd.config import Config, validate
 from kd.errors import InputError, StageError, StoreError
 from kd.models import save
+from kd.rows import Prediction
 from kd.shards import Work
 from kd.store import Shard
-from tests.mini import TINY, alone, mini_config, plain, prepared, taught, write_mini
+from tests.mini import TINY, alone, mini_config, plain, prepared, studied, taught, write_mini
 from tests.tiny import tiny_pair, tiny_t5
 
 SHARDS = [Shard("a", "train", 20), Shard("b", "train", 20), Shard("c", "train", 5)]
@@ -90,6 +92,7 @@ def test_another_student_reads_anew_what_it_learns(wiring: Wiring, tmp_path: Pat
     bert(tmp_path / "first", seed=2)
     assert replaced(wiring, student=first).student_features()[0].digest not in digests
     digest = wiring.student_features()[0].digest
+    assert changed(wiring, "training", answers="teacher").student_features()[0].digest != digest
     assert changed(wiring, "training", max_error_frac=0.5, steps=9).student_features()[0].digest == digest
 
 
@@ -185,3 +188,36 @@ def test_rows_that_failed_in_one_stage_are_not_held_against_the_next(tmp_path: P
     features = run.store.manifest("students/attribution/features")
     assert features is not None
     assert (features.errors, features.counts["inherited_too_long"]) == ({"too_long": 3}, 3)
+
+
+# --- without labels ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unlabelled(wiring: Wiring, tmp_path: Path) -> Wiring:
+    """A run over the same questions without their answers."""
+    folder = tmp_path / "unlabelled"
+    folder.mkdir()
+    for path in Path(wiring.config.task.path).iterdir():
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        (folder / path.name).write_text("".join(json.dumps(record | {"answer": None}) + "\n" for record in records))
+    prompt = [{"column": "question", "role": "question"}, {"choices": "choices"}]
+    files = {split: f"{split}*" for split in ("train", "validation", "test")}
+    task = {"type": "columns", "path": str(folder), "id": "id", "files": files, "prompt": prompt}
+    config = wiring.config.model_dump(mode="json") | {"name": "unlabelled", "task": task}
+    return taught(prepared(validate(config, "the test")))
+
+
+def test_without_labels_students_learn_the_teachers_answers_and_predictions_are_all_there_is(unlabelled: Wiring) -> None:
+    with pytest.raises(StageError, match=r"none of its 50 rows has anything to teach; .* set training\.answers = teacher"):
+        studied(unlabelled)
+    run = studied(changed(unlabelled, "training", answers="teacher"))
+    for variant in ("teacher", "label-only", "attribution"):
+        folder = f"predictions/{variant}/0"
+        manifest = run.store.manifest(folder)
+        assert manifest is not None
+        assert manifest.counts["unlabelled"] == manifest.rows == 20
+        rows = [row for shard in manifest.shards for row in run.store.read_rows(f"{folder}/{shard.file}", Prediction)]
+        assert {row.correct for row in rows} == {None}
+    accuracies = [row for row in Findings(run).report().metrics if row.metric == "accuracy"]
+    assert [(row.variant, row.value) for row in accuracies] == [("teacher", None), ("label-only", None), ("attribution", None)]

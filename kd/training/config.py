@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from kd.frozen import Frozen
-from kd.training.objectives import AnyObjective, LabelOnly, MultiTask
+from kd.training.objectives import Answers, AnyObjective, LabelOnly, MultiTask
 
 NAME = r"^[a-z0-9_-]+$"
 
@@ -127,6 +127,9 @@ class TrainingConfig(LoopConfig):
 
     variants: tuple[Variant, ...] = Field(min_length=1)
     """The ways to teach a student that are compared."""
+    answers: Answers = "gold"
+    """Which answer students learn: the row's target (`gold`), or the one of the teacher that was explained (`teacher`), which
+    rows without a label have too. Where `attribution.explained` is gold, the two differ only in rows without a label."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Each variant is trained once per seed: it sets first weights, order of the rows and dropout, alike for all variants."""
 
