@@ -5,10 +5,14 @@ from jobs.cli import Session, main
 
 def run(session: Session) -> None:
     """The stage. What is heavy is imported here, after the config was read."""
-    from jobs.stages import run_works, wiring
+    from jobs.stages import check_student, run_works, wiring
+    from kd.shards import is_finished
 
     works = wiring(session)
-    run_works(session, "attribute", [works.attributions()], works.pool)
+    attributions = works.attributions()
+    if not is_finished(session.store, attributions):
+        check_student(session.config.student)
+    run_works(session, "attribute", [attributions], works.pool)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jobs.console import Console, console_with_log
 from kd.config import ClusterConfig, Config, read_config
-from kd.errors import ConfigError, StageError, UserError
+from kd.errors import ConfigError, UserError
 from kd.store import Store
 
 FAILED, WRONG_CONFIG, INTERRUPTED = 1, 2, 130
@@ -26,13 +26,16 @@ class Session:
     store: Store
     console: Console
     exits: ExitStack = field(default_factory=ExitStack)
+    job: str = ""
 
     def connect(self) -> None:
         """Connect to the cluster, or start a local one; stages with nothing to do never call this."""
         import ray
 
+        from jobs.cluster import connected
+
         if not ray.is_initialized():
-            self.exits.enter_context(connected(self.config.cluster))
+            self.exits.enter_context(connected(self))
 
     def remember(self) -> None:
         """Save the resolved config. It is the newest one; what a stage was made with stands in its manifest."""
@@ -47,20 +50,36 @@ def main(stage: Stage, description: str | None) -> None:
     job = Path(sys.argv[0]).stem
     try:
         config = read_config(f"python -m jobs.{job}", description or "", sys.argv[1:])
+        check_root(config)
         store = Store.at(config.directory)
         with _log_of(store, job) as log:
-            code = _run(stage, config, store, log)
+            code = _run(stage, config, store, job, log)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         code = WRONG_CONFIG if isinstance(error, ConfigError) else FAILED
     sys.exit(code)
 
 
-def _run(stage: Stage, config: Config, store: Store, log: Path) -> int:
+def cluster_address(cluster: ClusterConfig) -> str | None:
+    """The running cluster that a job works on: the one named, or the one it was submitted to. None: a local one of its own."""
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address
+
+
+def check_root(config: Config) -> None:
+    """Raise ConfigError where each machine of a running cluster would take `root` for a folder of its own."""
+    if cluster_address(config.cluster) and "://" not in config.root and not Path(config.root).is_absolute():
+        raise ConfigError(
+            f"root: {config.root!r} is relative to a working directory that every machine of a cluster has for itself; expected"
+            " s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, or the absolute path of a folder that all of them share"
+        )
+
+
+def _run(stage: Stage, config: Config, store: Store, job: str, log: Path) -> int:
     """The stage, with its output sorted: what is for a person to the console, the rest to the log."""
     with console_with_log(log) as console, ExitStack() as exits:
         try:
-            stage(Session(config, store, console, exits))
+            stage(Session(config, store, console, exits, job))
         except UserError as error:
             traceback.print_exc()
             console.say(f"\nerror: {error}\n\nThe log is {log}")
@@ -86,27 +105,3 @@ def _log_of(store: Store, job: str) -> Iterator[Path]:
             yield log
         finally:
             store.publish(f"logs/{job}.log", log.read_bytes())
-
-
-@contextmanager
-def connected(cluster: ClusterConfig) -> Iterator[None]:
-    """A Ray cluster for the length of a job: the one named, the one submitted to, or a local one of its own."""
-    import ray
-
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            ray.init(address=address)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=cluster.local_cpus or 2 * (os.cpu_count() or 1),
-                object_store_memory=cluster.local_object_store_bytes,
-                include_dashboard=False,
-            )
-    except ConnectionError as error:
-        raise StageError(f"no Ray cluster answers at {address}: {error}; start one, or leave cluster.address empty") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()

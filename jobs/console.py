@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
+
+from kd.errors import StoreError
 
 QUIET_SECONDS = 15.0
 """In a log, a running stage repeats its line no more often than this."""
@@ -27,12 +29,15 @@ class Line:
     started_s: float
     shown_s: float
     resumed_at: int | None = None
+    moved: bool = False
+    """Whether anything was done since the start."""
 
     def __call__(self, done: int, total: int | None, note: str = "") -> None:
         """Show how far the stage is. What was done before this start counts as done, not as speed."""
         now = self.console.clock()
         if self.resumed_at is None:
             self.resumed_at = done
+        self.moved = self.moved or done > self.resumed_at
         if now - self.shown_s >= (0.2 if self.console.is_terminal else QUIET_SECONDS) and done != total:
             self.shown_s = now
             self.console.update(f"{self._text(done, total, now - self.started_s)}  {note}".rstrip())
@@ -84,12 +89,16 @@ class Console:
 
 @contextmanager
 def console_with_log(log: Path) -> Iterator[Console]:
-    """A console on the real output, while everything that is printed otherwise is appended to `log`."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+    """A console on the real output, while everything that is printed otherwise is appended to `log`.
+
+    Raises:
+        StoreError: the log cannot be written.
+    """
+    sink = _opened(log)
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
-    with log.open("ab") as sink, os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace") as stream:
+    with sink, os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace") as stream:
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
         try:
@@ -100,6 +109,14 @@ def console_with_log(log: Path) -> Iterator[Console]:
             for descriptor, saved in zip((1, 2), kept, strict=True):
                 os.dup2(saved, descriptor)
                 os.close(saved)
+
+
+def _opened(log: Path) -> BinaryIO:
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log.open("ab")
+    except OSError as error:
+        raise StoreError(f"cannot write the log {log}: {error}; set root to a folder that can be written") from error
 
 
 def duration(seconds: float) -> str:

@@ -35,4 +35,4 @@ def features_slice(recipe: Featurise, model: str) -> dict[str, object]:
 
 def model_slice(config: ModelConfig) -> dict[str, object]:
     """What of a model's config changes the rows that it makes, its origin apart."""
-    return config.model_dump(mode="json", include={"dtype", "max_input_tokens", "max_answer_tokens"})
+    return config.model_dump(mode="json", exclude={"name", "revision", "spec", "trust_remote_code", "allow_pickle"})

@@ -5,9 +5,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from jobs.cli import Session
+from jobs.cluster import of_pool, of_workers, telling_of_waits
 from jobs.console import Line
 from jobs.wiring import Wiring
 from kd import ray_data
+from kd.errors import UserError
+from kd.models import ModelConfig, ModelSource, load, needs_tokenizer
 from kd.ray_data import Pool
 from kd.ray_train import train_queue
 from kd.shards import Work, is_finished
@@ -25,13 +28,30 @@ def wiring(session: Session) -> Wiring:
     return works
 
 
+def check_student(config: ModelConfig) -> None:
+    """Refuse a student that cannot be opened before anything is paid for it: its tokenizer and architecture, no weights.
+
+    A student with a tokenizer that is trained on the corpus has nothing to open.
+
+    Raises:
+        ConfigError, InputError: what `kd.models.load` raises, said of the student.
+    """
+    if needs_tokenizer(config):
+        return
+    try:
+        load(ModelSource(config), "meta")
+    except UserError as error:
+        raise type(error)(f"the student: {error}") from error
+
+
 def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -> list[Manifest]:
     """Do what is left of these works on the cluster, with one progress line for all of them."""
     line = session.console.stage(title)
     finished = all(is_finished(session.store, work) for work in works)
     if not finished:
         session.connect()
-    manifests = ray_data.run(session.store, works, pool, line)
+    with telling_of_waits(session, line, of_pool(pool)):
+        manifests = ray_data.run(session.store, works, pool, line)
     line.close(("complete already: " if finished else "") + outcome(manifests))
     return manifests
 
@@ -42,8 +62,10 @@ def run_queue(session: Session, title: str, queue: Queue) -> list[Manifest]:
     todo = queue.todo()
     if todo:
         session.connect()
-        with _following(session.store, queue.stage, line):
-            train_queue(queue)
+        cluster = session.config.cluster
+        needs = of_workers("teach" if queue.stage == "teach" else "training", queue.training, cluster)
+        with telling_of_waits(session, line, needs), _following(session.store, queue.stage, line):
+            train_queue(queue, cluster.training_labels)
     manifests = [session.store.manifest(item.folder) for item in queue.items]
     finished = [manifest for manifest in manifests if manifest is not None]
     line.close(("" if todo else "complete already: ") + f"{len(finished)} of {len(manifests)} models")

@@ -56,7 +56,7 @@ class Wiring:
         """The actors that work over shards runs on."""
         cluster = self.config.cluster
         gpus = cluster.gpus_per_actor if cluster.device == "cuda" else 0
-        return Pool(cluster.min_actors, cluster.max_actors, cluster.cpus_per_actor, gpus)
+        return Pool(cluster.min_actors, cluster.max_actors, cluster.cpus_per_actor, gpus, cluster.actor_labels)
 
     @property
     def cpu_pool(self) -> Pool:

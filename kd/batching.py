@@ -1,22 +1,111 @@
-"""Micro-batches under a budget of padded tokens, for everything that runs rows through a model."""
+"""Rows through a model: tokenised ahead, sorted by length, in micro-batches under a budget of padded tokens."""
 
-from collections.abc import Sequence
+import gc
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+from kd.errors import RowFault
+from kd.rows import Example, RowError
+
+WINDOW_ROWS = 2048
+"""Rows that are tokenised in one go, while the window before goes through the model."""
+
+_NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What torch says where memory runs out and it raises no OutOfMemoryError."""
+
+log = logging.getLogger(__name__)
 
 
-def cut(lengths: Sequence[tuple[int, int]], budget_tokens: int) -> list[list[int]]:
+class Sized(Protocol):
+    """A row, ready for the model. Its size is its input tokens and its answer tokens."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+
+E = TypeVar("E", bound=Example)
+S = TypeVar("S", bound=Sized)
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class MicroBatches:
+    """Takes rows through a model. A budget that turns out too large is halved, and stays so for all rows to come."""
+
+    def __init__(self, budget_tokens: int) -> None:
+        self.budget_tokens = budget_tokens
+
+    def run(
+        self,
+        rows: Sequence[E],
+        prepare: Callable[[Sequence[E]], Sequence[S | RowFault]],
+        work: Callable[[list[S]], Sequence[R | RowError]],
+        tally: Counter[str],
+    ) -> list[R | RowError]:
+        """One result, or the reason why there is none, for each row in order.
+
+        Args:
+            prepare: tokenises rows; runs in a thread of its own, one window ahead of the model.
+            work: takes one micro-batch through the model.
+            tally: gets the model's `tokens`, and the `padding_tokens` that were computed beside them.
+        """
+        by_length = sorted(range(len(rows)), key=lambda index: -sum(len(part.text) for part in rows[index].segments))
+        windows = [by_length[at : at + WINDOW_ROWS] for at in range(0, len(rows), WINDOW_ROWS)]
+        results: dict[int, R | RowError] = {}
+        for window, prepared in _one_ahead((window, prepare([rows[index] for index in window])) for window in windows):
+            ready: dict[int, S] = {}
+            for index, item in zip(window, prepared, strict=True):
+                if isinstance(item, RowFault):
+                    results[index] = RowError(item.reason, item.detail)
+                else:
+                    ready[index] = item
+            for batch, found in self._batches(ready, work, tally):
+                results |= zip(batch, found, strict=True)
+        return [results[index] for index in range(len(rows))]
+
+    def _batches(
+        self, ready: dict[int, S], work: Callable[[list[S]], Sequence[R | RowError]], tally: Counter[str]
+    ) -> Iterator[tuple[list[int], Sequence[R | RowError]]]:
+        """The rows' places, micro-batch by micro-batch, with their results."""
+        waiting = self._cut(ready, list(ready))
+        while waiting:
+            batch = waiting.pop()
+            sizes = [ready[index].size for index in batch]
+            found = _attempt(work, [ready[index] for index in batch])
+            if found is not None:
+                tally.update(tokens=sum(map(sum, sizes)), padding_tokens=_padded(sizes) - sum(map(sum, sizes)))
+                yield batch, found
+            elif len(batch) == 1:
+                detail = f"{sizes[0][0]} input and {sizes[0][1]} answer tokens do not fit into memory, even alone"
+                yield batch, [RowError("out_of_memory", detail)]
+            else:
+                self.budget_tokens = _padded(sizes) // 2
+                log.warning("out of memory with %d padded tokens: the budget is now %d", _padded(sizes), self.budget_tokens)
+                waiting = self._cut(ready, [index for rest in [*waiting, batch] for index in rest])
+
+    def _cut(self, ready: dict[int, S], places: list[int]) -> list[list[int]]:
+        """The places in micro-batches, the longest rows last, from where they are taken."""
+        batches = cut([ready[index].size for index in places], self.budget_tokens)
+        return [[places[i] for i in batch] for batch in reversed(batches)]
+
+
+def cut(sizes: Sequence[tuple[int, int]], budget_tokens: int) -> list[list[int]]:
     """Rows grouped with rows of like length, longest first, so that little is padded and too much shows at once.
 
     Args:
-        lengths: input and answer tokens of each row.
+        sizes: input and answer tokens of each row.
         budget_tokens: rows x (longest input + longest answer) stays within it; a longer row is alone in its batch.
 
     Returns:
-        Indices of the rows, each in one batch. Rows of equal length keep their order.
+        Indices of the rows, each in one batch. Rows of equal size keep their order.
     """
     batches: list[list[int]] = []
     widest_input = widest_answer = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i][0], -lengths[i][1])):
-        input_tokens, answer_tokens = lengths[index]
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i][0], -sizes[i][1])):
+        input_tokens, answer_tokens = sizes[index]
         widest_input, widest_answer = max(widest_input, input_tokens), max(widest_answer, answer_tokens)
         if not batches or (len(batches[-1]) + 1) * (widest_input + widest_answer) > budget_tokens:
             batches.append([])
@@ -25,8 +114,39 @@ def cut(lengths: Sequence[tuple[int, int]], budget_tokens: int) -> list[list[int
     return batches
 
 
-def padded_waste_frac(lengths: Sequence[tuple[int, int]], batches: Sequence[Sequence[int]]) -> float:
+def padding_frac(sizes: Sequence[tuple[int, int]], batches: Sequence[Sequence[int]]) -> float:
     """The share of the computed positions that are padding, from 0 to below 1."""
-    used = sum(sum(lengths[index]) for batch in batches for index in batch)
-    computed = sum(len(batch) * (max(lengths[i][0] for i in batch) + max(lengths[i][1] for i in batch)) for batch in batches)
+    used = sum(sum(sizes[index]) for batch in batches for index in batch)
+    computed = sum(_padded([sizes[index] for index in batch]) for batch in batches)
     return 1 - used / computed if computed else 0.0
+
+
+def _padded(sizes: Sequence[tuple[int, int]]) -> int:
+    """Positions that a micro-batch computes."""
+    return len(sizes) * (max(size[0] for size in sizes) + max(size[1] for size in sizes))
+
+
+def _attempt(work: Callable[[list[S]], Sequence[R]], items: list[S]) -> Sequence[R] | None:
+    """What the work makes of the items; None where memory ran out, which is then free again."""
+    import torch
+
+    try:
+        return work(items)
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _NO_MEMORY):
+            raise
+    gc.collect()  # only here, behind the handlers, is the batch let go that the exception's frames held
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, the next one already in the making in another thread."""
+    with ThreadPoolExecutor(1) as other:
+        coming = other.submit(lambda: next(items, None))
+        while (item := coming.result()) is not None:
+            coming = other.submit(lambda: next(items, None))
+            yield item

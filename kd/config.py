@@ -33,6 +33,9 @@ from kd.training.config import TeachConfig, TrainingConfig
 Task = Annotated[CommonsenseQA | ESNLI | Anli | Svamp | Columns | Planted, Field(discriminator="type")]
 
 
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]
+
+
 class ClusterConfig(Frozen):
     """Where the work runs and with how many workers."""
 
@@ -50,6 +53,10 @@ class ClusterConfig(Frozen):
     """GPUs of an actor where `device` is cuda; a fraction shares a GPU."""
     threads_per_actor: int = Field(default=1, ge=1)
     """Torch threads of an actor, so that actors on one machine do not fight for its cores."""
+    actor_labels: dict[str, Label] = Field(default_factory=dict)
+    """Labels that a node must have for actors with a model to run on it, such as `market: spot`. Empty: any node will do."""
+    training_labels: dict[str, Label] = Field(default_factory=dict)
+    """Labels that a node must have for training workers to run on it, such as `market: on-demand`. Empty: any node will do."""
     local_cpus: int | None = Field(default=None, ge=1)
     """Logical CPUs of a local cluster (null: twice the cores, as reading and writing must fit beside the models)."""
     local_object_store_bytes: int = Field(default=300_000_000, ge=80_000_000)
@@ -102,6 +109,21 @@ class Config(Frozen):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _splits_have_rows(self) -> "Config":
+        there, explained = self.task.splits, list(self.attribution.splits)
+        for key, split in [("evaluation.split", self.evaluation.split), *(("attribution.splits", split) for split in explained)]:
+            if split not in there:
+                raise ValueError(
+                    f"{key}: {split} is no split of this corpus, which has {', '.join(there)}; name one of these,"
+                    f" or give {split} rows by task.files or task.holdout"
+                )
+        if "train" not in explained:
+            raise ValueError(
+                f"attribution.splits: students learn from the attributed rows of train, got {', '.join(explained) or 'none'}"
+            )
+        return self
+
     @property
     def directory(self) -> str:
         """The run directory."""
@@ -120,13 +142,16 @@ def read_config(program: str, description: str, arguments: Sequence[str]) -> Con
     Raises:
         ConfigError: no such file, not YAML, an unknown key, a value that is not possible.
     """
+    for argument in arguments:
+        if argument.startswith("-") and argument != "-h" and not argument.startswith("--"):
+            raise ConfigError(f"command line: {argument}: expected --dotted.path=value, with two dashes")
     overrides = [argument for argument in arguments if argument.startswith("--")]
     files = [argument for argument in arguments if not argument.startswith("-")]
     if "-h" in arguments or "--help" in arguments:
         _parse_overrides(program, description, ["--help"])
     if len(files) != 1:
         raise ConfigError(f"expected one config file, got {files or 'none'}; usage: {program} CONFIG [--dotted.path=value ...]")
-    data = _merge(read_yaml(files[0]), _parse_overrides(program, description, overrides))
+    data = _merge(read_yaml(files[0]), _parse_overrides(program, description, overrides), [Config])
     return validate(data, files[0])
 
 
@@ -244,10 +269,17 @@ def _unknown(path: Sequence[str], known: Mapping[str, Any]) -> str:
     return f"{'.'.join(path)}: unknown key{hint} The keys here are {', '.join(sorted(known)) or 'none'}"
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid upon `base`, mapping by mapping; lists are replaced."""
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any], at: Sequence[Any]) -> dict[str, Any]:
+    """`over` laid upon `base`, mapping by mapping; lists are replaced. `at` are the annotations of what is merged.
+
+    Another `type` is another thing with other keys: what `base` says of the old one is dropped.
+    """
+    fields = _fields(at)
+    if {"type"} <= fields.keys() & base.keys() & over.keys() and over["type"] != base["type"]:
+        return dict(over)
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        deeper = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(merged[key], value, fields.get(key, ())) if deeper else value
     return merged

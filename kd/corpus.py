@@ -26,6 +26,7 @@ from kd.tasks.base import TaskConfig
 
 FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}
 PROBED_RECORDS = 100
+LONGEST_CELL = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,18 @@ class Source:
         """The columns of the first records. Raises InputError if there is no record, or the first ones are no objects."""
         first = list(itertools.islice(self.all_records(), PROBED_RECORDS))
         readable = [record for record in map(decoded, first) if record is not None]
-        if not readable or first[0].startswith("["):
+        if not readable or (self.files[0].format == "jsonl" and first[0].startswith("[")):
             found = f"it begins with {first[0][:40]!a}" if first else "it is empty"
-            raise InputError(f"{self.files[0].path}: expected one JSON object per line, Parquet, or CSV with a header; {found}")
+            raise InputError(
+                f"{self.files[0].path}: expected one JSON object per line, Parquet, or CSV with lines as long as its header;"
+                f" {found}"
+            )
         return {column for record in readable for column in record}
+
+    def may_have_more_columns(self) -> bool:
+        """Whether later records may have columns that the first ones do not have: JSON lines have no header."""
+        goes_on = itertools.islice(self.all_records(), PROBED_RECORDS, None)
+        return any(file.format == "jsonl" for file in self.files) and next(goes_on, None) is not None
 
 
 def is_there(path: str, pattern: str = "*") -> bool:
@@ -207,17 +216,34 @@ def _csv(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
     """Cells as text, an empty one as null; a line of another length than the header's as a list."""
     with _text_stream(filesystem, path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         rows = csv.reader(stream, strict=True)
-        header = next(rows, [])
-        for cells in filter(None, rows):
+        header = _cells(rows) or []
+        twice = [name for name in header if header.count(name) > 1]
+        if twice:
+            raise csv.Error(f"its header has {twice[0]!r} more than once")
+        for cells in filter(None, iter(lambda: _cells(rows), None)):
             fits = len(cells) == len(header)
             yield json.dumps({name: cell or None for name, cell in zip(header, cells, strict=True)} if fits else cells)
+
+
+def _cells(rows: Iterator[list[str]]) -> list[str] | None:
+    """The next line, None after the last; a cell may be of any length, where the library's own limit is 131,072 characters."""
+    before = csv.field_size_limit(LONGEST_CELL)
+    try:
+        return next(rows, None)
+    finally:
+        csv.field_size_limit(before)
 
 
 def _parquet(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
     """Rows batch by batch; values that JSON does not know (dates, decimals, bytes) as text."""
     with filesystem.open_input_file(path) as stream:
         for batch in pq.ParquetFile(stream).iter_batches(batch_size=1000):
-            yield from (json.dumps(row, default=str) for row in batch.to_pylist())
+            yield from (json.dumps(row, default=_as_text) for row in batch.to_pylist())
+
+
+def _as_text(value: Any) -> str:
+    """Bytes as UTF-8, and those that are none as half surrogates, which no task takes for text; anything else as it prints."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 _READERS: dict[str, Callable[[pafs.FileSystem, str], Iterable[str]]] = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}

@@ -6,6 +6,7 @@ only where the config allows it.
 
 import hashlib
 import logging
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt, model_validator
 
+from kd.architectures import FamilyName, family_of, loader_of
 from kd.errors import ConfigError, InputError, UserError
 from kd.frozen import Frozen
-from kd.specs import Spec, T5Spec, WarmStartSpec
+from kd.specs import PooledClassifierSpec, Spec, T5Spec
 from kd.store import Store, digest
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class ModelConfig(Frozen):
     """Longer inputs lose tokens from their longest segment; options and prompts are never cut."""
     max_answer_tokens: PositiveInt = 64
     """Limit of an answer, its end-of-sequence token included."""
+    chat_template: bool = False
+    """For causal models: whether the input is put into the tokenizer's chat template, as a user's message."""
     trust_remote_code: bool = False
     """Whether code from the model's repository may run."""
     allow_pickle: bool = False
@@ -82,20 +86,29 @@ class Loaded:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerFast"
     name: str
+    family: FamilyName = "encoder_decoder"
+    chat_template: bool = False
 
 
 def load(source: ModelSource, device: str) -> Loaded:
-    """Load or build the model of a source onto "cpu" or "cuda". On "meta" it has no weights, and pretrained ones are not read.
+    """Load or build the model of a source onto a device.
+
+    That is "cpu", "cuda", "spread" (over all GPUs that this process sees, for a model larger than one) or "meta", where
+    weights are not loaded from a hub id or folder.
 
     Raises:
-        ConfigError: the config asks for a package, a tokenizer or a permission that is not there.
-        InputError: there is no such model, its weights are incomplete, or it is not an encoder-decoder.
+        ConfigError: the config asks for a GPU, a package, a tokenizer or a permission that is not there.
+        InputError: there is no such model, its weights are incomplete, or it is of no known family.
     """
+    _check_device(device)
     with _quiet(), seeded(source.seed):
-        loaded = _from_origin(source, weights=device != "meta")
+        loaded = _from_origin(source, device)
     if not loaded.tokenizer.is_fast:
         raise InputError(f"{loaded.name}: its tokenizer gives no character offsets; expected one with a tokenizer.json")
-    loaded.model.eval().to(device=device)
+    loaded.chat_template = source.config.chat_template
+    loaded.model.eval()
+    if device != "spread":
+        loaded.model.to(device=device)
     return loaded
 
 
@@ -161,40 +174,47 @@ def _untrained(spec: T5Spec) -> tuple[Any, Any]:
     return Tokenizer(models.Unigram()), trainers.UnigramTrainer(unk_token=UNKNOWN, **common)
 
 
-def _from_origin(source: ModelSource, weights: bool) -> Loaded:
+def _from_origin(source: ModelSource, device: str) -> Loaded:
     config = source.config
     if source.folder is not None:
         with _fetched(source.store, source.folder) as local:
-            return _from_name(config, str(local), source.folder, weights)
+            return _from_name(config, str(local), source.folder, device)
     if config.name is not None:
-        return _from_name(config, config.name, config.name, weights)
+        return _from_name(config, config.name, config.name, device)
     assert config.spec is not None  # ModelConfig has one of the two
     return _from_spec(source, config.spec)
 
 
-def _from_name(config: ModelConfig, name: str, called: str, weights: bool) -> Loaded:
-    """A pretrained encoder-decoder by hub id or local folder; all its files are of one commit."""
+def _from_name(config: ModelConfig, name: str, called: str, device: str) -> Loaded:
+    """A pretrained model by hub id or local folder; all its files are of one commit."""
     import torch
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
+
+    import kd.pooling  # noqa: F401 - makes its model type known
 
     _check_there(name)
     commit = _commit(name, config.revision)
     asked = {"revision": commit, "trust_remote_code": config.trust_remote_code}
     with _explained(name, config):
         architecture = AutoConfig.from_pretrained(name, **asked)
-        _check_encoder_decoder(called, architecture)
+        family = family_of(called, architecture)
+        loader = loader_of(family)
         tokenizer = AutoTokenizer.from_pretrained(name, **asked)
-        if not weights:
+        if device == "meta":
             with torch.device("meta"):
-                model = AutoModelForSeq2SeqLM.from_config(architecture, trust_remote_code=config.trust_remote_code)
-            return Loaded(model, tokenizer, f"{called}@{commit}")
-        safetensors = None if config.allow_pickle else True
-        model, report = AutoModelForSeq2SeqLM.from_pretrained(
-            name, dtype=_dtype(config), use_safetensors=safetensors, output_loading_info=True, **asked
+                model = loader.from_config(architecture, trust_remote_code=config.trust_remote_code)
+            return Loaded(model, tokenizer, f"{called}@{commit}", family)
+        model, report = loader.from_pretrained(
+            name,
+            dtype=_dtype(config),
+            use_safetensors=None if config.allow_pickle else True,
+            device_map="auto" if device == "spread" else None,
+            output_loading_info=True,
+            **asked,
         )
     if report["missing_keys"]:
         raise InputError(f"{called}: its files hold no weights for {sorted(report['missing_keys'])[:3]}; expected all of them")
-    return Loaded(model, tokenizer, f"{called}@{_identity(name, commit)}")
+    return Loaded(model, tokenizer, f"{called}@{_identity(name, commit)}", family)
 
 
 def _commit(name: str, revision: str) -> str:
@@ -206,23 +226,25 @@ def _commit(name: str, revision: str) -> str:
     return found.resolved if isinstance(found, ResolvedRevision) else revision
 
 
-def _from_spec(source: ModelSource, spec: T5Spec | WarmStartSpec) -> Loaded:
+def _from_spec(source: ModelSource, spec: Spec) -> Loaded:
     """A new model; its tokenizer was trained for it, or is that of the encoder it starts from."""
     config = source.config
-    if isinstance(spec, WarmStartSpec):
+    if isinstance(spec, T5Spec):
+        if source.tokenizer_folder is None:
+            raise ConfigError("a model from a t5 spec needs a tokenizer: train one on the corpus and give its folder")
+        with _fetched(source.store, source.tokenizer_folder) as local:
+            tokenizer, start = _tokenizer_in(str(local)), _identity(str(local), "")
+        model = spec.build(tokenizer)
+    else:
         _check_there(spec.origin)
         commit = _commit(spec.origin, config.revision)
         with _explained(spec.origin, config):
             tokenizer = _tokenizer_in(spec.origin, commit)
             model = spec.build(tokenizer, commit, None if config.allow_pickle else True)
         start = _identity(spec.origin, commit)
-    elif source.tokenizer_folder is None:
-        raise ConfigError("a model from a t5 spec needs a tokenizer: train one on the corpus and give its folder")
-    else:
-        with _fetched(source.store, source.tokenizer_folder) as local:
-            tokenizer, start = _tokenizer_in(str(local)), _identity(str(local), "")
-        model = spec.build(tokenizer)
-    return Loaded(model.to(_dtype(config)), tokenizer, f"spec:{digest(spec.model_dump(), start)}@seed{source.seed}")
+    called = f"spec:{digest(spec.model_dump(), start)}@seed{source.seed}"
+    family: FamilyName = "encoder_classifier" if isinstance(spec, PooledClassifierSpec) else "encoder_decoder"
+    return Loaded(model.to(_dtype(config)), tokenizer, called, family)
 
 
 def _tokenizer_in(where: str, revision: str = "main") -> Any:
@@ -243,11 +265,14 @@ def _check_there(name: str) -> None:
         raise InputError(f"there is no model folder {name!r} (seen from {Path.cwd()}); expected a local folder or a hub id")
 
 
-def _check_encoder_decoder(name: str, architecture: Any) -> None:
-    if not architecture.is_encoder_decoder:
-        raise InputError(
-            f"{name} is a {architecture.model_type} model; expected an encoder-decoder such as google/flan-t5-base or "
-            "facebook/bart-base (an encoder alone can be the start of one: spec.type = warm_start)"
+def _check_device(device: str) -> None:
+    """A GPU that is asked for is there."""
+    import torch
+
+    if device in ("cuda", "spread") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"cluster.device = cuda, and the process on {socket.gethostname()} sees no GPU; expected one."
+            " Check the node's driver and that torch is a CUDA build, or set cluster.device = cpu"
         )
 
 
@@ -263,7 +288,15 @@ def _explained(name: str, config: ModelConfig) -> Iterator[None]:
             f"cannot load model {name!r} (revision {config.revision!r}): {' '.join(str(error).split())[:300]} "
             "Expected a hub id that can be reached, or a local folder with config.json, *.safetensors and tokenizer.json. "
             "Weights that are a pickle need allow_pickle = true, code from the repository trust_remote_code = true."
+            f"{_tokenizer_hint(str(error))}"
         ) from error
+
+
+def _tokenizer_hint(said: str) -> str:
+    """What to do about a tokenizer that is a SentencePiece model, where that is what could not be read."""
+    if "tiktoken" not in said:  # what transformers tries last, and names instead
+        return ""
+    return " Its tokenizer is a SentencePiece file: it must be whole, and the packages sentencepiece and protobuf installed."
 
 
 @contextmanager

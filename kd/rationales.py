@@ -9,7 +9,7 @@ role to draw from. Every source of a rationale sees the same candidates, so a co
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from kd.frozen import Frozen
 from kd.rows import Attribution, RationaleRow, RowError, Segment, Span, extended, text_of
+from kd.shards import Apply
 from kd.spans import pool, words
 
 DrawnRole = Literal["context", "question", "premise", "hypothesis", "text", "choice"]
@@ -246,11 +247,11 @@ class Rationalise:
     config: RationalesConfig
     source: SourceConfig
 
-    def open(self) -> Callable[[list[Attribution]], list[RationaleRow | RowError]]:
+    def open(self) -> Apply:
         """The function from rows to rows; there is nothing to load."""
         settings = self.config.model_dump(mode="json", exclude={"sources", "max_error_frac"})
         provenance = json.dumps({"source": self.source.model_dump(mode="json")} | settings, separators=(",", ":"))
-        return lambda rows: [self._rationalise(row, provenance) for row in rows]
+        return lambda rows, _: [self._rationalise(row, provenance) for row in rows]
 
     def _rationalise(self, row: Attribution, provenance: str) -> RationaleRow | RowError:
         if not all(map(math.isfinite, row.scores)):

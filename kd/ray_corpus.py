@@ -54,7 +54,8 @@ def prepare(task: TaskConfig, config: PrepareConfig, store: Store, progress: Pro
         return complete
     sources = find_splits(task)
     planned = plan(task, config, sources | ({"llm": find_side(task.llm)} if task.llm else {}))
-    task.check_columns({split: source.columns() for split, source in sources.items()})
+    may_have_more = any(source.may_have_more_columns() for source in sources.values())
+    task.check_columns({split: source.columns() for split, source in sources.items()}, may_have_more)
     quiet_context()
     figures: dict[str, float | str | None] = {}
     with _users_errors():

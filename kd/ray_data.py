@@ -8,9 +8,9 @@ with the corpus. Several works may share one pool: a start costs seconds, and st
 import pickle
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -27,12 +27,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Pool:
-    """How many actors of what size. Actors read and write by themselves, so nothing else competes for their CPUs."""
+    """How many actors of what size, on nodes with which labels (none: on any).
+
+    Actors read and write by themselves, so nothing else competes for their CPUs.
+    """
 
     min_actors: int
     max_actors: int
     cpus_per_actor: float
     gpus_per_actor: float
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def device(self) -> str:
@@ -42,7 +46,7 @@ class Pool:
         """The pool as `map_batches` wants it. An actor asks for a GPU or for CPUs: asking for both is experimental."""
         strategy = ray.data.ActorPoolStrategy(min_size=self.min_actors, max_size=self.max_actors, initial_size=self.min_actors)
         size = {"num_gpus": self.gpus_per_actor} if self.gpus_per_actor else {"num_cpus": self.cpus_per_actor}
-        return {"compute": strategy, **size}
+        return {"compute": strategy, "label_selector": dict(self.labels) or None, **size}
 
 
 def run(store: Store, works: Sequence[Work], pool: Pool, progress: Progress) -> list[Manifest]:

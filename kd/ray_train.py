@@ -9,7 +9,7 @@ import gc
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -23,7 +23,6 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor, distributed
 
 from kd.errors import StageError, StoreError, UserError
-from kd.store import digest
 from kd.training.config import LoopConfig, deepspeed_json
 from kd.training.engine import adamw, clip_gradient, evaluating, set_learning_rate
 from kd.training.loop import Trainer
@@ -41,8 +40,12 @@ _TAG = "engine"
 _POLL_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 
 
-def train_queue(queue: Queue) -> None:
+def train_queue(queue: Queue, labels: Mapping[str, str] | None = None) -> None:
     """Train the runs of a queue that are not finished yet, one after the other. Ray is initialised.
+
+    Args:
+        queue: The runs.
+        labels: What a node must be labelled with for a worker to run on it; none: any node.
 
     Raises:
         UserError: what a user can mend, as itself; whatever else ended the training as a StageError. Finished runs stay.
@@ -53,15 +56,17 @@ def train_queue(queue: Queue) -> None:
     ProgressFile(queue).start()
     try:
         with _polled_often():
-            result = _trainer(queue).fit()
+            result = _trainer(queue, labels or {}).fit()
     except ray.train.TrainingFailedError as error:
         raise root_cause(error) from error
     if isinstance(result.return_value, UserError):
         raise result.return_value
 
 
-def _trainer(queue: Queue) -> TorchTrainer:
-    """The worker group. Its name has the runs' digests, so that other runs never go on from its checkpoints."""
+def _trainer(queue: Queue, labels: Mapping[str, str]) -> TorchTrainer:
+    """The worker group. Its name is the stage's, so that a half-done run is gone on with whatever else has been added to
+    the queue; whose checkpoint it is that Ray Train gives back, `_resume` finds out.
+    """
     training, use_gpu = queue.training, queue.device == "cuda"
     return TorchTrainer(
         _work,
@@ -70,9 +75,10 @@ def _trainer(queue: Queue) -> TorchTrainer:
             num_workers=training.num_workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": training.threads_per_worker} | ({"GPU": 1} if use_gpu else {}),
+            label_selector=dict(labels) or None,
         ),
         run_config=RunConfig(
-            name=f"{queue.stage}-{digest([item.digest for item in queue.items])}",
+            name=queue.stage,
             storage_path=queue.store.path(CHECKPOINTS),
             failure_config=FailureConfig(max_failures=training.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
@@ -135,7 +141,7 @@ def _train(queue: Queue, item: Claimed, scratch: Path) -> UserError | None:
     engine = DeepSpeedEngine(opened.student.model, queue.training, queue.device)
     trainer = opened.trainer(engine, queue, item.run, scratch)
     try:
-        _resume(trainer, item)
+        _resume(ray.train.get_checkpoint(), trainer, item)
         trainer.train(ProgressFile(queue).of(item), checkpoint=lambda: _checkpoint(trainer, item))
         if engine.rank == 0:
             publish_run(queue, item, opened, trainer)
@@ -159,13 +165,14 @@ def _open_together(queue: Queue, run: Run, scratch: Path) -> Opened | UserError:
     return next((error for error in errors if error is not None), mine)
 
 
-def _resume(trainer: Trainer, item: Claimed) -> None:
-    """Go on from the group's last checkpoint if it is one of this run."""
-    checkpoint = ray.train.get_checkpoint()
+def _resume(checkpoint: Checkpoint | None, trainer: Trainer, item: Claimed) -> None:
+    """Go on from the group's last checkpoint if it is one of this run; of another's, only the name of its run is read."""
     if checkpoint is None:
         return
-    with checkpoint.as_directory() as folder:
-        if (Path(folder) / _RUN).read_text() == item.digest:
+    with checkpoint.filesystem.open_input_file(f"{checkpoint.path}/{_RUN}") as stream:
+        owner = stream.read().decode()
+    if owner == item.digest:
+        with checkpoint.as_directory() as folder:
             trainer.load(Path(folder))
 
 

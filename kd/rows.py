@@ -138,8 +138,9 @@ class Attribution(Example):
         """What the manifest counts about this row."""
         if self.error is not None:
             return ()
-        right = self.target is not None and self.target in (self.ranked, self.generated)
-        return Example.tally(self) + ("truncated",) * (self.truncated_tokens > 0) + ("teacher_right",) * right
+        right = [self.target is not None and self.target == own for own in (self.ranked, self.generated)]
+        said = ("ranked_right",) * right[0] + ("generated_right",) * right[1]
+        return Example.tally(self) + ("input_truncated",) * (self.truncated_tokens > 0) + said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +171,7 @@ class RationaleRow(Attribution):
 
 
 Status = Literal["ok", "unparsed", "truncated"]
+_COUNTED_AS = {"ok": "ok", "unparsed": "unparsed", "truncated": "answer_truncated"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +206,8 @@ class Prediction(Example):
         """What the manifest counts about this row."""
         if self.error is not None:
             return ()
-        return Example.tally(self) + (self.status,) + ("correct",) * bool(self.correct)
+        cut = ("input_truncated",) * (self.truncated_tokens > 0)
+        return Example.tally(self) + cut + (_COUNTED_AS[self.status],) + ("correct",) * bool(self.correct)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,11 +272,6 @@ def as_errored(row: Row, row_type: type[R], error: RowError) -> R:
 def text_of(row: Example, span: Span) -> str:
     """The text that a span covers."""
     return row.segments[span.segment].text[span.start : span.end]
-
-
-def choices_of(row: Example) -> list[int]:
-    """Indices of the segments that are options."""
-    return [index for index, segment in enumerate(row.segments) if segment.role == "choice"]
 
 
 def check_conserved(before: Sequence[Row], after: Sequence[Row]) -> None:

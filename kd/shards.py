@@ -15,8 +15,9 @@ from kd.errors import StageError
 from kd.rows import Row, RowError, as_errored, check_conserved
 from kd.store import Manifest, Shard, Store, digest
 
-Apply = Callable[[list[Any]], list[Any]]
-"""Good rows in; for each, in order, its result or the RowError that says why there is none."""
+Apply = Callable[[list[Any], Counter[str]], list[Any]]
+"""Good rows in; for each, in order, its result or the RowError that says why there is none. The counter is for what the
+work has to tell beside its rows; it ends in the manifest."""
 
 
 class Recipe(Protocol):
@@ -104,7 +105,8 @@ def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply) -> dic
             f"{work.source}/{shard.file}: expected {shard.rows} rows, got {len(rows)}; run prepare into a new run name"
         )
     good = [row for row in rows if row.error is None]
-    results = apply(good)
+    tally: Counter[str] = Counter()
+    results = apply(good, tally)
     if len(results) != len(good):
         raise StageError(f"{work.title}: {len(good)} rows went in and {len(results)} came out of {shard.file}")
     answers = iter(results)
@@ -113,7 +115,7 @@ def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply) -> dic
         check_conserved(rows, finished)
     except ValueError as error:
         raise StageError(f"{work.title}, {shard.file}: {error}") from error
-    counted = count(finished) | _count_inherited(rows)
+    counted = count(finished) | _count_inherited(rows) | tally
     store.publish_rows(f"{claimed.folder}/{shard.file}", finished, work.writes, counted)
     return counted
 

@@ -52,10 +52,9 @@ class T5Spec(Frozen):
         return T5ForConditionalGeneration(architecture)
 
 
-class WarmStartSpec(Frozen):
-    """A BERT-like encoder as both halves of an encoder-decoder; cross-attention and output head from the seed."""
+class _FromEncoder(Frozen):
+    """What starts from a pretrained encoder."""
 
-    type: Literal["warm_start"] = "warm_start"
     encoder: str = "minilm"
     """`minilm` for the encoder of the optional package (extra `offline`), else a hub id or a local folder."""
 
@@ -63,6 +62,12 @@ class WarmStartSpec(Frozen):
     def origin(self) -> str:
         """The hub id or the folder of the encoder."""
         return _minilm_folder() if self.encoder == "minilm" else self.encoder
+
+
+class WarmStartSpec(_FromEncoder):
+    """A BERT-like encoder as both halves of an encoder-decoder; cross-attention and output head from the seed."""
+
+    type: Literal["warm_start"] = "warm_start"
 
     def build(self, tokenizer: "PreTrainedTokenizerFast", revision: str, safetensors: Literal[True] | None) -> "PreTrainedModel":
         """Two copies of the encoder. An answer is framed by the first and last token of the encoder's own tokenizer."""
@@ -80,7 +85,31 @@ class WarmStartSpec(Frozen):
         return model
 
 
-Spec = Annotated[T5Spec | WarmStartSpec, Field(discriminator="type")]
+class PooledClassifierSpec(_FromEncoder):
+    """An encoder with learned attention pooling and a classification head; pooling and head from the seed."""
+
+    type: Literal["pooled_classifier"] = "pooled_classifier"
+    labels: tuple[str, ...] = Field(min_length=1)
+    """The classes. A single one makes a model that scores one choice at a time."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout before the head while training."""
+
+    def build(self, tokenizer: "PreTrainedTokenizerFast", revision: str, safetensors: Literal[True] | None) -> "PreTrainedModel":  # noqa: ARG002
+        """The encoder as it is, under a new head."""
+        from transformers import AutoModel
+
+        from kd.pooling import AttentionPoolingClassifier, AttentionPoolingConfig
+
+        encoder = AutoModel.from_pretrained(self.origin, revision=revision, use_safetensors=safetensors)
+        config = AttentionPoolingConfig(
+            encoder.config.to_dict(), self.dropout, id2label=dict(enumerate(self.labels)), label2id=None
+        )
+        model = AttentionPoolingClassifier(config)
+        model.encoder.load_state_dict({k: v for k, v in encoder.state_dict().items() if not k.startswith("pooler.")})
+        return model
+
+
+Spec = Annotated[T5Spec | WarmStartSpec | PooledClassifierSpec, Field(discriminator="type")]
 
 
 def _minilm_folder() -> str:

@@ -13,7 +13,8 @@ import re
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -86,7 +87,7 @@ class Store:
 
     @classmethod
     def at(cls, root: str) -> "Store":
-        """The store at a local path or a URI; a relative path is made absolute, so that workers find it too."""
+        """The store at a local path or a URI; a relative path is made absolute, so that workers on this machine find it too."""
         return cls(root.rstrip("/") if "://" in root else str(Path(root).absolute()))
 
     @cached_property
@@ -115,35 +116,35 @@ class Store:
         """The names of the files in a folder, sorted; none if there is no such folder."""
         filesystem, base = self._where
         selector = pafs.FileSelector(f"{base}/{folder}", allow_not_found=True)
-        return sorted(info.base_name for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
+        with _allowed("list", self.path(folder)):
+            return sorted(info.base_name for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
 
     def exists(self, relative: str) -> bool:
         """Whether a file has been published."""
         filesystem, base = self._where
-        return bool(filesystem.get_file_info(f"{base}/{relative}").type == pafs.FileType.File)
+        with _allowed("look for", self.path(relative)):
+            return bool(filesystem.get_file_info(f"{base}/{relative}").type == pafs.FileType.File)
 
     def read(self, relative: str) -> bytes:
-        """The bytes of a file. Raises StoreError if it is not there."""
+        """The bytes of a file. Raises StoreError if it is not there or cannot be read."""
         filesystem, base = self._where
-        try:
-            with filesystem.open_input_file(f"{base}/{relative}") as stream:
-                return bytes(stream.read())
-        except FileNotFoundError as error:
-            raise StoreError(f"{self.path(relative)} is not there; run the stage that writes it") from error
+        with _readable(self.path(relative)), filesystem.open_input_file(f"{base}/{relative}") as stream:
+            return bytes(stream.read())
 
     def publish(self, relative: str, data: bytes) -> None:
-        """Write a file in one step: a reader sees all of it or none. Writing the same file again is harmless."""
+        """Write a file in one step: a reader sees all of it or none. Writing the same file again is harmless.
+
+        Raises:
+            StoreError: the file system refuses it, or has no room.
+        """
         filesystem, base = self._where
         target = f"{base}/{relative}"
-        if not self.is_local:
+        with _allowed("write", self.path(relative)):
+            if self.is_local:
+                _replace(Path(target), data)
+                return
             with filesystem.open_output_stream(target) as stream:
                 stream.write(data)
-            return
-        path = Path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        temporary.write_bytes(data)
-        temporary.replace(path)
 
     def upload(self, local: Path, folder: str) -> None:
         """Publish every file below a local folder under the same names."""
@@ -159,10 +160,10 @@ class Store:
         if not target.exists():
             partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}")
             filesystem, base = self._where
-            pafs.copy_files(
-                f"{base}/{folder}", str(partial), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem()
-            )
-            partial.rename(target)
+            here = pafs.LocalFileSystem()
+            with _allowed("fetch", f"{self.path(folder)} to {partial}"):
+                pafs.copy_files(f"{base}/{folder}", str(partial), source_filesystem=filesystem, destination_filesystem=here)
+                partial.rename(target)
         return target
 
     def read_rows(self, relative: str, row_type: type[R]) -> list[R]:
@@ -176,7 +177,9 @@ class Store:
     def read_column(self, relative: str, column: str) -> list[Any]:
         """One column of a Parquet file, without the others."""
         filesystem, base = self._where
-        return list(pq.read_table(f"{base}/{relative}", columns=[column], filesystem=filesystem).column(column).to_pylist())
+        with _readable(self.path(relative)):
+            table = pq.read_table(f"{base}/{relative}", columns=[column], filesystem=filesystem)
+        return list(table.column(column).to_pylist())
 
     def publish_rows(self, relative: str, rows: Sequence[R], row_type: type[R], notes: Mapping[str, Any]) -> None:
         """Rows as one Parquet file, built in memory; `notes` go into its footer as JSON."""
@@ -188,7 +191,8 @@ class Store:
     def read_notes(self, relative: str) -> dict[str, Any]:
         """The notes in the footer of a Parquet file, without its rows."""
         filesystem, base = self._where
-        footer = pq.read_schema(f"{base}/{relative}", filesystem=filesystem)
+        with _readable(self.path(relative)):
+            footer = pq.read_schema(f"{base}/{relative}", filesystem=filesystem)
         return dict(json.loads(footer.metadata[b"notes"]))
 
     def read_json(self, relative: str) -> dict[str, Any]:
@@ -240,6 +244,37 @@ class Store:
             if self.exists(claim) and self.read_json(claim)["digest"] == digest:
                 return candidate
         return None
+
+
+@contextmanager
+def _allowed(act: str, path: str) -> Iterator[None]:
+    """What a file system refuses inside, as a StoreError that says which path, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = "check the path, the credentials and the free space, then run it again"
+        raise StoreError(f"cannot {act} {path}: {error}; {advice}") from error
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """The same for a file that a stage has written."""
+    with _allowed("read", path):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StoreError(f"{path} is not there; run the stage that writes it") from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """A local file with this content, in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _candidates(folder: str, digest: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from kd.evaluation.answers import Answer, EvaluationConfig, read_answer
-from kd.families.encoder_decoder import EncoderDecoder
+from kd.evaluation.answers import Answer, EvaluationConfig
+from kd.families.base import Family
+from kd.families.opening import open_family
 from kd.models import ModelConfig, ModelSource, load, save, train_tokenizer
 from kd.rows import Example, Prediction, RowError, Segment
 from kd.shards import count
@@ -62,13 +64,13 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
     tokenizer.save_pretrained(store.path("tokenizer"))
     config = ModelConfig(spec=SPEC, max_answer_tokens=6, max_input_tokens=12)
     loaded = load(ModelSource(config, store, tokenizer_folder="tokenizer", seed=1), "cpu")
-    family = EncoderDecoder(loaded, 12, 12)
+    family = open_family(loaded, config.model_copy(update={"max_answer_tokens": 12}))
     learn(family)
     save(loaded, Path(store.path("model")))
     return ModelSource(config, store, "model")
 
 
-def learn(family: EncoderDecoder) -> None:
+def learn(family: Family) -> None:
     inputs = [family.encode([Segment("question", question)]).ids for question in LEARNT]
     targets = [family.encode_answer(answer) for answer in LEARNT.values()]
     optimizer = torch.optim.Adam(family.model.parameters(), lr=0.01)
@@ -100,7 +102,7 @@ def recipe(student: ModelSource, task: TaskConfig = TOY, prefix: str = "", **con
 
 
 def answered(student: ModelSource, row: Example, task: TaskConfig = TOY, prefix: str = "") -> Prediction:
-    (result,) = recipe(student, task, prefix).open()([row])
+    (result,) = recipe(student, task, prefix).open()([row], Counter())
     assert isinstance(result, Prediction)
     return result
 
@@ -127,6 +129,14 @@ def test_an_answer_without_its_end_is_truncated(student: ModelSource) -> None:
     made = answered(student, question("is it late", "one two three four five six"))
     assert outcome(made) == (None, "truncated", False)
     assert made.raw == "one two three four five six"
+
+
+def test_an_answer_is_given_in_the_spelling_of_the_label(student: ModelSource) -> None:
+    assert outcome(answered(student, question("say: is it red", "red", ("red", "blue")))) == ("red", "ok", True)
+
+
+def test_free_text_is_read_as_it_is(student: ModelSource) -> None:
+    assert outcome(answered(student, question("say: is it red", "red."))) == ("Red", "ok", True)
 
 
 def test_without_a_target_nothing_is_right_or_wrong(student: ModelSource) -> None:
@@ -164,7 +174,7 @@ def test_a_prediction_says_which_model_made_it(student: ModelSource) -> None:
 def test_a_row_that_cannot_be_read_is_an_error_in_its_place(student: ModelSource) -> None:
     long = dataclasses.replace(question("x"), segments=[Segment("choice", "is it red " * 10)])
     rows = [question("is it red"), long, question("is it blue"), question("")]
-    results = recipe(student).open()(rows)
+    results = recipe(student).open()(rows, Counter())
     assert [result.reason if isinstance(result, RowError) else result.answer for result in results] == [
         "yes",
         "too_long",
@@ -176,7 +186,7 @@ def test_a_row_that_cannot_be_read_is_an_error_in_its_place(student: ModelSource
 @pytest.mark.parametrize("batch_tokens", [1, 30, 10_000])
 def test_answers_come_in_the_order_of_the_rows_however_they_are_batched(student: ModelSource, batch_tokens: int) -> None:
     questions = ["is it red", "two and two", "is it late", "is it blue", "is it red and is it red"]
-    results = recipe(student, batch_tokens=batch_tokens).open()([question(text) for text in questions])
+    results = recipe(student, batch_tokens=batch_tokens).open()([question(text) for text in questions], Counter())
     alone = [answered(student, question(text)) for text in questions]
     assert results == alone
     assert [result.raw for result in results[:4]] == [LEARNT[text] for text in questions[:4]]
@@ -188,27 +198,10 @@ def test_what_was_cut_off_the_input_is_counted(student: ModelSource) -> None:
 
 
 def test_no_rows_have_no_predictions(student: ModelSource) -> None:
-    assert recipe(student).open()([]) == []
+    assert recipe(student).open()([], Counter()) == []
 
 
 def test_the_recipe_can_be_sent_to_a_worker(student: ModelSource) -> None:
     row = question("is it red", "yes", ("yes", "no"))
-    (made,) = pickle.loads(pickle.dumps(recipe(student))).open()([row])
+    (made,) = pickle.loads(pickle.dumps(recipe(student))).open()([row], Counter())
     assert count([made]) == {"rows": 1, "ok": 1, "correct": 1}
-
-
-# --- reading an answer ----------------------------------------------------------------------------------------------------
-
-
-def test_an_answer_is_given_in_the_spelling_of_the_label() -> None:
-    assert read_answer("  new   york. ", ["New York", "York"], TOY) == "New York"
-
-
-def test_no_label_is_guessed_from_a_part_of_the_text() -> None:
-    assert read_answer("New York City", ["New York"], TOY) is None
-    assert read_answer("", ["a", "b"], TOY) is None
-
-
-def test_free_text_is_read_as_it_is_unless_it_is_empty() -> None:
-    assert read_answer("Any text.", [], TOY) == "Any text."
-    assert read_answer(" . ", [], TOY) is None

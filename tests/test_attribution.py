@@ -1,26 +1,34 @@
 """Scores: worked out by hand on a linear teacher, equal to row-by-row Captum, independent of batch mates."""
 
+import dataclasses
 import math
 import pickle
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from captum.attr import FeatureAblation
 from captum.attr import InputXGradient as CaptumInputXGradient
-from captum.attr import LayerIntegratedGradients
+from captum.attr import IntegratedGradients as CaptumIntegratedGradients
 from captum.attr import Saliency as CaptumSaliency
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd.attribution.engine import Attribute, AttributionConfig, Engine
-from kd.attribution.methods import InputXGradient, IntegratedGradients, MethodConfig, Saliency
-from kd.models import Loaded
+from kd.attribution.methods import InputXGradient, IntegratedGradients, MethodConfig, Occlusion, Saliency
+from kd.families.base import Reading
+from kd.families.encoder_classifier import Alternatives
+from kd.families.text import Encoded
+from kd.models import Loaded, load
 from kd.rows import Attribution, Example, Row, RowError, Segment, Span, text_of
+from kd.spans import overlap, words
 from tests import tiny
 
-METHODS: list[MethodConfig] = [Saliency(), Saliency(norm="l2"), InputXGradient(), IntegratedGradients(n_steps=8)]
-KINDS = ["t5", "bart", "pair"]
+METHODS: list[MethodConfig] = [Saliency(), Saliency(norm="l2"), InputXGradient(), IntegratedGradients(n_steps=8), Occlusion()]
+KINDS = ["t5", "bart", "pair", "llama", "gpt2", "classifier", "pooled", "scorer"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
 
 
 def attribute(loaded: Loaded, rows: list[Example], **config: object) -> list[Attribution]:
-    results = Engine(AttributionConfig(**config), tiny.family(loaded)).attribute(rows)
+    results = Engine(AttributionConfig(**config), tiny.family(loaded)).attribute(rows, Counter())
     assert all(isinstance(result, Attribution) for result in results), results
     return results
 
@@ -97,34 +105,56 @@ def test_the_teacher_generates_and_ranks() -> None:
 # --- equal to Captum, row by row --------------------------------------------------------------------------------------
 
 
-def answer_logprob(loaded: Loaded, target: list[int]) -> Callable[..., Tensor]:
-    """The log-probability of one answer, from the model's own call and nothing of ours."""
-    start = loaded.model.config.decoder_start_token_id
-    decoder_input_ids = torch.tensor([[start, *target[:-1]]])
+def answer_score(loaded: Loaded, target: list[int]) -> Callable[..., Tensor]:
+    """The explained number of one answer, from the model's own call on one row and nothing of ours."""
+    model = loaded.model
 
-    def forward(input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None) -> Tensor:
-        n = len(input_ids if inputs_embeds is None else inputs_embeds)
-        out = loaded.model(
-            input_ids=input_ids, inputs_embeds=inputs_embeds, decoder_input_ids=decoder_input_ids.expand(n, -1), use_cache=False
-        )
-        logprobs = out.logits.log_softmax(-1)
+    def seq2seq(inputs_embeds: Tensor) -> Tensor:
+        start = model.config.decoder_start_token_id
+        ids = torch.tensor([[start, *target[:-1]]]).expand(len(inputs_embeds), -1)
+        logprobs = model(inputs_embeds=inputs_embeds, decoder_input_ids=ids, use_cache=False).logits.log_softmax(-1)
         return torch.stack([logprobs[:, place, token] for place, token in enumerate(target)]).sum(0)
 
-    return forward
+    def causal(inputs_embeds: Tensor) -> Tensor:
+        answer = model.get_input_embeddings()(torch.tensor([target[:-1]], dtype=torch.long)).expand(len(inputs_embeds), -1, -1)
+        logprobs = model(inputs_embeds=torch.cat([inputs_embeds, answer], 1), use_cache=False).logits.log_softmax(-1)
+        first = inputs_embeds.shape[1] - 1
+        return torch.stack([logprobs[:, first + place, token] for place, token in enumerate(target)]).sum(0)
+
+    def classifier(inputs_embeds: Tensor) -> Tensor:
+        return model(inputs_embeds=inputs_embeds).logits[:, target[0] if model.config.num_labels > 1 else 0]
+
+    return {"encoder_decoder": seq2seq, "decoder_only": causal, "encoder_classifier": classifier}[loaded.family]
 
 
-def captum_scores(loaded: Loaded, method: MethodConfig, ids: Tensor, target: list[int], pad: int, special: Tensor) -> list[float]:
+def embedding(loaded: Loaded) -> nn.Module:
+    model = loaded.model
+    return (model.get_encoder() if loaded.family == "encoder_decoder" else model).get_input_embeddings()
+
+
+def captum_scores(
+    loaded: Loaded, method: MethodConfig, segments: list[Segment], encoded: Encoded, target: list[int]
+) -> list[float]:
     """One row as Captum's documentation shows it."""
-    forward = answer_logprob(loaded, target)
-    layer = loaded.model.get_encoder().get_input_embeddings()
+    forward = answer_score(loaded, target)
+    layer, ids = embedding(loaded), torch.tensor([encoded.ids])
+    special = torch.tensor([[span is None for span in encoded.spans]])
+    blank = torch.where(special, ids, loaded.tokenizer.pad_token_id)
     if isinstance(method, IntegratedGradients):
-        explainer = LayerIntegratedGradients(forward, layer)
-        return explainer.attribute(ids, torch.where(special, ids, pad), n_steps=method.n_steps).sum(-1)[0].tolist()
+        path = CaptumIntegratedGradients(forward)
+        return path.attribute(layer(ids).detach(), layer(blank).detach(), n_steps=method.n_steps).sum(-1)[0].tolist()
     embeds = layer(ids).detach().requires_grad_()
-    of_embeds = lambda embeds: forward(inputs_embeds=embeds)  # noqa: E731
+    if isinstance(method, Occlusion):
+        found = words(segments)
+        word_of = [
+            next((place for place, word in enumerate(found) if span and overlap(span, word)), -1) for span in encoded.spans
+        ]
+        mask = torch.tensor([[place + 1 for place in word_of]]).unsqueeze(-1)
+        lost = FeatureAblation(forward).attribute(embeds, layer(blank), feature_mask=mask)[0, :, 0].tolist()
+        return [score / word_of.count(place) for score, place in zip(lost, word_of, strict=True)]
     if isinstance(method, InputXGradient):
-        return CaptumInputXGradient(of_embeds).attribute(embeds).sum(-1)[0].tolist()
-    gradient = CaptumSaliency(of_embeds).attribute(embeds)[0]
+        return CaptumInputXGradient(forward).attribute(embeds).sum(-1)[0].tolist()
+    gradient = CaptumSaliency(forward).attribute(embeds)[0]
     return (gradient.sum(-1) if method.norm == "l1" else gradient.pow(2).sum(-1).sqrt()).tolist()
 
 
@@ -133,29 +163,44 @@ def captum_scores(loaded: Loaded, method: MethodConfig, ids: Tensor, target: lis
 def test_scores_equal_row_by_row_captum(models: dict[str, Loaded], kind: str, method: MethodConfig) -> None:
     loaded = models[kind]
     family = tiny.family(loaded)
-    for row in attribute(loaded, tiny.examples(), method=method):
-        encoded = family.encode(row.segments)
-        special = torch.tensor([[span is None for span in encoded.spans]])
+    for row in attribute(loaded, tiny.rows_for(kind), method=method):
         target = family.encode_answer(row.explained_answer or "")
+        encoded = family.encode(row.segments)
+        if isinstance(encoded, Alternatives):
+            encoded = encoded.inputs[tuple(target)]
         if row.uid == "unlabelled":
             assert row.explained_answer == row.ranked
-        pad = loaded.tokenizer.pad_token_id
-        expected = captum_scores(loaded, method, torch.tensor([encoded.ids]), target, pad, special)
-        expected = [score for score, no_text in zip(expected, special[0], strict=True) if not no_text]
+        expected = captum_scores(loaded, method, row.segments, encoded, target)
+        expected = [score for score, span in zip(expected, encoded.spans, strict=True) if span]
         assert row.scores == pytest.approx(expected, abs=1e-5)
         assert any(abs(score) > 1e-3 for score in row.scores)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", METHODS, ids=str)
-def test_batch_mates_and_padding_change_no_score(models: dict[str, Loaded], kind: str, method: MethodConfig) -> None:
-    together = attribute(models[kind], tiny.examples(), method=method)
-    alone = [attribute(models[kind], [row], method=method)[0] for row in tiny.examples()]
-    for one, other in zip(together, alone, strict=True):
-        assert one.scores == pytest.approx(other.scores, abs=1e-5)
-        assert one.choice_logprobs == pytest.approx(other.choice_logprobs, abs=1e-5)
-        assert one.target_logprob == pytest.approx(other.target_logprob, abs=1e-5)
-        assert one.generated == other.generated
+def test_batch_mates_padding_budget_and_threads_change_no_score(
+    models: dict[str, Loaded], kind: str, method: MethodConfig
+) -> None:
+    rows = tiny.rows_for(kind)
+    together = attribute(models[kind], rows, method=method)
+    alone = [attribute(models[kind], [row], method=method)[0] for row in rows]
+    small = attribute(models[kind], rows, method=method, batch_tokens=100)
+    with threads(2 if torch.get_num_threads() == 1 else 1):
+        otherwise = attribute(models[kind], rows, method=method)
+    for one, *others in zip(together, alone, small, otherwise, strict=True):
+        for other in others:
+            assert one.scores == pytest.approx(other.scores, abs=1e-5)
+            assert one.choice_logprobs == pytest.approx(other.choice_logprobs, abs=1e-5)
+            assert one.target_logprob == pytest.approx(other.target_logprob, abs=1e-5)
+            assert one.generated == other.generated
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_on_t5_the_encoder_s_tokens_are_attributed(models: dict[str, Loaded]) -> None:
@@ -165,7 +210,7 @@ def test_on_t5_the_encoder_s_tokens_are_attributed(models: dict[str, Loaded]) ->
     family = tiny.family(loaded)
     encoded, target = family.encode(row.segments), family.encode_answer("money")
     assert len(row.scores) == len(encoded.ids) - 1 != len(target)
-    forward = answer_logprob(loaded.__class__(loaded.model.double(), loaded.tokenizer, ""), target)
+    forward = answer_score(dataclasses.replace(loaded, model=loaded.model.double()), target)
     try:
         embeds = loaded.model.get_encoder().get_input_embeddings()(torch.tensor([encoded.ids])).detach()
         for place, score in enumerate(row.scores):
@@ -179,16 +224,13 @@ def test_on_t5_the_encoder_s_tokens_are_attributed(models: dict[str, Loaded]) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_integrated_gradients_say_how_incomplete_they_are(models: dict[str, Loaded], kind: str) -> None:
-    row = tiny.example()
-    coarse, fine = (attribute(models[kind], [row], method=IntegratedGradients(n_steps=n))[0] for n in (2, 200))
+    row = tiny.rows_for(kind)[0]
+    coarse, fine = (attribute(models[kind], [row], method=IntegratedGradients(n_steps=n))[0] for n in (2, 400))
     family = tiny.family(models[kind])
-    encoded, target = family.encode(row.segments), family.encode_answer("money")
-    ids, mask = family.batch([encoded.ids])
-    ends = family.target_logprob(
-        torch.stack([family.embed(x)[0] for x in (ids, family.blank([encoded]))]), mask[[0, 0]], [target] * 2
-    )
+    what = family.read([family.encode(row.segments)]).explained([family.encode_answer(row.target or "")])
+    real, blank = (what.forward(embeds, what.rows).item() for embeds in (what.embeds, what.blank()))
     for found in (coarse, fine):
-        assert found.completeness_gap == pytest.approx(sum(found.scores) - (ends[0] - ends[1]).item(), abs=1e-4)
+        assert found.completeness_gap == pytest.approx(sum(found.scores) - (real - blank), abs=1e-4)
     assert abs(fine.completeness_gap or 0) < 0.1 * abs(coarse.completeness_gap or 0)
 
 
@@ -240,7 +282,7 @@ def test_a_generated_label_is_spelt_as_the_label_set_spells_it_unless_two_labels
 
 def test_scores_are_of_tokens_of_segments_in_reading_order(models: dict[str, Loaded]) -> None:
     for kind in KINDS:
-        (row,) = attribute(models[kind], [tiny.example()])
+        (row,) = attribute(models[kind], tiny.rows_for(kind)[:1])
         spans = list(map(Span, row.token_segment, row.token_start, row.token_end))
         assert spans == sorted(spans, key=lambda span: (span.segment, span.start))
         assert not {"</s>", "[CLS]", "[SEP]", "<pad>"} & set(row.tokens)
@@ -263,7 +305,7 @@ def test_bad_rows_become_errors_in_their_place(models: dict[str, Loaded]) -> Non
         tiny.example(uid="blank", segments=[Segment("text", " ")], choices=(), target="yes"),
         tiny.example(uid="good too"),
     ]
-    results = Engine(AttributionConfig(), tiny.family(models["t5"])).attribute(rows)
+    results = Engine(AttributionConfig(), tiny.family(models["t5"])).attribute(rows, Counter())
     reasons = [result.reason if isinstance(result, RowError) else result.uid for result in results]
     assert reasons == ["good", "too_long", "too_long", "empty_text", "good too"]
 
@@ -284,7 +326,7 @@ def test_what_is_not_a_number_is_an_error_of_that_row_alone() -> None:
     rows = [tiny.example("The café is open.", choices=("yes", "no")), tiny.example("The bank is open.", choices=("yes", "no"))]
     with torch.no_grad():
         loaded.model.get_encoder().get_input_embeddings().weight[loaded.tokenizer.convert_tokens_to_ids("café")] = math.nan
-    poisoned, sound = Engine(AttributionConfig(), tiny.family(loaded)).attribute(rows)
+    poisoned, sound = Engine(AttributionConfig(), tiny.family(loaded)).attribute(rows, Counter())
     assert isinstance(poisoned, RowError)
     assert poisoned.reason == "not_finite"
     assert isinstance(sound, Attribution)
@@ -297,7 +339,7 @@ def test_the_stage_loads_on_the_worker_and_gives_the_same_rows_again(tmp_path: P
     source = tiny.tiny_source(tmp_path, max_input_tokens=64, max_answer_tokens=8)
     recipe = pickle.loads(pickle.dumps(Attribute(AttributionConfig(), source, "cpu", threads=1)))
     rows: list[Row] = list(tiny.examples())
-    first, second = (recipe.open()(rows) for _ in range(2))
+    first, second = (recipe.open()(rows, Counter()) for _ in range(2))
     assert first == second
     assert [row.uid for row in first] == [row.uid for row in rows]
     assert {row.model for row in first} == {"spec:" + first[0].model.split(":")[1]}
@@ -310,8 +352,99 @@ def test_the_order_of_rows_and_the_budget_change_no_score(models: dict[str, Load
         assert row.scores == pytest.approx(expected[row.uid], abs=1e-5)
 
 
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_what_runs_out_of_memory_is_halved_and_gives_the_same_scores(
+    models: dict[str, Loaded], method: MethodConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, family = tiny.examples(), tiny.family(models["t5"])
+    expected = attribute(models["t5"], rows, method=method)
+    sizes: list[int] = []
+    read = family.read
+
+    def short_of_memory(batch: Sequence[Encoded], differentiable: bool = False) -> Reading:
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(batch, differentiable)
+
+    monkeypatch.setattr(family, "read", short_of_memory)
+    found = Engine(AttributionConfig(method=method), family).attribute(rows, Counter())
+    assert sizes[:2] == [6, 3]
+    for one, other in zip(found, expected, strict=True):
+        assert isinstance(one, Attribution)
+        assert one.scores == pytest.approx(other.scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama", "classifier"])
+def test_without_the_teacher_s_answers_scores_are_the_same_and_only_unlabelled_rows_have_an_answer(
+    models: dict[str, Loaded], kind: str
+) -> None:
+    rows = tiny.rows_for(kind)
+    for one, other in zip(attribute(models[kind], rows), attribute(models[kind], rows, answers=False), strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-5)
+        assert one.explained_answer == other.explained_answer
+        has_answers = one.uid == "unlabelled"
+        assert (other.generated is None, other.ranked is None, other.target_logprob is None) == (not has_answers,) * 3
+        assert bool(other.choice_logprobs) == has_answers
+
+
+def test_the_stage_counts_tokens_and_padding(models: dict[str, Loaded]) -> None:
+    tally = Counter[str]()
+    family = tiny.family(models["t5"])
+    Engine(AttributionConfig(), family).attribute(tiny.examples(), tally)
+    sizes = [
+        family.size(family.encode(row.segments), [family.encode_answer(text) for text in row.label_set or [row.target or ""]])
+        for row in tiny.examples()
+    ]
+    assert tally["tokens"] == sum(map(sum, sizes))
+    widest = max(size[0] for size in sizes) + max(size[1] for size in sizes)
+    assert tally["padding_tokens"] == len(sizes) * widest - tally["tokens"]
+
+
+# --- what one backward for the whole answer changes -------------------------------------------------------------------
+
+
+def test_signed_scores_are_the_sums_over_answer_tokens_and_absolute_ones_are_at_most_that(models: dict[str, Loaded]) -> None:
+    """Captum on every answer token by itself: one backward each."""
+    loaded, row = models["t5"], tiny.example(choices=(), target="coffee and cake")
+    encoded, target = tiny.family(loaded).encode(row.segments), tiny.family(loaded).encode_answer("coffee and cake")
+    embeds = embedding(loaded)(torch.tensor([encoded.ids])).detach().requires_grad_()
+    start = loaded.model.config.decoder_start_token_id
+
+    def of_token(place: int) -> Callable[[Tensor], Tensor]:
+        ids = torch.tensor([[start, *target[:-1]]])
+        return lambda embeds: loaded.model(inputs_embeds=embeds, decoder_input_ids=ids).logits.log_softmax(-1)[
+            :, place, target[place]
+        ]
+
+    kept = [place for place, span in enumerate(encoded.spans) if span]
+    products = sum(CaptumInputXGradient(of_token(place)).attribute(embeds).sum(-1)[0] for place in range(len(target)))
+    assert attribute(loaded, [row], method=InputXGradient())[0].scores == pytest.approx(products[kept].tolist(), abs=1e-5)
+    sizes = sum(CaptumSaliency(of_token(place)).attribute(embeds).sum(-1)[0] for place in range(len(target)))
+    found = torch.tensor(attribute(loaded, [row], method=Saliency())[0].scores)
+    assert (found <= sizes[kept] + 1e-5).all()
+    assert found.sum() < 0.95 * sizes[kept].sum()
+
+
+def test_occlusion_is_what_the_answer_loses_without_a_word() -> None:
+    """Without its "yes" the toy's input says nothing: the answer's two tokens go from 1/8 to 1/5 each."""
+    assert by_word(toy(Occlusion())) == pytest.approx({"yes": 2 * math.log(1 / 8) - 2 * math.log(1 / 5), "no": 0.0})
+
+
+def test_the_tokens_of_a_word_share_its_loss_equally(tmp_path: Path) -> None:
+    loaded = load(tiny.tiny_source(tmp_path, tiny.SPEC.model_copy(update={"tokenizer": "unigram", "vocab_size": 60})), "cpu")
+    (row,) = attribute(loaded, [tiny.example(choices=("money", "bank"))], method=Occlusion())
+    spans = list(map(Span, row.token_segment, row.token_start, row.token_end))
+    several = 0
+    for word in words(row.segments):
+        own = [score for span, score in zip(spans, row.scores, strict=True) if overlap(span, word)]
+        several += len(own) > 1
+        assert own == pytest.approx([own[0]] * len(own))
+    assert several > 3
+
+
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValidationError, match=r"'saliency'.*'input_x_gradient'.*'integrated_gradients'"):
+    with pytest.raises(ValidationError, match=r"'saliency'.*'input_x_gradient'.*'integrated_gradients'.*'occlusion'"):
         TypeAdapter(AttributionConfig).validate_python({"method": {"type": "lime"}})
 
 

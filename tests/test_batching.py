@@ -1,10 +1,19 @@
-"""Micro-batches: the budget counts padding, nothing is lost, ties keep their order."""
+"""Micro-batches: the budget counts padding, nothing is lost, ties keep their order, what does not fit is halved."""
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd.batching import cut, padded_waste_frac
+from kd.batching import MicroBatches, cut, padding_frac
+from kd.errors import RowFault
+from kd.rows import Example, RowError, Segment
+from tests import tiny
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 20)), max_size=60)
 
@@ -43,7 +52,108 @@ def test_every_row_is_in_one_batch_and_every_batch_is_within_the_budget(lengths:
 
 def test_waste_is_the_padded_share() -> None:
     lengths = [(10, 2), (4, 2), (4, 1)]
-    assert padded_waste_frac(lengths, [[0], [1, 2]]) == pytest.approx(1 / 24)
-    assert padded_waste_frac(lengths, [[0, 1, 2]]) == pytest.approx(1 - 23 / 36)
-    assert padded_waste_frac(lengths, [[0], [1], [2]]) == 0
-    assert padded_waste_frac([], []) == 0
+    assert padding_frac(lengths, [[0], [1, 2]]) == pytest.approx(1 / 24)
+    assert padding_frac(lengths, [[0, 1, 2]]) == pytest.approx(1 - 23 / 36)
+    assert padding_frac(lengths, [[0], [1], [2]]) == 0
+    assert padding_frac([], []) == 0
+
+
+# --- through a model --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Item:
+    """A row whose text is as many letters as it has tokens."""
+
+    row: Example
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return len(self.row.segments[0].text), 1
+
+
+def rows_of(*tokens: int) -> list[Example]:
+    return [tiny.example(uid=str(place), segments=[Segment("text", "x" * n)]) for place, n in enumerate(tokens)]
+
+
+def prepare(rows: Sequence[Example]) -> list[Item | RowFault]:
+    return [Item(row) if row.segments[0].text else RowFault("empty_text", "nothing") for row in rows]
+
+
+class Model:
+    """Takes at most so many padded tokens at once; more is out of memory, as torch says it."""
+
+    def __init__(self, memory_tokens: int, error: Exception | None = None) -> None:
+        self.memory_tokens, self.error = memory_tokens, error or torch.OutOfMemoryError("CUDA out of memory")
+        self.batches: list[list[int]] = []
+
+    def __call__(self, items: list[Item]) -> list[str]:
+        self.batches.append([item.size[0] for item in items])
+        if len(items) * max(sum(item.size) for item in items) > self.memory_tokens:
+            raise self.error
+        return [f"row {item.row.uid}" for item in items]
+
+
+def test_results_come_in_the_order_of_the_rows_and_faults_stay_in_their_place() -> None:
+    model, tally = Model(1000), Counter[str]()
+    found = MicroBatches(12).run(rows_of(2, 5, 0, 3), prepare, model, tally)
+    assert found == ["row 0", "row 1", RowError("empty_text", "nothing"), "row 3"]
+    assert model.batches == [[5, 3], [2]]
+    assert tally == {"tokens": 6 + 4 + 3, "padding_tokens": 2}
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    ),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_batch_that_does_not_fit_is_halved_and_the_budget_found_is_kept(error: Exception) -> None:
+    model, batches = Model(20, error), MicroBatches(80)
+    assert batches.run(rows_of(*[9] * 8), prepare, model, Counter()) == [f"row {place}" for place in range(8)]
+    assert [len(batch) for batch in model.batches] == [8, 4, 2, 2, 2, 2]
+    assert batches.budget_tokens == 20
+    batches.run(rows_of(*[9] * 4), prepare, model, Counter())
+    assert [len(batch) for batch in model.batches[6:]] == [2, 2]
+
+
+def test_a_row_that_does_not_fit_alone_is_an_error_and_the_others_go_on() -> None:
+    model = Model(20)
+    found = MicroBatches(40).run(rows_of(4, 30, 9), prepare, model, Counter())
+    assert found == [
+        "row 0",
+        RowError("out_of_memory", "30 input and 1 answer tokens do not fit into memory, even alone"),
+        "row 2",
+    ]
+
+
+def test_another_error_of_the_model_is_not_taken_for_lack_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        MicroBatches(10).run(rows_of(30), prepare, Model(1, RuntimeError("shapes do not match")), Counter())
+
+
+def test_an_error_while_tokenising_reaches_the_caller() -> None:
+    def fail(rows: Sequence[Example]) -> list[Item]:
+        raise KeyError(rows[0].uid)
+
+    with pytest.raises(KeyError):
+        MicroBatches(10).run(rows_of(3), fail, Model(100), Counter())
+
+
+def test_the_next_window_is_tokenised_while_the_model_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kd.batching.WINDOW_ROWS", 1)
+    second_window = threading.Event()
+
+    def prepare_and_tell(rows: Sequence[Example]) -> list[Item | RowFault]:
+        if rows[0].uid == "1":
+            second_window.set()
+        return prepare(rows)
+
+    def work(items: list[Item]) -> list[bool]:
+        return [second_window.wait(5)]
+
+    assert MicroBatches(10).run(rows_of(4, 3), prepare_and_tell, work, Counter()) == [True, True]

@@ -80,7 +80,7 @@ def test_options_may_be_a_field_of_a_column_and_the_label_an_index() -> None:
     assert read(shape, q="Which?", choices={"text": ["tea", "milk"]}, answer="1").target == "milk"
 
 
-@pytest.mark.parametrize("answer", [2, -1, "C", "", 0.5, "zero"])
+@pytest.mark.parametrize("answer", [2, -1, "C", 0.5, "zero"])
 def test_an_index_outside_the_options_is_an_error(answer: Any) -> None:
     error = read("prompt: [{column: q}, {choices: o}]\ntarget: a\ntarget_is: index", q="?", o=["x", "y"], a=answer).error
     assert error is not None
@@ -105,8 +105,9 @@ def test_a_pair_of_texts_may_be_classified_by_index() -> None:
     assert getattr(read(shape, sentence1="a", sentence2="b", label=3).error, "reason", None) == "unknown_label"
 
 
-def test_labels_may_be_true_and_false() -> None:
-    shape = "prompt: [{column: q}]\ntarget: answer\nlabels: {'true': 'yes', 'false': 'no'}"
+@pytest.mark.parametrize("labels", ["{true: 'yes', false: 'no'}", "{'true': 'yes', 'false': 'no'}"])
+def test_labels_may_be_true_and_false(labels: str) -> None:
+    shape = f"prompt: [{{column: q}}]\ntarget: answer\nlabels: {labels}"
     assert [read(shape, q="?", answer=value).target for value in (True, False, "true")] == ["yes", "no", "yes"]
     assert getattr(read(shape, q="?", answer="maybe").error, "reason", None) == "unknown_label"
 
@@ -129,10 +130,22 @@ def test_without_a_target_the_corpus_is_unlabelled() -> None:
     assert (row.error, row.target, row.label_set, row.tally()) == (None, None, ["x", "y"], ("unlabelled",))
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_record_without_target_is_an_error_in_train_and_unlabelled_elsewhere(split: str) -> None:
+    mine = task("prompt: [{column: q}, {choices: o}]\ntarget: a\ntarget_is: index")
+    for record in ({"q": "Which?", "o": ["x", "y"]}, {"q": "Which?", "o": ["x", "y"], "a": None}):
+        row = mine.example(record, split)
+        assert (row.error, row.target, row.label_set, row.tally()) == (None, None, ["x", "y"], ("unlabelled",))
+        error = mine.example(record, "train").error
+        assert error is not None
+        assert (error.reason, error.detail) == ("missing_field", "a is missing")
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
         ({"o": ["x"], "a": "x"}, "missing_field"),
+        ({"q": "?", "o": ["x"], "a": ""}, "missing_field"),
         ({"q": "?", "o": ["x"], "a": None}, "missing_field"),
         ({"q": "", "o": ["x"], "a": "x"}, "empty_text"),
         ({"q": "?", "o": [], "a": "x"}, "unparsable"),
@@ -173,8 +186,21 @@ def test_a_missing_column_is_named_with_the_key_that_names_it() -> None:
         task(REVIEWS).check_columns({"train": {"id", "review", "highlights", "why"}})
 
 
+def test_the_target_is_a_column_of_train_and_need_not_be_in_another_split() -> None:
+    read_too = {"id", "review", "highlights", "why"}
+    task(REVIEWS).check_columns({"train": read_too | {"stars"}, "test": read_too})
+    with pytest.raises(InputError, match=r"column stars, which the train records"):
+        task(REVIEWS).check_columns({"train": read_too, "test": read_too | {"stars"}})
+
+
 def test_highlights_and_rationales_need_not_be_in_every_split_but_in_one() -> None:
     labelled = {"id", "review", "stars"}
     task(REVIEWS).check_columns({"train": labelled | {"highlights", "why"}, "test": labelled})
     with pytest.raises(InputError, match=r"column why, which the train and test records .* Set task\.llm_rationale"):
         task(REVIEWS).check_columns({"train": labelled | {"highlights"}, "test": labelled})
+
+
+def test_where_later_records_may_have_more_columns_only_those_of_every_record_are_asked_for() -> None:
+    task(REVIEWS).check_columns({"train": {"id", "review", "stars"}}, may_have_more=True)
+    with pytest.raises(InputError, match="column review"):
+        task(REVIEWS).check_columns({"train": {"id", "stars"}}, may_have_more=True)

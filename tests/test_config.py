@@ -1,13 +1,16 @@
 """A config is closed, light, and its errors say what to do."""
 
+import re
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kd.config import Config, read_config, validate
+from kd.config import Config, read_config, read_yaml, validate
 from kd.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +27,19 @@ def test_every_config_of_the_repository_is_valid_and_named_after_its_file(path: 
     assert read_config("x", "", [str(path)]).name == path.stem
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_a_student_that_is_published_as_a_pickle_only_may_be_one(path: Path) -> None:
+    student = read_config("x", "", [str(path)]).student
+    assert student.allow_pickle == (student.name == "google/t5-v1_1-base")
+
+
+@pytest.mark.parametrize("name", ["esnli", "anli", "svamp"])
+def test_a_teacher_learns_the_format_where_the_input_says_nothing_of_the_task(name: str) -> None:
+    config = read_config("x", "", [str(ROOT / "configs" / f"{name}.yaml")])
+    assert config.teach is not None
+    assert config.teach.warmup_steps < config.teach.eval_every_steps <= config.teach.steps
+
+
 def test_the_command_line_wins_over_the_file() -> None:
     assert read("--attribution.method.norm=l2", "--training.steps=7", "--training.warmup_steps=1").attribution.method.norm == "l2"
     assert read("--training.steps=77").training.steps == 77
@@ -32,6 +48,48 @@ def test_the_command_line_wins_over_the_file() -> None:
 def test_a_mapping_is_merged_and_a_list_replaced() -> None:
     assert read("--attribution.splits.validation=5").attribution.splits == read().attribution.splits | {"validation": 5}
     assert read("--training.seeds=[3]").training.seeds == (3,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "section"),
+    [
+        (["--attribution.method.type=integrated_gradients"], {"type": "integrated_gradients", "n_steps": 50}),
+        (["--attribution.method.type=saliency", "--attribution.method.norm=l2"], {"type": "saliency", "norm": "l2"}),
+    ],
+)
+def test_another_type_starts_from_the_override_alone_and_the_same_type_is_merged(
+    arguments: list[str], section: dict[str, object]
+) -> None:
+    assert read(*arguments).attribution.method.model_dump() == section
+
+
+def test_every_tagged_part_of_a_config_can_be_changed_from_the_command_line() -> None:
+    config = read(
+        "--rationales.selection.type=threshold",
+        "--rationales.selection.share=0.7",
+        "--student.spec.type=warm_start",
+        "--student.spec.encoder=minilm",
+        "--task.type=svamp",
+        "--task.path=elsewhere",
+    )
+    assert config.rationales.selection.model_dump() == {"type": "threshold", "share": 0.7}
+    assert config.student.spec is not None
+    assert config.student.spec.type == "warm_start"
+    assert (config.task.type, config.task.path) == ("svamp", "elsewhere")
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+COMMANDS = re.findall(r"^(?:ray job submit .*)?python -m (jobs\.\w+ .+)$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_the_readme_prints_is_accepted(command: str) -> None:
+    job, config, *overrides = shlex.split(command)
+    assert read_config(job, "", [str(ROOT / config), *overrides])
+
+
+def test_the_readme_prints_commands() -> None:
+    assert [command.split()[1] for command in COMMANDS] == ["configs/esnli.yaml", "configs/commonsense_qa.yaml"]
 
 
 def test_what_was_resolved_reads_back_as_the_same_config() -> None:
@@ -51,6 +109,8 @@ def test_what_was_resolved_reads_back_as_the_same_config() -> None:
             "--attribution.method.type=salience",
             r"attribution\.method: .*'salience'.*'saliency', 'input_x_gradient', 'integrated_gradients'",
         ),
+        ("-training.steps=5", r"command line: -training\.steps=5: expected --dotted\.path=value, with two dashes"),
+        ("-", "with two dashes"),
         ("--training.steps=many", r"training\.steps: .*valid integer.*got 'many'"),
         ("--training.steps=0", r"training\.steps: .*greater than or equal to 1, got '0'"),
         ("--training.batch_rows=33", r"training: batch_rows \(33\) must be a multiple of num_workers x micro_batch_rows"),
@@ -64,6 +124,32 @@ def test_what_was_resolved_reads_back_as_the_same_config() -> None:
 def test_a_wrong_override_is_refused_with_its_path_and_what_is_valid(argument: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read(argument)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("task", {"path": "data/my.jsonl"}, r"evaluation\.split: test is no split of this corpus, which has train; name one of"),
+        ("task", {"files": {"test": None}}, r"evaluation\.split: test is no split of this corpus, which has train, validation;"),
+        (
+            "attribution",
+            {"splits": {"test": 5}},
+            r"attribution\.splits: students learn from the attributed rows of train, got test",
+        ),
+        ("attribution", {"splits": {}}, r"attribution\.splits: students learn from the attributed rows of train, got none"),
+    ],
+)
+def test_a_split_that_the_corpus_does_not_have_is_refused(section: str, values: dict[str, Any], message: str) -> None:
+    data = read_yaml(QUICKSTART)
+    data[section] = data[section] | values
+    with pytest.raises(ConfigError, match=message):
+        validate(data, "here")
+
+
+def test_a_split_that_is_held_out_of_train_is_one_of_the_corpus() -> None:
+    data = read_yaml(QUICKSTART) | {"task": {"type": "commonsense_qa", "path": "data/my.jsonl", "holdout": {"fraction": 0.2}}}
+    changes = {"attribution": {"splits": {"train": 5, "validation": 5}}, "evaluation": {"split": "validation"}}
+    assert validate(data | changes, "here").task.splits == ["train", "validation"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.console import Console, console_with_log, duration
+from kd.errors import StoreError
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,3 +73,10 @@ def test_the_output_is_given_back_after_an_error(tmp_path: Path, capfd: pytest.C
         raise KeyError("x")
     os.write(1, b"back\n")
     assert capfd.readouterr().out == "back\n"
+
+
+def test_a_log_that_cannot_be_written_says_so_and_leaves_the_output_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StoreError, match=r"cannot write the log /proc/nowhere/job\.log: .*; set root to a folder"):
+        console_with_log(Path("/proc/nowhere/job.log")).__enter__()
+    os.write(1, b"still here\n")
+    assert capfd.readouterr().out == "still here\n"

@@ -1,5 +1,6 @@
 """Files of any format on any file system become the same stream of records, and an unreadable one is named."""
 
+import csv
 import gzip
 import json
 import pickle
@@ -13,6 +14,7 @@ import pytest
 
 from kd.corpus import Place, decoded, find, find_splits
 from kd.errors import InputError
+from kd.examples import as_example
 from kd.tasks.svamp import Svamp
 
 Records = Sequence[dict[str, Any]]
@@ -61,9 +63,20 @@ def test_every_format_gives_the_same_records(tmp_path: Path, name: str) -> None:
 
 def test_values_that_json_does_not_know_come_as_text(tmp_path: Path) -> None:
     days = pa.array([19_000], pa.date32())
-    pq.write_table(pa.table({"day": days, "bytes": [b"x"], "nested": [[{"a": 1}]]}), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"day": days, "nested": [[{"a": 1, "b": b"x"}]]}), tmp_path / "x.parquet")
     (text,) = find(str(tmp_path), "*", "auto", "task.files.train").all_records()
-    assert decoded(text) == {"day": "2022-01-08", "bytes": "b'x'", "nested": [{"a": 1}]}
+    assert decoded(text) == {"day": "2022-01-08", "nested": [{"a": 1, "b": "x"}]}
+
+
+def test_bytes_are_utf_8_and_a_row_whose_text_is_not_says_so(tmp_path: Path) -> None:
+    names = ("body", "sub_question", "equation")
+    table = {name: pa.array([b"1 + 2 caf\xc3\xa9", b"1 + 2 caf\xe9"], pa.binary()) for name in names[:2]}
+    pq.write_table(pa.table(table | {"equation": [b"1 + 2"] * 2, "image": [b"\xff\xd8"] * 2}), tmp_path / "x.parquet")
+    records = list(find(str(tmp_path), "*", "auto", "task.files.train").all_records())
+    good, bad = (as_example(Svamp(id=None), "train", text) for text in records)
+    assert (good.error, good.segments[0].text, good.target) == (None, "1 + 2 café", "1 + 2")
+    assert bad.error is not None
+    assert bad.error.reason == "unparsable"
 
 
 def test_a_broken_line_is_a_record_that_cannot_be_decoded_and_its_neighbours_are_kept(tmp_path: Path) -> None:
@@ -76,6 +89,32 @@ def test_a_line_of_another_length_than_the_header_is_a_record_that_cannot_be_dec
     (tmp_path / "x.csv").write_bytes(b"a,b\n1,2\n3\n4,5,6\n7,\xff\n")
     records = [decoded(text) for text in find(str(tmp_path), "*", "auto", "task.files.train").all_records()]
     assert records == [{"a": "1", "b": "2"}, None, None, {"a": "7", "b": "\udcff"}]
+
+
+def test_a_first_line_of_another_length_than_the_header_is_no_reason_to_refuse_a_corpus(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b"a,b\n3\n1,2\n")
+    assert find(str(tmp_path), "*", "auto", "task.files.train").columns() == {"a", "b"}
+    (tmp_path / "x.csv").write_bytes(b"a,b\n3\n")
+    with pytest.raises(InputError, match="CSV with lines as long as its header; it begins with"):
+        find(str(tmp_path), "*", "auto", "task.files.train").columns()
+
+
+def test_a_cell_may_be_longer_than_the_library_allows_whose_limit_stays(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    (tmp_path / "x.csv").write_text(f"a,b\n1,{'x' * (before + 1)}\n")
+    (text,) = find(str(tmp_path), "*", "auto", "task.files.train").all_records()
+    assert len(json.loads(text)["b"]) == before + 1
+    assert csv.field_size_limit() == before
+
+
+def test_json_lines_may_have_more_columns_after_the_first_records_and_other_formats_not(tmp_path: Path) -> None:
+    records = [{"a": "x", "late": None if number < 100 else "y"} for number in range(101)]
+    late = [{key: value for key, value in record.items() if value} for record in records]
+    for name, written, more in (("x.jsonl", late, True), ("y.jsonl", late[:100], False), ("z.csv", records, False)):
+        WRITERS[f"x{name[1:]}"](tmp_path / name, written)
+        source = find(str(tmp_path), name, "auto", "task.files.train")
+        assert source.columns() == ({"a"} if "jsonl" in name else {"a", "late"})
+        assert source.may_have_more_columns() == more
 
 
 def test_deep_nesting_is_no_crash() -> None:
@@ -126,6 +165,7 @@ def test_the_hub_is_read_through_its_file_system(tmp_path: Path, monkeypatch: py
         ("x.jsonl.gz", b"no gzip", r"cannot read .*x\.jsonl\.gz as jsonl"),
         ("x.parquet", b"no parquet", r"cannot read .*x\.parquet as parquet"),
         ("x.csv", b'a,b\n1,"2\n', r"cannot read .*x\.csv as csv: unexpected end of data"),
+        ("x.csv", b"a,b,a\n1,2,3\n", r"cannot read .*x\.csv as csv: its header has 'a' more than once; mend it"),
         ("x.jsonl", b"", r"expected one JSON object per line, .*; it is empty"),
         ("x.json", b'[\n  {"a": 1}\n]\n', r"expected one JSON object per line, .*; it begins with '\['"),
         ("x.txt", b"hello", r"the suffix does not tell the format; expected \.parquet, .* or set task\.format"),

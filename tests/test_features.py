@@ -1,5 +1,6 @@
 """Rows become token ids, behind the prefixes of the objective."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tests.tiny_runs import rationale_row
 
 
 def featurise(folder: Path, objective: AnyObjective, *rows: Example, **limits: Any) -> list[Features | RowError]:
-    return Featurise(objective, tiny_source(folder, **limits)).open()(list(rows))
+    return Featurise(objective, tiny_source(folder, **limits)).open()(list(rows), Counter())
 
 
 def test_each_target_is_read_behind_its_prefix(tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_a_students_answer_is_the_targets_or_the_teachers(tmp_path: Path) -> Non
     rows = [replace(rationale_row(example(target=target), "find"), explained_answer="river") for target in ("money", None)]
     tokens = family(load(tiny_source(tmp_path), "cpu"))
     source = tiny_source(tmp_path)
-    learned = {answers: Featurise(LabelOnly(), source, answers).open()(rows) for answers in ("gold", "teacher")}
+    learned = {answers: Featurise(LabelOnly(), source, answers).open()(rows, Counter()) for answers in ("gold", "teacher")}
     money, river = ([tokens.encode_answer(text)] for text in ("money", "river"))
     assert [made.target_ids for made in learned["gold"]] == [money, []]
     assert [made.target_ids for made in learned["teacher"]] == [river, river]
@@ -58,7 +59,7 @@ def test_a_students_answer_is_the_targets_or_the_teachers(tmp_path: Path) -> Non
 
 def test_a_teacher_who_said_nothing_teaches_nothing(tmp_path: Path) -> None:
     silent = replace(rationale_row(example(target=None), ""), explained_answer="")
-    (made,) = Featurise(LabelOnly(), tiny_source(tmp_path), "teacher").open()([silent])
+    (made,) = Featurise(LabelOnly(), tiny_source(tmp_path), "teacher").open()([silent], Counter())
     assert made.tally() == ("teaches_nothing",)
 
 
@@ -101,4 +102,6 @@ def test_a_pretrained_models_weights_are_not_read(tmp_path: Path) -> None:
     save(load(source, "cpu"), folder)
     (folder / "model.safetensors").unlink()
     trained = replace(source, folder="teacher/model")
-    assert Featurise(LabelOnly(), trained).open()([example()]) == Featurise(LabelOnly(), source).open()([example()])
+    assert Featurise(LabelOnly(), trained).open()([example()], Counter()) == Featurise(LabelOnly(), source).open()(
+        [example()], Counter()
+    )

@@ -12,7 +12,18 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     ("kd.rows", "kd.arrow", "kd.spans", "kd.errors", "kd.frozen"),
-    ("kd.tasks", "kd.corpus", "kd.examples", "kd.uids", "kd.store", "kd.shards", "kd.specs", "kd.models"),
+    (
+        "kd.tasks",
+        "kd.corpus",
+        "kd.examples",
+        "kd.uids",
+        "kd.store",
+        "kd.shards",
+        "kd.specs",
+        "kd.architectures",
+        "kd.pooling",
+        "kd.models",
+    ),
     ("kd.families", "kd.batching", "kd.cost", "kd.vocabulary"),
     ("kd.attribution", "kd.rationales", "kd.training", "kd.evaluation"),
     ("kd.config", "kd.reporting"),
@@ -29,6 +40,7 @@ LIBRARIES = {
     "captum": ("kd.attribution.methods",),
     "torch": (
         "kd.models",
+        "kd.pooling",
         "kd.families",
         "kd.batching",
         "kd.attribution",

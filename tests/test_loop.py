@@ -13,7 +13,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from kd.errors import ConfigError, StageError
 from kd.models import load
-from kd.rows import Features
+from kd.rows import Features, RationaleRow
 from kd.training.config import LoopConfig
 from kd.training.engine import TorchEngine, adamw, clip_gradient
 from kd.training.loop import State, Trainer
@@ -176,6 +176,24 @@ def test_training_on_nothing_is_refused_before_it_starts(tmp_path: Path) -> None
         train_here(queue)
 
 
+def test_a_variant_whose_rationales_are_all_empty_is_refused_before_it_starts(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT)
+    words, label = queue.items
+    for item in queue.items:
+        manifest = queue.store.manifest(item.run.features)
+        assert manifest is not None
+        queue.store.publish_manifest(item.run.features, replace(manifest, inputs={"rationales/words": "d"}))
+    for shard in words.run.shards:
+        notes = {"rows": shard.rows, "empty_rationale": shard.rows - 1, "error.too_long": 1}
+        queue.store.publish_rows(f"rationales/words/{shard.file}", [], RationaleRow, notes)
+    with pytest.raises(StageError, match=r"variant 'words' learns rationales, but in .*rationales/words every row of train"):
+        train_here(queue)
+    replace(queue, items=[label]).check()
+    last = words.run.shards[-1]
+    queue.store.publish_rows(f"rationales/words/{last.file}", [], RationaleRow, {"rows": last.rows})
+    queue.check()
+
+
 def test_a_run_is_recognised_by_everything_that_made_it(tmp_path: Path) -> None:
     queue = tiny_queue(tmp_path, SHORT)
     run = queue.items[0].run
@@ -208,7 +226,7 @@ def test_clipping_reports_the_norm_before_it(clip_norm: float, after: float) -> 
     assert torch.cat([weight.grad for weight in weights if weight.grad is not None]).norm().item() == pytest.approx(after)
 
 
-@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"num_workers": 2}])
+@pytest.mark.parametrize("change", [{"precision": "bfloat16", "zero_stage": 1}, {"num_workers": 2}])
 def test_the_plain_engine_says_what_it_cannot_do(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="float32 in one process"):
         TorchEngine(torch.nn.Linear(1, 1), LoopConfig(**change), "cpu")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from kd.errors import ConfigError, InputError
 from kd.models import Loaded, ModelConfig, ModelSource, identity, load, needs_tokenizer, save, train_tokenizer
-from kd.specs import T5Spec, WarmStartSpec
+from kd.specs import PooledClassifierSpec, T5Spec, WarmStartSpec
 from kd.store import Store
 from tests import tiny
 
@@ -174,7 +174,7 @@ def test_a_model_that_is_nowhere_is_a_clear_error(tmp_path: Path) -> None:
 
 def test_a_model_that_is_no_encoder_decoder_is_refused(tmp_path: Path) -> None:
     tiny.tiny_pair().model.encoder.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="is a bert model; expected an encoder-decoder"):
+    with pytest.raises(InputError, match=r"is a bert model \(BertModel\); expected an encoder-decoder"):
         load(ModelSource(ModelConfig(name=str(tmp_path))), "cpu")
 
 
@@ -193,6 +193,51 @@ def test_a_pickle_is_loaded_only_where_it_is_allowed(folder: Path) -> None:
     with pytest.raises(InputError, match="allow_pickle = true"):
         load(ModelSource(ModelConfig(name=str(folder))), "cpu")
     assert same_weights(before, load(ModelSource(ModelConfig(name=str(folder), allow_pickle=True)), "cpu"))
+
+
+@pytest.fixture
+def as_published(folder: Path) -> Path:
+    """The same model as the T5 v1.1 are published: weights as a pickle, the tokenizer a spiece.model, nothing else."""
+    import sentencepiece
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    for path in (*folder.glob("tokenizer*"), folder / "model.safetensors"):
+        path.unlink()
+    text = folder / "text.txt"
+    text.write_text("\n".join(tiny.TEXTS * 20))
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "spiece"), vocab_size=60, minloglevel=2, **ids
+    )
+    return folder
+
+
+def test_a_sentencepiece_model_alone_becomes_a_tokenizer_with_offsets_that_cuts_as_it_did(as_published: Path) -> None:
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(as_published)
+    assert tokenizer.is_fast
+    text = "Where is the café? At the river-side."
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    original = sentencepiece.SentencePieceProcessor(model_file=str(as_published / "spiece.model"))
+    assert encoded["input_ids"] == [*original.encode(text), tokenizer.eos_token_id]
+    assert [text[start:end] for start, end in encoded["offset_mapping"]][-2:] == [".", ""]
+
+
+def test_a_student_as_the_t5_v1_1_are_published_loads_where_its_pickle_is_allowed(as_published: Path) -> None:
+    loaded = load(ModelSource(ModelConfig(name=str(as_published), allow_pickle=True)), "cpu")
+    assert tiny.family(loaded).encode(tiny.example("river bank").segments).ids[-1] == loaded.tokenizer.eos_token_id
+
+
+def test_a_broken_sentencepiece_model_is_named_and_no_other_error_speaks_of_one(as_published: Path, tmp_path: Path) -> None:
+    (as_published / "spiece.model").write_bytes(b"half of it")
+    with pytest.raises(InputError, match="the packages sentencepiece and protobuf installed"):
+        load(ModelSource(ModelConfig(name=str(as_published))), "meta")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError) as caught:
+        load(ModelSource(ModelConfig(name=str(tmp_path / "empty"))), "meta")
+    assert "SentencePiece" not in str(caught.value)
 
 
 def test_code_of_a_model_does_not_run_unless_it_is_allowed(folder: Path) -> None:
@@ -289,8 +334,58 @@ def test_a_warm_start_copies_the_encoder_into_both_halves(tmp_path: Path) -> Non
     config = first.model.config
     assert (config.decoder_start_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 0)
     assert config.decoder.add_cross_attention
-    said = tiny.family(first).generate([[1, 4, 5, 2]])
+    said = tiny.family(first).read(tiny.of_ids([1, 4, 5, 2])).generate()
     assert len(said[0].ids) <= 8
+
+
+def test_a_pooled_classifier_starts_from_the_encoder_and_survives_saving(tmp_path: Path) -> None:
+    spec = PooledClassifierSpec(encoder=str(bert_folder(tmp_path / "bert")), labels=("no", "yes"))
+    loaded = load(ModelSource(ModelConfig(spec=spec), seed=3), "cpu")
+    assert (loaded.family, loaded.model.config.id2label) == ("encoder_classifier", {0: "no", 1: "yes"})
+    encoder = tiny.tiny_pair().model.encoder.state_dict()
+    assert all(torch.equal(weight, encoder[name]) for name, weight in loaded.model.encoder.state_dict().items())
+    save(loaded, tmp_path / "saved")
+    assert [path.name for path in (tmp_path / "saved").glob("*.safetensors")] == ["model.safetensors"]
+    again = load(ModelSource(ModelConfig(name=str(tmp_path / "saved"))), "cpu")
+    ids = torch.tensor([[1, 4, 5, 2]])
+    assert torch.equal(again.model(input_ids=ids).logits, loaded.model(input_ids=ids).logits)
+    assert again.model.config.id2label == {0: "no", 1: "yes"}
+
+
+def test_attention_pooling_is_a_mean_weighted_by_the_learned_query() -> None:
+    model = tiny.tiny_pooled().model
+    ids, mask = torch.tensor([[1, 4, 5, 2, 0]]), torch.tensor([[1, 1, 1, 1, 0]])
+    states = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state[0, :4]
+    weights = (states @ model.query.weight[0] + model.query.bias).softmax(0)
+    expected = model.head(weights @ states)
+    assert torch.allclose(model(input_ids=ids, attention_mask=mask).logits[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "classifier", "pooled"])
+def test_a_model_of_another_family_is_loaded_as_what_it_is(tmp_path: Path, kind: str) -> None:
+    made = tiny.tiny_models(tmp_path / "run")[kind]
+    save(made, tmp_path / "model")
+    loaded = load(ModelSource(ModelConfig(name=str(tmp_path / "model"))), "cpu")
+    assert loaded.family == made.family
+    assert same_weights(loaded, made)
+    outline = load(ModelSource(ModelConfig(name=str(tmp_path / "model"))), "meta")
+    assert (outline.family, outline.model.device.type) == (made.family, "meta")
+
+
+def test_a_causal_model_with_a_head_for_classes_is_refused(tmp_path: Path) -> None:
+    """It looks at the last token of a row, which padding moves."""
+    llama = tiny.tiny_llama()
+    llama.model.config.architectures = ["LlamaForSequenceClassification"]
+    llama.model.config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"llama model \(LlamaForSequenceClassification\); expected an encoder-decoder"):
+        load(ModelSource(ModelConfig(name=str(tmp_path))), "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "spread"])
+def test_a_gpu_that_is_not_there_is_an_error_before_anything_is_loaded(device: str) -> None:
+    with pytest.raises(ConfigError, match=r"sees no GPU.*cluster.device = cpu"):
+        load(ModelSource(ModelConfig(name="no/such-model")), device)
 
 
 def test_the_packaged_encoder_is_real_or_names_the_extra_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def money_row(**more: str) -> Attribution:
 
 
 def rationalised(row: Attribution, config: RationalesConfig | None = None, source: SourceConfig | None = None) -> RationaleRow:
-    (result,) = Rationalise(config or RationalesConfig(), source or AttributionSource()).open()([row])
+    (result,) = Rationalise(config or RationalesConfig(), source or AttributionSource()).open()([row], Counter())
     assert isinstance(result, RationaleRow)
     return result
 
@@ -210,7 +210,7 @@ def test_a_word_that_the_teacher_did_not_read_is_no_candidate_of_any_source() ->
 
 
 def test_a_score_that_is_no_number_is_a_row_error() -> None:
-    (result,) = Rationalise(RationalesConfig(), AttributionSource()).open()([of_text("red", [math.nan])])
+    (result,) = Rationalise(RationalesConfig(), AttributionSource()).open()([of_text("red", [math.nan])], Counter())
     assert isinstance(result, RowError)
     assert result.reason == "not_finite"
 
@@ -286,6 +286,6 @@ def test_names_of_sources_are_names_of_folders_and_differ() -> None:
 
 def test_rows_keep_their_order_and_everything_they_had() -> None:
     rows = [money_row(uid="a"), money_row(uid="b")]
-    results = Rationalise(RationalesConfig(), AttributionSource()).open()(rows)
+    results = Rationalise(RationalesConfig(), AttributionSource()).open()(rows, Counter())
     for row, result in zip(rows, results, strict=True):
         assert all(getattr(result, field.name) == getattr(row, field.name) for field in dataclasses.fields(Attribution))

@@ -174,6 +174,17 @@ def test_bad_records_stay_in_their_places_and_say_why(cluster: None, tmp_path: P
     assert [uid for uid in names(store, manifest, "train") if "#" not in uid] == ["a", "b", "c", "d", "z"]
 
 
+def test_a_test_split_may_be_unlabelled_and_a_rationale_come_late(cluster: None, tmp_path: Path) -> None:
+    late = [record(str(number), **({"why": "so"} if number == 104 else {})) for number in range(105)]
+    write_jsonl(tmp_path / "train.jsonl", late)
+    write_jsonl(tmp_path / "test.jsonl", [{"id": "x", "q": "Which?"}])
+    store = Store.at(str(tmp_path / "run"))
+    manifest = made(mine(tmp_path, llm_rationale="why"), store)
+    assert (manifest.rows, manifest.errors, manifest.counts) == (106, {}, {"unlabelled": 1})
+    assert [row.llm_rationale for row in rows(store, manifest, "train")] == [None] * 104 + ["so"]
+    assert [row.target for row in rows(store, manifest, "test")] == [None]
+
+
 def test_more_bad_records_than_allowed_fail_the_stage_and_a_higher_share_mends_it(cluster: None, tmp_path: Path) -> None:
     task = only(tmp_path / "corpus", [record("a"), record("b", q="")])
     store = Store.at(str(tmp_path / "run"))

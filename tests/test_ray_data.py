@@ -32,7 +32,7 @@ class Fails:
     error: Exception
 
     def open(self) -> Apply:
-        def apply(rows: list[object]) -> list[object]:
+        def apply(rows: list[object], _: object) -> list[object]:
             raise self.error
 
         return apply

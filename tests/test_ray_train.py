@@ -17,14 +17,18 @@ from typing import Any
 import pytest
 import ray
 import torch
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.train import Checkpoint
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from kd.errors import InputError, StageError
-from kd.ray_train import CHECKPOINTS, root_cause, train_queue
+from kd.ray_train import CHECKPOINTS, _resume, _trainer, root_cause, train_queue
+from kd.training.engine import TorchEngine
 from kd.training.progress import read_progress
 from kd.training.runs import MODEL, Queue
-from kd.training.session import train_here
+from kd.training.session import open_run, train_here
 from tests.deepspeed_worker import CASES
 from tests.tiny_runs import SHORT, history, tiny_queue
 
@@ -87,12 +91,12 @@ def test_two_workers_train_as_one_process_does(outcomes: Path, plain: Queue, cas
     assert all(torch.allclose(exported[name], expected[name], atol=1e-5) for name in expected)
 
 
-def test_bfloat16_stays_near(outcomes: Path, plain: Queue) -> None:
-    entries = json.loads((outcomes / "zero2-bfloat16" / "whole.json").read_text())
+@pytest.mark.parametrize("case", [case for case in CASES if "bfloat16" in case])
+def test_bfloat16_stays_near(outcomes: Path, plain: Queue, case: str) -> None:
+    entries = json.loads((outcomes / case / "whole.json").read_text())
     assert figures(entries) == pytest.approx(figures(history(plain)), rel=0.02)
-    assert {weight.dtype for weight in load_file(outcomes / "zero2-bfloat16" / "whole" / "model.safetensors").values()} == {
-        torch.bfloat16
-    }
+    weights = load_file(outcomes / case / "whole" / "model.safetensors").values()
+    assert {weight.dtype for weight in weights} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -174,6 +178,20 @@ def test_a_group_that_loses_a_worker_goes_on_from_its_checkpoint_to_the_same_los
     assert [history(queue, item) for item in (0, 1)] == [history(finished, item) for item in (0, 1)]
 
 
+def test_a_run_goes_on_from_its_checkpoint_though_others_were_added_to_the_queue(finished: Queue, tmp_path: Path) -> None:
+    both = tiny_queue(tmp_path, GROUP.model_copy(update={"max_failures": 0}), dropout=0.1)
+    resumed_at: list[int] = []
+    killer = Thread(target=kill_after_a_checkpoint, args=(both, resumed_at))
+    killer.start()
+    with pytest.raises(StageError, match="a training worker failed"):
+        train_queue(replace(both, items=both.items[:1]))
+    train_queue(both)
+    killer.join()
+    assert resumed_at
+    assert resumed_at[0] > 10
+    assert [history(both, item) for item in (0, 1)] == [history(finished, item) for item in (0, 1)]
+
+
 def kill_after_a_checkpoint(queue: Queue, resumed_at: list[int]) -> None:
     """Kill the first worker once Ray Train has a checkpoint of the first run; note the first step of the one after it."""
     snapshots = Path(queue.store.path(CHECKPOINTS))
@@ -182,7 +200,7 @@ def kill_after_a_checkpoint(queue: Queue, resumed_at: list[int]) -> None:
     if seen is None or len(queue.todo()) < len(queue.items):
         return
     os.kill(seen.pid, signal.SIGKILL)
-    wait_until(lambda: (now := read_progress(queue.store, "train")) is not None and now.pid != seen.pid)
+    wait_until(lambda: (now := read_progress(queue.store, "train")) is not None and now.run != "" and now.pid != seen.pid)
     after = read_progress(queue.store, "train")
     if after is not None and after.run == seen.run:
         resumed_at.append(after.step)
@@ -192,6 +210,43 @@ def wait_until(happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not happened() and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+class Remote(LocalFileSystem):
+    """A file system that Ray Train takes for a remote one; it remembers what was read."""
+
+    def __init__(self) -> None:
+        super().__init__(skip_instance_cache=True)
+        self.read: list[str] = []
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        self.read.append(Path(path).name)
+        return super()._open(path, mode, **options)
+
+
+def test_of_another_runs_checkpoint_only_the_name_of_the_run_is_read(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT)
+    item, stored, remote = queue.items[0], tmp_path / "stored", Remote()
+    checkpoint = Checkpoint(str(stored), filesystem=PyFileSystem(FSSpecHandler(remote)))
+    opened = open_run(queue, item.run, tmp_path / "scratch", rank=0, world=1)
+    trainer = opened.trainer(TorchEngine(opened.student.model, SHORT, "cpu"), queue, item.run, tmp_path / "scratch")
+    stored.mkdir()
+    trainer.state.step = 3
+    trainer.save(stored)
+    trainer.state.step = 0
+    (stored / "run.txt").write_text("another")
+    _resume(checkpoint, trainer, item)
+    assert trainer.state.step == 0
+    assert remote.read == ["run.txt"]
+    (stored / "run.txt").write_text(item.digest)
+    _resume(checkpoint, trainer, item)
+    assert trainer.state.step == 3
+
+
+def test_training_workers_are_placed_by_label(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT)
+    assert _trainer(queue, {"market": "on-demand"}).scaling_config.label_selector == {"market": "on-demand"}
+    assert _trainer(queue, {}).scaling_config.label_selector is None
 
 
 def test_of_a_failed_group_the_cause_is_told_and_not_its_echo() -> None:

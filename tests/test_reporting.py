@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
@@ -75,7 +76,7 @@ def row(text: str = "red gold blue", scores: tuple[float, ...] = (1.0, 4.0, -2.0
 
 def with_rationale(k: int = 1, **fields: object) -> RationaleRow:
     changed = dataclasses.replace(row(), **fields)  # type: ignore[arg-type]
-    (result,) = Rationalise(RationalesConfig(selection=TopK(k=k)), AttributionSource()).open()([changed])
+    (result,) = Rationalise(RationalesConfig(selection=TopK(k=k)), AttributionSource()).open()([changed], Counter())
     assert isinstance(result, RationaleRow)
     return result
 

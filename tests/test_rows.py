@@ -175,6 +175,6 @@ def test_conservation_is_broken_by_a_lost_an_added_a_doubled_and_a_moved_row() -
 
 def test_what_is_counted_about_a_row() -> None:
     assert example(target=None).tally() == ("unlabelled",)
-    assert attribution(truncated_tokens=3).tally() == ("truncated", "teacher_right")
+    assert attribution(truncated_tokens=3).tally() == ("input_truncated", "ranked_right", "generated_right")
     assert attribution(ranked="away", generated="away").tally() == ()
     assert attribution(error=RowError("too_long", "")).tally() == ()

@@ -19,7 +19,7 @@ class Shout:
     """A stage of the tests: targets in capitals; a target `bad` is a row's own fault."""
 
     def open(self) -> Apply:
-        return lambda rows: [_shout(row) for row in rows]
+        return lambda rows, _: [_shout(row) for row in rows]
 
 
 def _shout(row: Example) -> Example | RowError:
@@ -129,9 +129,9 @@ def test_no_manifest_is_written_while_a_shard_is_missing(store: Store) -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (lambda rows: rows[:-1], "2 rows went in and 1 came out"),
-        (lambda rows: rows[::-1], "reordered"),
-        (lambda rows: [rows[0], rows[0]], "missing"),
+        (lambda rows, _: rows[:-1], "2 rows went in and 1 came out"),
+        (lambda rows, _: rows[::-1], "reordered"),
+        (lambda rows, _: [rows[0], rows[0]], "missing"),
     ],
 )
 def test_a_stage_that_loses_doubles_or_moves_rows_is_stopped(store: Store, broken: Apply, message: str) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import pickle
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -44,14 +46,56 @@ def test_a_failed_write_leaves_the_old_file(store: Store, monkeypatch: pytest.Mo
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StoreError, match=r"cannot write .*/a\.txt: disk full; check the path, .* and the free space"):
         store.publish("a.txt", b"new")
     assert store.read("a.txt") == b"old"
+    assert store.names("") == ["a.txt"]
+
+
+def test_what_the_file_system_refuses_names_the_path_and_the_next_step(store: Store) -> None:
+    store.publish("file", b"not a folder, and not Parquet")
+    for act in (
+        lambda: store.publish("file/below", b""),
+        lambda: store.names("file"),
+        lambda: store.read(""),
+        lambda: Store.at("/proc/nowhere").publish("a", b""),
+    ):
+        with pytest.raises(StoreError, match=r"cannot (write|list|read) /.*; check the path, the credentials"):
+            act()
+
+
+class Forbidding(BaseHTTPRequestHandler):
+    """An object store that lets nobody in."""
+
+    def answer(self) -> None:
+        self.send_response(403)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD = do_PUT = do_POST = answer
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on the terminal."""
+
+
+def test_a_bucket_that_may_not_be_used_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Forbidding) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        bucket = Store.at(f"s3://bucket/run?region=us-east-1&scheme=http&endpoint_override=127.0.0.1:{server.server_port}")
+        for act in (lambda: bucket.exists("a"), lambda: bucket.names("a"), lambda: bucket.publish("a", b"")):
+            with pytest.raises(
+                StoreError, match=r"cannot (look for|list|write) s3://bucket/.*ACCESS_DENIED.*; check the path, the"
+            ):
+                act()
+        server.shutdown()
 
 
 def test_reading_what_is_not_there_names_the_file(store: Store) -> None:
-    with pytest.raises(StoreError, match="missing.parquet is not there; run the stage"):
-        store.read_rows("missing.parquet", Example)
+    for read in (lambda: store.read_rows("missing.parquet", Example), lambda: store.read_notes("missing.parquet")):
+        with pytest.raises(StoreError, match="missing.parquet is not there; run the stage"):
+            read()
 
 
 def test_rows_and_their_notes_survive(store: Store) -> None:

@@ -24,10 +24,23 @@ PRESETS: list[tuple[TaskConfig, list[dict[str, Any]]]] = [
     (Svamp(), svamp.SAMPLE),
 ]
 QUESTION = commonsense_qa.SAMPLE[0]
+NEEDED = {
+    "commonsense_qa": {"id", "question", "choices"},
+    "esnli": {"id", "premise", "hypothesis"},
+    "anli": {"uid", "context", "hypothesis"},
+    "svamp": {"id", "body", "sub_question"},
+}
+"""Fields of a preset's first sample that every record needs."""
+LABEL = {"commonsense_qa": "answer", "esnli": "label", "anli": "label", "svamp": "equation"}
+"""The one that only records of train need."""
 
 
 def joined(row: Example) -> str:
     return "".join(segment.text for segment in row.segments)
+
+
+def without(record: Mapping[str, Any], field: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != field}
 
 
 def changed(record: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
@@ -46,13 +59,35 @@ def test_the_three_samples_of_a_preset_are_good_rows_of_the_contract(task: TaskC
 
 
 @pytest.mark.parametrize(("task", "sample"), PRESETS, ids=lambda value: getattr(value, "type", ""))
-def test_a_record_without_any_field_is_an_error_and_no_exception(task: TaskConfig, sample: list[dict[str, Any]]) -> None:
-    for missing in sample[0]:
-        row = task.example({key: value for key, value in sample[0].items() if key != missing}, "test")
-        assert row.error is None or row.error.reason == "missing_field", missing
+def test_a_record_without_a_field_that_it_needs_is_an_error_and_no_exception(
+    task: TaskConfig, sample: list[dict[str, Any]]
+) -> None:
+    for split in ("train", "validation", "test"):
+        for missing in sample[0]:
+            error = task.example(without(sample[0], missing), split).error
+            needed = missing in NEEDED[task.type] or (split == "train" and missing == LABEL[task.type])
+            assert (error and error.reason) == ("missing_field" if needed else None), (split, missing)
     empty = task.example({}, "test")
     assert empty.error is not None
     assert (empty.error.reason, empty.split, empty.segments) == ("missing_field", "test", [])
+
+
+@pytest.mark.parametrize(("task", "sample"), PRESETS, ids=lambda value: getattr(value, "type", ""))
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_without_a_label_a_row_of_validation_or_test_is_unlabelled(
+    task: TaskConfig, sample: list[dict[str, Any]], split: str
+) -> None:
+    label = LABEL[task.type]
+    labelled = task.example(sample[0], split)
+    for record in (without(sample[0], label), changed(sample[0], **{label: None}), changed(sample[0], **{label: " "})):
+        row = task.example(record, split)
+        assert (row.error, row.target, row.tally()) == (None, None, ("unlabelled",))
+        assert (row.segments, row.label_set) == (labelled.segments, labelled.label_set)
+
+
+def test_the_hubs_test_split_of_commonsense_qa_is_unlabelled() -> None:
+    row = CommonsenseQA().example(changed(commonsense_qa.SAMPLE[2], answerKey=""), "test")
+    assert (row.error, row.target, len(row.label_set)) == (None, None, 5)
 
 
 @pytest.mark.parametrize(("task", "sample"), PRESETS, ids=lambda value: getattr(value, "type", ""))
@@ -110,7 +145,7 @@ def test_commonsense_qa_reads_labelled_choices_and_an_answer_key() -> None:
     ("fields", "reason", "detail"),
     [
         ({"answer": "oven"}, "answer_not_in_choices", "got oven"),
-        ({"answer": None}, "missing_field", "answer or label is missing"),
+        ({"answer": None}, "missing_field", "answer or label or answerKey is missing"),
         ({"question": " \n"}, "empty_text", "the question is empty"),
         ({"choices": ["stove", ""]}, "empty_text", "the choice is empty"),
         ({"choices": "stove"}, "unparsable", "choices: expected a list of texts"),
@@ -305,4 +340,5 @@ def test_a_missing_column_is_named_with_those_that_are_there_and_the_key_to_set(
     assert "Set task.id to one of these, or to null" in str(caught.value)
     CommonsenseQA(id=None).check_columns(there)
     with pytest.raises(InputError, match=r"column answer or label or answerKey"):
-        CommonsenseQA(id=None).check_columns({"test": {"question", "choices"}})
+        CommonsenseQA(id=None).check_columns({"train": {"question", "choices"}})
+    CommonsenseQA(id=None).check_columns({"train": {"question", "choices", "answer"}, "test": {"question", "choices"}})

@@ -31,6 +31,7 @@ def test_the_batch_is_rows_times_workers_times_accumulation() -> None:
         ({"batch_rows": 4, "micro_batch_rows": 8}, r"\(1 x 8\), 8 for instance"),
         ({"steps": 10, "warmup_steps": 10}, r"warmup_steps \(10\) must be fewer than steps \(10\)"),
         ({"zero_stage": 4}, "zero_stage"),
+        ({"precision": "bfloat16"}, "precision bfloat16 with zero_stage 0 .* expected zero_stage: 1"),
         ({"learning_rate": 0}, "learning_rate"),
         ({"batch_size": 8}, "batch_size"),
     ],
@@ -47,7 +48,8 @@ def test_what_cannot_be_trained_is_refused(values: dict[str, Any], message: str)
         ({"variants": [VARIANT], "seeds": [1, 2, 1]}, "seeds: expected each once, got 1 more than once"),
         ({"variants": [VARIANT], "seeds": [-1]}, "seeds: expected numbers from 0, got -1"),
         ({"variants": [{"name": "Words", "source": "x"}]}, "name"),
-        ({"variants": [{"name": "teacher", "source": "x"}]}, "'teacher' names the teacher's own predictions"),
+        ({"variants": [{"name": "teacher", "source": "x"}]}, "'teacher' names another row of the report"),
+        ({"variants": [{"name": "chance", "source": "x"}]}, "'chance' names another row of the report"),
         ({"variants": [VARIANT | {"objective": {"type": "label"}}]}, "label_only"),
     ],
 )
@@ -71,7 +73,8 @@ def test_the_schedule_warms_up_and_decays_to_zero() -> None:
 def test_a_run_depends_on_the_loop_and_not_on_its_neighbours_or_on_failures() -> None:
     one = TrainingConfig(variants=(Variant.model_validate(VARIANT),), seeds=(0,), max_failures=1)
     more = TrainingConfig(variants=(Variant.model_validate(VARIANT),), seeds=(0, 1), max_failures=5, keep_checkpoints=3)
-    assert one.loop == more.loop == one.model_copy(update={"max_error_frac": 0.5}).loop
+    assert one.loop == more.loop
+    assert one.loop == one.model_copy(update={"log_every_steps": 3, "eval_batch_tokens": 99, "max_error_frac": 0.5}).loop
     assert one.loop != one.model_copy(update={"learning_rate": 1.0}).loop
 
 
@@ -92,7 +95,7 @@ def test_without_zero_and_in_fp32_clipping_is_ours_alone() -> None:
     assert config.has_plain_gradients
     assert deepspeed_json(config, world=1)["gradient_clipping"] == 0.0
     assert not LoopConfig(zero_stage=1).has_plain_gradients
-    assert not LoopConfig(precision="bfloat16").has_plain_gradients
+    assert not LoopConfig(zero_stage=1, precision="bfloat16").has_plain_gradients
 
 
 def test_a_group_of_another_size_than_the_batch_was_cut_for_is_refused() -> None:

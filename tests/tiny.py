@@ -3,14 +3,16 @@
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from kd.families.encoder_decoder import EncoderDecoder
+from kd.families.base import Family
+from kd.families.opening import open_family
+from kd.families.text import Encoded
 from kd.models import Loaded, ModelConfig, ModelSource, load, seeded, train_tokenizer
 from kd.rows import Example, Segment
 from kd.specs import T5Spec
@@ -22,6 +24,8 @@ TEXTS = [
     "\nAnswer choices:\n(a) river\n(b) money\n(c) coffee cake\n(d) the café",
     "entailment neutral contradiction yes no 1 2 3 4 5",
 ]
+
+CLASSES = ("yes", "no", "maybe")
 
 SPEC = T5Spec(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=120)
 
@@ -108,14 +112,94 @@ def tiny_pair(seed: int = 0) -> Loaded:
         return Loaded(EncoderDecoderModel(config).eval(), tokenizer, f"pair@{seed}")
 
 
+def tiny_llama(seed: int = 0) -> Loaded:
+    """A random Llama: rotary positions, keys and values shared between heads."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = train_tokenizer(SPEC, TEXTS)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.1,
+        **_CAUSAL_IDS,
+    )
+    with seeded(seed):
+        return Loaded(LlamaForCausalLM(config).eval(), tokenizer, f"llama@{seed}", "decoder_only")
+
+
+def tiny_gpt2(seed: int = 0) -> Loaded:
+    """A random GPT-2: learned positions."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = train_tokenizer(SPEC, TEXTS)
+    sizes = {"n_positions": 80, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    config = GPT2Config(vocab_size=len(tokenizer), initializer_range=0.1, **sizes, **_CAUSAL_IDS)
+    with seeded(seed):
+        return Loaded(GPT2LMHeadModel(config).eval(), tokenizer, f"gpt2@{seed}", "decoder_only")
+
+
+def tiny_classifier(labels: tuple[str, ...] = CLASSES, seed: int = 0) -> Loaded:
+    """A random BERT with a head; one label makes it a model that scores one choice at a time."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tokenizer = _bert_like_tokenizer()
+    named = {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.2, **_BERT_HALF, **named)
+    with seeded(seed):
+        return Loaded(BertForSequenceClassification(config).eval(), tokenizer, f"bert@{seed}", "encoder_classifier")
+
+
+def tiny_pooled(seed: int = 0) -> Loaded:
+    """A random BERT with learned attention pooling."""
+    from transformers import BertConfig
+
+    from kd.pooling import AttentionPoolingClassifier, AttentionPoolingConfig
+
+    tokenizer = _bert_like_tokenizer()
+    encoder = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.2, **_BERT_HALF)
+    config = AttentionPoolingConfig(encoder.to_dict(), id2label=dict(enumerate(CLASSES)))
+    with seeded(seed):
+        return Loaded(AttentionPoolingClassifier(config).eval(), tokenizer, f"pooled@{seed}", "encoder_classifier")
+
+
 def tiny_models(folder: Path) -> dict[str, Loaded]:
     """One of each kind."""
-    return {"t5": tiny_t5(folder), "bart": tiny_bart(), "pair": tiny_pair()}
+    return {
+        "t5": tiny_t5(folder),
+        "bart": tiny_bart(),
+        "pair": tiny_pair(),
+        "llama": tiny_llama(),
+        "gpt2": tiny_gpt2(),
+        "classifier": tiny_classifier(),
+        "pooled": tiny_pooled(),
+        "scorer": tiny_classifier(("good",)),
+    }
 
 
-def family(loaded: Loaded, max_input_tokens: int = 64, max_answer_tokens: int = 8) -> EncoderDecoder:
+def rows_for(kind: str) -> list[Example]:
+    """Rows of different length that a model of this kind can answer."""
+    if kind == "scorer":
+        return [row for row in examples() if row.label_set]
+    if kind in ("classifier", "pooled"):
+        return [
+            example(row.segments[0].text, (), target=target, uid=row.uid, label_set=list(CLASSES))
+            for row, target in zip(examples(), ("yes", "no", "maybe", None, "yes", "no"), strict=True)
+        ]
+    return examples()
+
+
+def family(loaded: Loaded, max_input_tokens: int = 64, max_answer_tokens: int = 8) -> Family:
     """The model with limits that all tiny models can bear."""
-    return EncoderDecoder(loaded, max_input_tokens, max_answer_tokens)
+    return open_family(loaded, ModelConfig(name="tiny", max_input_tokens=max_input_tokens, max_answer_tokens=max_answer_tokens))
+
+
+def of_ids(*rows: list[int]) -> list[Encoded]:
+    """Inputs of which only the ids matter."""
+    return [Encoded(ids, [None] * len(ids), [""] * len(ids), 0) for ids in rows]
 
 
 class ToyTeacher(nn.Module):
@@ -174,17 +258,17 @@ class Steered(nn.Module):
 
     def __init__(self, inner: Any, answers: list[list[int]]) -> None:
         super().__init__()
-        self.inner, self.answers, self.step = inner, answers, 0
+        self.inner, self.answers = inner, answers
         self.config, self.generation_config = inner.config, inner.generation_config
         self.device, self.dtype = inner.device, inner.dtype
         self.get_encoder, self.get_decoder = inner.get_encoder, inner.get_decoder
 
     def forward(self, use_cache: bool, past_key_values: Any = None, **given: Any) -> Any:
+        written = past_key_values.get_seq_length() if past_key_values is not None else 0
         out = self.inner(use_cache=use_cache, past_key_values=past_key_values, **given)
-        self.step = 0 if past_key_values is None else self.step + 1
         for row in range(len(out.logits) if use_cache else 0):
             answer = self.answers[min(row, len(self.answers) - 1)]
-            out.logits[row, -1, answer[min(self.step, len(answer) - 1)]] = 1e4
+            out.logits[row, -1, answer[min(written, len(answer) - 1)]] = 1e4
         return out
 
 
@@ -193,11 +277,14 @@ def steered(loaded: Loaded, *answers: list[int]) -> Loaded:
     return Loaded(Steered(loaded.model, list(answers)), loaded.tokenizer, "steered")  # type: ignore[arg-type]
 
 
+_CAUSAL_IDS = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
 _BART_HALF = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
 _BERT_HALF = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
 class _ToyConfig(SimpleNamespace):
+    attribute_map: ClassVar[dict[str, str]] = {}
+
     def to_dict(self) -> dict[str, Any]:
         return vars(self)
 

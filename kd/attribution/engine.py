@@ -1,13 +1,11 @@
-"""The teacher's answers and what they rest on: encode, answer, rank, explain, and scores to spans.
+"""The teacher's answers and what they rest on: read, answer, rank, explain, and scores to spans.
 
-A row costs one encoder pass and some decoder passes without gradient, shared by the generated answer and the ranking of
-the label set, and the method's own passes with gradient. Rows run in micro-batches of like length; a row's scores do not
-depend on its batch mates.
+A batch is read once: the generated answer, the ranking of the label set and the explained number go on from there, and
+with the methods that take the gradient at the input so does the backward. A row's scores do not depend on its batch mates.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +13,22 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveInt
 
-from kd.attribution.methods import MethodConfig, Saliency
-from kd.batching import cut
+from kd.attribution.methods import Case, MethodConfig, Saliency
+from kd.batching import MicroBatches
 from kd.errors import RowFault
 from kd.frozen import Frozen
-from kd.models import ModelSource, load
-from kd.rows import Attribution, Example, RowError, Split, extended
+from kd.models import ModelSource
+from kd.rows import Attribution, Example, RowError, Span, Split, extended
+from kd.spans import overlap, words
 
 if TYPE_CHECKING:
-    from kd.families.encoder_decoder import Encoded, EncoderDecoder, Generated
+    from collections import Counter
+
+    from jaxtyping import Int
+    from torch import Tensor
+
+    from kd.families.base import Answer, Explained, Family, Generated, Reading
+    from kd.families.text import Encoded
     from kd.shards import Apply
 
 
@@ -35,6 +40,9 @@ class AttributionConfig(Frozen):
     explained: Literal["gold", "predicted"] = "gold"
     """Which answer is explained: the row's target, or the teacher's own (the most probable entry of the label set; the
     generated answer where there is no label set). A row without target always has the teacher's own explained."""
+    answers: bool = True
+    """Whether the teacher answers too: its generated and its ranked answer and the log-probability of every label. Without
+    them rows are cheaper, and only those without a target, whose explained answer is the teacher's own, have them."""
     splits: dict[Split, PositiveInt | None] = Field(default={"train": None})
     """Which rows: split to the number of its first rows, null for all."""
     batch_tokens: PositiveInt = 8192
@@ -47,7 +55,7 @@ class AttributionConfig(Frozen):
 class Attribute:
     """The stage: examples in, attributions out. The model is loaded in `open`.
 
-    `device` is "cpu" or "cuda"; `threads` are torch's, so that actors on one machine do not fight for its cores.
+    `device` is "cpu", "cuda" or "spread"; `threads` are torch's, so that actors on one machine do not fight for its cores.
     """
 
     config: AttributionConfig
@@ -57,14 +65,9 @@ class Attribute:
 
     def open(self) -> Apply:
         """Load the teacher and return the function from examples to attributions."""
-        import torch
+        from kd.families.opening import load_family
 
-        from kd.families.encoder_decoder import EncoderDecoder
-
-        torch.set_num_threads(self.threads)
-        limits = self.source.config
-        family = EncoderDecoder(load(self.source, self.device), limits.max_input_tokens, limits.max_answer_tokens)
-        return Engine(self.config, family).attribute
+        return Engine(self.config, load_family(self.source, self.device, self.threads)).attribute
 
 
 @dataclass(frozen=True)
@@ -75,112 +78,136 @@ class _Question:
     encoded: Encoded
     explained: Literal["gold", "predicted"]
     candidates: list[str]
-    candidate_ids: list[list[int]]
+    candidate_ids: list[Answer]
+    size: tuple[int, int]
 
-    def lengths(self, unknown_tokens: int) -> tuple[int, int]:
-        """Input tokens, and tokens of the longest candidate; `unknown_tokens` for an answer that is not there yet."""
-        return len(self.encoded.ids), max((len(ids) for ids in self.candidate_ids), default=unknown_tokens)
 
-    def after(self, said: Generated) -> _Question:
-        """With the generated answer as the candidate where there is no other."""
-        return self if self.candidates else dataclasses.replace(self, candidates=[said.text], candidate_ids=[said.ids])
+@dataclass(frozen=True)
+class _Answers:
+    """The teacher's own answer to a row, its log-probability of every candidate, and the candidate that is explained."""
 
-    def explained_place(self, logprobs: list[float]) -> int:
-        """Which candidate is explained, given the log-probability of each."""
-        if self.explained == "gold" and self.row.target is not None:
-            return self.candidates.index(self.row.target)
-        return _argmax(logprobs)
-
-    def generated(self, said: Generated) -> str:
-        """The generated answer; in the label's own spelling where it is, token by token, exactly one label."""
-        same = [label for label, ids in zip(self.row.label_set, self.candidate_ids, strict=False) if ids == said.ids]
-        return same[0] if len(same) == 1 else said.text
+    said: Generated | None
+    logprobs: list[float]
+    text: str
+    ids: Answer
+    logprob: float | None
 
 
 class Engine:
     """Explains rows with one model, whose weights it freezes. Nothing is drawn at random."""
 
-    def __init__(self, config: AttributionConfig, family: EncoderDecoder) -> None:
+    def __init__(self, config: AttributionConfig, family: Family) -> None:
         family.model.requires_grad_(False)  # a third of the backward's work, and a whole copy of the weights
         self._config = config
         self._family = family
+        self._batches = MicroBatches(config.batch_tokens)
 
-    def attribute(self, rows: Sequence[Example]) -> list[Attribution | RowError]:
-        """One attribution, or the reason why there is none, for each row in order."""
-        results: dict[int, Attribution | RowError] = {}
-        questions: dict[int, _Question] = {}
-        for index, row in enumerate(rows):
-            try:
-                questions[index] = self._question(row)
-            except RowFault as fault:
-                results[index] = RowError(fault.reason, fault.detail)
-        places = list(questions)
-        lengths = [question.lengths(self._family.max_answer_tokens) for question in questions.values()]
-        for batch in cut(lengths, self._config.batch_tokens):
-            indices = [places[i] for i in batch]
-            results |= zip(indices, self._explain([questions[index] for index in indices]), strict=True)
-        return [results[index] for index in range(len(rows))]
+    def attribute(self, rows: Sequence[Example], tally: Counter[str]) -> list[Attribution | RowError]:
+        """One attribution, or the reason why there is none, for each row in order; see `MicroBatches.run` for `tally`."""
+        return self._batches.run(rows, self._questions, self._explain, tally)
 
-    def _question(self, row: Example) -> _Question:
+    def _questions(self, rows: Sequence[Example]) -> list[_Question | RowFault]:
+        encoded = self._family.encode_rows([row.segments for row in rows])
+        return [self._question(row, found) for row, found in zip(rows, encoded, strict=True)]
+
+    def _question(self, row: Example, encoded: Encoded | RowFault) -> _Question | RowFault:
+        if isinstance(encoded, RowFault):
+            return encoded
         explained = "predicted" if row.target is None else self._config.explained
         candidates = list(row.label_set)
         if explained == "gold" and row.target is not None and row.target not in candidates:
             candidates.append(row.target)
-        encoded = self._family.encode(row.segments)
-        return _Question(row, encoded, explained, candidates, [self._family.encode_answer(text) for text in candidates])
+        try:
+            candidate_ids = [self._family.encode_answer(text) for text in candidates]
+        except RowFault as fault:
+            return fault
+        return _Question(row, encoded, explained, candidates, candidate_ids, self._family.size(encoded, candidate_ids))
 
     def _explain(self, questions: list[_Question]) -> list[Attribution | RowError]:
         """One micro-batch."""
-        family = self._family
-        inputs = [question.encoded.ids for question in questions]
-        ids, mask = family.batch(inputs)
-        states = family.encode_states(ids, mask)
-        generated = family.generate(inputs, states)
-        questions = [question.after(said) for question, said in zip(questions, generated, strict=True)]
-        logprobs = family.choice_logprobs(inputs, [question.candidate_ids for question in questions], states)
-        places = [question.explained_place(own) for question, own in zip(questions, logprobs, strict=True)]
-        targets = [question.candidate_ids[place] for question, place in zip(questions, places, strict=True)]
-        explanation = self._config.method.explain(
-            lambda embeds: family.target_logprob(embeds, mask, targets),
-            family.embed(ids),
-            baseline=family.embed(family.blank([question.encoded for question in questions])),
-        )
+        method = self._config.method
+        reading = self._family.read([question.encoded for question in questions], differentiable=method.at_the_input)
+        answers = self._answers(questions, reading)
+        what = reading.explained([answer.ids for answer in answers])
+        segments = [question.row.segments for question in questions]
+        width = what.mask.shape[1] + max(question.size[1] for question in questions)
+        rows_at_once = self._batches.budget_tokens // width
+        explanation = method.explain(Case(what, lambda: _word_places(what, [words(own) for own in segments]), rows_at_once))
+        scores = [row[mask].tolist() for row, mask in zip(explanation.scores.cpu(), what.mask.bool().cpu(), strict=True)]
         gaps = [None] * len(questions) if explanation.completeness_gap is None else explanation.completeness_gap.tolist()
+        return [self._attribution(*parts) for parts in zip(questions, what.encoded, answers, scores, gaps, strict=True)]
+
+    def _answers(self, questions: list[_Question], reading: Reading) -> list[_Answers]:
+        """What the teacher answers, where that is wanted or decides what is explained."""
+        own = [self._config.answers or question.row.target is None for question in questions]
+        if not any(own) and all(question.explained == "gold" for question in questions):
+            return [_gold(question) for question in questions]
+        said = reading.generate()
+        logprobs = reading.logprobs([question.candidate_ids or [one.ids] for question, one in zip(questions, said, strict=True)])
+        found = [_explained(*parts) for parts in zip(questions, said, logprobs, strict=True)]
         return [
-            self._attribution(*parts)
-            for parts in zip(questions, generated, logprobs, places, explanation.scores.tolist(), gaps, strict=True)
+            answer if wanted or question.explained == "predicted" else _gold(question)
+            for question, answer, wanted in zip(questions, found, own, strict=True)
         ]
 
     def _attribution(
-        self, question: _Question, said: Generated, logprobs: list[float], place: int, scores: list[float], gap: float | None
+        self, question: _Question, encoded: Encoded, answers: _Answers, scores: list[float], gap: float | None
     ) -> Attribution | RowError:
-        """One row's result. Scores of special tokens and padding are left out."""
-        encoded, row = question.encoded, question.row
-        scores = scores[: len(encoded.ids)]
-        if not all(map(math.isfinite, [*logprobs, *scores])):
+        """One row's result. Scores of special tokens are left out."""
+        row = question.row
+        if not all(map(math.isfinite, [*answers.logprobs, *scores])):
             return RowError("not_finite", "a score or log-probability is not a finite number; try dtype float32")
         scored = [part for part in zip(encoded.spans, encoded.tokens, scores, strict=True) if part[0]]
-        ranking = logprobs[: len(row.label_set)]
+        ranking = answers.logprobs[: len(row.label_set)]
+        said = answers.said
         return extended(
             row,
             Attribution,
             model=self._family.name,
             method=self._config.method.type,
             explained=question.explained,
-            explained_answer=question.candidates[place],
-            generated=question.generated(said),
+            explained_answer=answers.text,
+            generated=None if said is None else self._family.label_of(said, row.label_set) or said.text,
             ranked=row.label_set[_argmax(ranking)] if ranking else None,
             choice_logprobs=ranking,
-            target_logprob=logprobs[place],
+            target_logprob=answers.logprob,
             tokens=[token for _, token, _ in scored],
             token_segment=[span.segment for span, _, _ in scored if span],
             token_start=[span.start for span, _, _ in scored if span],
             token_end=[span.end for span, _, _ in scored if span],
             scores=[score for _, _, score in scored],
             completeness_gap=gap,
-            truncated_tokens=encoded.truncated_tokens,
+            truncated_tokens=question.encoded.truncated_tokens,
             fold=0,
         )
+
+
+def _gold(question: _Question) -> _Answers:
+    """The row's target, with nothing of the teacher's own."""
+    place = question.candidates.index(question.row.target or "")
+    return _Answers(None, [], question.candidates[place], question.candidate_ids[place], None)
+
+
+def _explained(question: _Question, said: Generated, logprobs: list[float]) -> _Answers:
+    """The teacher's answers, and which candidate is explained: without any, the generated one."""
+    texts, ids = question.candidates or [said.text], question.candidate_ids or [said.ids]
+    place = texts.index(question.row.target or "") if question.explained == "gold" else _argmax(logprobs)
+    return _Answers(said, logprobs, texts[place], ids[place], logprobs[place])
+
+
+def _word_places(what: Explained, found: Sequence[list[Span]]) -> Int[Tensor, "b t"]:
+    """Each token's word, as a number from 0; a token of none is a word by itself. Special tokens count to the first word."""
+    return what.laid_out([_words_of(row.spans, own) for row, own in zip(what.encoded, found, strict=True)])
+
+
+def _words_of(tokens: Sequence[Span | None], found: Sequence[Span]) -> list[int]:
+    places: list[int] = []
+    numbers: dict[Span, int] = {}
+    for token in tokens:
+        word = max(found, key=lambda word: overlap(token, word), default=token) if token else None
+        owner = word if token and word and overlap(token, word) else token
+        places.append(numbers.setdefault(owner, len(numbers)) if owner else 0)
+    return places
 
 
 def _argmax(values: Sequence[float]) -> int:

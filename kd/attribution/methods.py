@@ -1,13 +1,18 @@
 """Attribution methods, each a small config object that explains a batch through Captum.
 
-What all of them explain is one number per row: the log-probability (nats) of the whole answer under teacher forcing,
-the sum over its tokens, end-of-sequence included. What they explain it by are the embeddings that enter the encoder.
-One backward serves the whole answer of the whole batch: the number is a sum, and rows do not touch each other.
+What all of them explain is one number per row: for a model that writes its answer the log-probability (nats) of the whole
+answer under teacher forcing, the sum over its tokens, end-of-sequence included; for a classifier the logit of the class.
+The answer is the gold one or the model's own, as `attribution.explained` says. What they explain it by are the embeddings
+of the input's tokens: an encoder's input, or a causal model's prompt.
+
+One backward serves the whole answer of the whole batch: the number is a sum, and rows do not touch each other. Signed
+scores are therefore exactly the sums of what one backward per answer token would give. Absolute ones are not: the size of
+a sum of gradients is at most the sum of their sizes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -16,11 +21,21 @@ from kd.frozen import Frozen
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
-    Forward = Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b"]]
-    """Embeddings of the batch's rows in, the explained log-probability of each row out."""
+    from kd.families.base import Explained
+
+
+class Case(NamedTuple):
+    """A batch to explain. `words` numbers each row's tokens by the word that they are part of, from 0.
+
+    `rows_at_once` is how many rows of this width the model takes together, for methods that look at versions of a row.
+    """
+
+    what: Explained
+    words: Callable[[], Int[Tensor, "b t"]]
+    rows_at_once: int
 
 
 class Explanation(NamedTuple):
@@ -33,19 +48,21 @@ class Explanation(NamedTuple):
 class Saliency(Frozen):
     """How strongly the answer reacts to a token: the norm of the gradient at its embedding. Never negative.
 
-    As the answer's log-probability is a sum, the gradient is the sum of its tokens' gradients, and the score is the norm
-    of that sum. Methods that run one backward per answer token report the sum of the norms instead, which is larger
-    where answer tokens pull in opposite directions.
+    It says how much, not in which direction. As the answer's log-probability is a sum, the gradient is the sum of its
+    tokens' gradients, and the score is the norm of that sum. Methods that run one backward per answer token report the
+    sum of the norms instead, which is larger where answer tokens pull in opposite directions.
     """
 
+    at_the_input: ClassVar[bool] = True
     type: Literal["saliency"] = "saliency"
     norm: Literal["l1", "l2"] = "l1"
     """Sum of the absolute values over the embedding, or their Euclidean length."""
 
-    def explain(self, forward: Forward, embeds: Float[Tensor, "b t d"], baseline: Float[Tensor, "b t d"]) -> Explanation:  # noqa: ARG002
+    def explain(self, case: Case) -> Explanation:
         from captum.attr import Saliency as Gradient
 
-        gradient = Gradient(forward).attribute(embeds.detach().requires_grad_())
+        what = case.what
+        gradient = Gradient(what.forward).attribute(what.embeds.requires_grad_(), abs=False, additional_forward_args=(what.rows,))
         return Explanation(gradient.norm(p=int(self.norm[1]), dim=-1), None)
 
 
@@ -56,12 +73,15 @@ class InputXGradient(Frozen):
     exactly the sum of the answer tokens' own scores.
     """
 
+    at_the_input: ClassVar[bool] = True
     type: Literal["input_x_gradient"] = "input_x_gradient"
 
-    def explain(self, forward: Forward, embeds: Float[Tensor, "b t d"], baseline: Float[Tensor, "b t d"]) -> Explanation:  # noqa: ARG002
+    def explain(self, case: Case) -> Explanation:
         from captum.attr import InputXGradient as Product
 
-        return Explanation(Product(forward).attribute(embeds.detach().requires_grad_()).detach().sum(-1), None)
+        what = case.what
+        product = Product(what.forward).attribute(what.embeds.requires_grad_(), additional_forward_args=(what.rows,))
+        return Explanation(product.detach().sum(-1), None)
 
 
 class IntegratedGradients(Frozen):
@@ -69,24 +89,54 @@ class IntegratedGradients(Frozen):
 
     The blank input has the padding token's embedding for every token of a segment; special tokens stay. The path is
     straight. A row's scores sum to the log-probability of the answer on the real input minus that on the blank one, up
-    to `completeness_gap` (sum minus difference), which shrinks with more steps.
+    to `completeness_gap` (sum minus difference), which shrinks with more steps. Linear in the gradient, like the above.
     """
 
+    at_the_input: ClassVar[bool] = False
     type: Literal["integrated_gradients"] = "integrated_gradients"
     n_steps: int = Field(default=50, ge=1)
     """Points on the path; the cost is that many times that of saliency."""
 
-    def explain(self, forward: Forward, embeds: Float[Tensor, "b t d"], baseline: Float[Tensor, "b t d"]) -> Explanation:
+    def explain(self, case: Case) -> Explanation:
         from captum.attr import IntegratedGradients as Path
 
-        scores, gap = Path(forward).attribute(
-            embeds,
-            baseline,
+        what = case.what
+        scores, gap = Path(what.forward).attribute(
+            what.embeds,
+            what.blank(),
+            additional_forward_args=(what.rows,),
             n_steps=self.n_steps,
-            internal_batch_size=len(embeds),  # one step of the whole batch at a time: the memory of saliency
+            internal_batch_size=max(len(what.embeds), case.rows_at_once),
             return_convergence_delta=True,
         )
         return Explanation(scores.detach().sum(-1), gap.detach())
 
 
-MethodConfig = Annotated[Saliency | InputXGradient | IntegratedGradients, Field(discriminator="type")]
+class Occlusion(Frozen):
+    """What the answer's log-probability loses when a word is blanked out. Signed, in nats.
+
+    A word's tokens are replaced together by the padding token's embedding, one word at a time, and share the loss
+    equally. Positive speaks for the answer. No gradient is used: the cost is one forward per word, and the scores of a
+    row sum to nothing in particular.
+    """
+
+    at_the_input: ClassVar[bool] = False
+    type: Literal["occlusion"] = "occlusion"
+
+    def explain(self, case: Case) -> Explanation:
+        import torch
+        from captum.attr import FeatureAblation
+
+        what, words = case.what, case.words()
+        lost = FeatureAblation(what.forward).attribute(
+            what.embeds,
+            what.blank(),  # special tokens and padding are the same in it, so the word they are counted to does not matter
+            additional_forward_args=(what.rows,),
+            feature_mask=words.unsqueeze(-1),
+            perturbations_per_eval=max(1, case.rows_at_once // len(words)),
+        )[:, :, 0]
+        tokens = torch.zeros_like(lost).scatter_add(1, words, what.is_text().to(lost.dtype)).gather(1, words)
+        return Explanation(lost / tokens.clamp(min=1), None)
+
+
+MethodConfig = Annotated[Saliency | InputXGradient | IntegratedGradients | Occlusion, Field(discriminator="type")]

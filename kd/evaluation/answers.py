@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveInt
 
-from kd.batching import cut
+from kd.batching import MicroBatches
 from kd.errors import RowFault
 from kd.frozen import Frozen
-from kd.models import ModelSource, load
+from kd.models import ModelSource
 from kd.rows import Example, Prediction, RowError, Segment, Split, extended
 from kd.tasks.base import TaskConfig, normalise
 
 if TYPE_CHECKING:
-    from kd.families.encoder_decoder import Encoded, EncoderDecoder, Generated
+    from collections import Counter
+
+    from kd.families.base import Family, Generated
+    from kd.families.text import Encoded
     from kd.shards import Apply
 
 
@@ -57,57 +60,68 @@ class Answer:
 
     def open(self) -> Apply:
         """Load the model and return the function from examples to predictions."""
-        import torch
+        from kd.families.opening import load_family
 
-        from kd.families.encoder_decoder import EncoderDecoder
+        return Answerer(self, load_family(self.source, self.device, self.threads)).answer
 
-        torch.set_num_threads(self.threads)
-        limits = self.source.config
-        family = EncoderDecoder(load(self.source, self.device), limits.max_input_tokens, limits.max_answer_tokens)
-        return lambda rows: self._answer(family, rows)
 
-    def _answer(self, family: EncoderDecoder, rows: Sequence[Example]) -> list[Prediction | RowError]:
-        """One prediction, or the reason why there is none, for each row in order."""
-        results: dict[int, Prediction | RowError] = {}
-        inputs: dict[int, Encoded] = {}
-        for index, row in enumerate(rows):
-            try:
-                inputs[index] = family.encode([Segment("prompt", self.prefix), *row.segments] if self.prefix else row.segments)
-            except RowFault as fault:
-                results[index] = RowError(fault.reason, fault.detail)
-        places = list(inputs)
-        lengths = [(len(encoded.ids), family.max_answer_tokens) for encoded in inputs.values()]
-        for batch in cut(lengths, self.config.batch_tokens):
-            indices = [places[i] for i in batch]
-            said = family.generate([inputs[index].ids for index in indices])
-            for index, one in zip(indices, said, strict=True):
-                results[index] = self._prediction(rows[index], inputs[index], one, family.name)
-        return [results[index] for index in range(len(rows))]
+@dataclass(frozen=True)
+class _Question:
+    """A row ready for the model."""
 
-    def _prediction(self, row: Example, encoded: Encoded, said: Generated, student: str) -> Prediction:
-        answer = read_answer(said.text, row.label_set, self.task) if said.finished else None
-        right = answer is not None and row.target is not None and self.task.judge(answer, row.target)
+    row: Example
+    encoded: Encoded
+    size: tuple[int, int]
+
+
+class Answerer:
+    """Answers rows with one model."""
+
+    def __init__(self, recipe: Answer, family: Family) -> None:
+        self._recipe = recipe
+        self._family = family
+        self._batches = MicroBatches(recipe.config.batch_tokens)
+
+    def answer(self, rows: Sequence[Example], tally: Counter[str]) -> list[Prediction | RowError]:
+        """One prediction, or the reason why there is none, for each row in order; see `MicroBatches.run` for `tally`."""
+        return self._batches.run(rows, self._questions, self._predict, tally)
+
+    def _questions(self, rows: Sequence[Example]) -> list[_Question | RowFault]:
+        prefix = [Segment("prompt", self._recipe.prefix)] if self._recipe.prefix else []
+        encoded = self._family.encode_rows([[*prefix, *row.segments] for row in rows])
+        return [
+            found if isinstance(found, RowFault) else _Question(row, found, self._family.size(found, []))
+            for row, found in zip(rows, encoded, strict=True)
+        ]
+
+    def _predict(self, questions: list[_Question]) -> list[Prediction]:
+        said = self._family.read([question.encoded for question in questions]).generate()
+        return [self._prediction(*parts) for parts in zip(questions, said, strict=True)]
+
+    def _prediction(self, question: _Question, said: Generated) -> Prediction:
+        row, task = question.row, self._recipe.task
+        answer = self._read(said, row) if said.finished else None
+        right = answer is not None and row.target is not None and task.judge(answer, row.target)
         return extended(
             row,
             Prediction,
-            student=student,
-            variant=self.variant,
-            seed=self.seed,
+            student=self._family.name,
+            variant=self._recipe.variant,
+            seed=self._recipe.seed,
             answer=answer,
             raw=said.text,
             choice_logprobs=[],
             status="truncated" if not said.finished else "unparsed" if answer is None else "ok",
             correct=None if row.target is None else right,
-            truncated_tokens=encoded.truncated_tokens,
+            truncated_tokens=question.encoded.truncated_tokens,
         )
 
+    def _read(self, said: Generated, row: Example) -> str | None:
+        """The answer in what was generated; None where it cannot be read.
 
-def read_answer(raw: str, label_set: Sequence[str], task: TaskConfig) -> str | None:
-    """The answer in a generated text; None where it cannot be read.
-
-    Where there is a label set, it is the label that the text equals, `normalise`d, in the label's own spelling. Elsewhere
-    it is the text itself, unless that is empty or the task cannot judge it: what a task can read is right for itself.
-    """
-    if label_set:
-        return next((label for label in label_set if normalise(label) == normalise(raw)), None)
-    return raw if normalise(raw) and task.judge(raw, raw) else None
+        Where there is a label set, it is the label that was generated (`Family.label_of`). Elsewhere it is the text
+        itself, unless that is empty or the task cannot judge it: what a task can read is right for itself.
+        """
+        if row.label_set:
+            return self._family.label_of(said, row.label_set)
+        return said.text if normalise(said.text) and self._recipe.task.judge(said.text, said.text) else None

@@ -50,8 +50,8 @@ class Anli(NliTask):
     """Column with the record's id; null = the uid is a hash of the record's content."""
 
     def needs(self) -> Sequence[Need]:
-        names = (("premise", "context"), ("hypothesis",), ("label",))
-        return [Need("task.type (columns maps any names)", any_of) for any_of in names]
+        key = "task.type (columns maps any names)"
+        return [Need(key, ("premise", "context")), Need(key, ("hypothesis",)), Need(key, ("label",), where="train")]
 
     def parse(self, record: Record) -> Parsed:
         return Parsed(

@@ -80,7 +80,7 @@ class PrepareConfig(Frozen):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parsed:
-    """What a task reads from one record; see `Example` for the fields."""
+    """What a task reads from one record; see `Example` for the fields. `target` is None where the record has no label."""
 
     segments: list[Segment]
     target: str | None
@@ -92,11 +92,14 @@ class Parsed:
 
 @dataclass(frozen=True)
 class Need:
-    """A column that a task reads: the config key that names it, its names (one is enough), in every split or in some."""
+    """A column that a task reads: the config key that names it, its names (one is enough), and where it must be.
+
+    The label alone is needed in `train`: a record without it is an error there, and unlabelled in the other splits.
+    """
 
     key: str
     any_of: tuple[str, ...]
-    in_every_split: bool = True
+    where: Literal["every split", "some split", "train"] = "every split"
 
 
 class TaskConfig(Frozen):
@@ -131,7 +134,7 @@ class TaskConfig(Frozen):
 
     @abstractmethod
     def needs(self) -> Sequence[Need]:
-        """The columns that every record must have, the id apart."""
+        """The columns that the records must have, the id apart."""
 
     def judge(self, answer: str, target: str) -> bool:
         """Whether an answer is right: equal to the target after `normalise`."""
@@ -146,6 +149,12 @@ class TaskConfig(Frozen):
     def task(self) -> str:
         """What rows and reports call the task."""
         return self.name or self.type
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits of the corpus: those that have files, and validation where it is held out of train."""
+        patterns: dict[str, str | None] = self.files.model_dump()
+        return [split for split, pattern in patterns.items() if pattern or (split == "validation" and self.holdout)]
 
     def uid(self, record: Record, split: str) -> str:
         """The id of the row that this record of this split's files becomes."""
@@ -162,6 +171,8 @@ class TaskConfig(Frozen):
                 id_at(record, self.id)
             parsed = self.parse(record)
             _check(parsed)
+            if split == "train" and parsed.target is None:
+                self._check_unlabelled()
         except RowFault as fault:
             return self.errored(uid, split, fault)
         return Example(
@@ -192,17 +203,30 @@ class TaskConfig(Frozen):
             llm_label=None,
         )
 
-    def check_columns(self, there: Mapping[str, Collection[str]]) -> None:
-        """Raise InputError if a column that the task reads is in none of the records; `there` is split to columns."""
+    def check_columns(self, there: Mapping[str, Collection[str]], may_have_more: bool = False) -> None:
+        """Raise InputError if a column that the task reads is not where it must be.
+
+        Args:
+            there: split to the columns of its first records. may_have_more: whether later records may have others, as
+                JSON lines may; a column that need only be in some split is then not asked for.
+        """
         anywhere = {" and ".join(there): {column for columns in there.values() for column in columns}}
+        in_train = {split: columns for split, columns in there.items() if split == "train"}
+        places = {"every split": there, "some split": {} if may_have_more else anywhere, "train": in_train}
         for need in [*self.needs(), *([Need("task.id", (self.id,))] if self.id else [])]:
-            for split, columns in (there if need.in_every_split else anywhere).items():
+            for split, columns in places[need.where].items():
                 if not any(is_in(column, columns) for column in need.any_of):
                     hint = ", or to null for ids made from the content" if need.key == "task.id" else ""
                     raise InputError(
                         f"task {self.task} reads the column {' or '.join(need.any_of)}, which the {split} records in {self.path}"
                         f" do not have; they have {', '.join(sorted(columns))}. Set {need.key} to one of these{hint}"
                     )
+
+    def _check_unlabelled(self) -> None:
+        """A record of train may be unlabelled only where the config says so of the whole task. Raises RowFault."""
+        for need in self.needs():
+            if need.where == "train":
+                raise RowFault("missing_field", f"{' or '.join(need.any_of)} is missing")
 
     @field_validator("files", "holdout", mode="before")
     @classmethod

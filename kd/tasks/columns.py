@@ -23,7 +23,7 @@ from kd.errors import RowFault
 from kd.frozen import Frozen
 from kd.rows import Segment, Span
 from kd.tasks.base import Need, Parsed, TaskConfig
-from kd.tasks.fields import Record, as_label, at, optional_text_at, spans_at, text_at, texts_at
+from kd.tasks.fields import Record, as_label, optional_at, optional_text_at, spans_at, text_at, texts_at
 
 TextRole = Literal["context", "question", "premise", "hypothesis", "text", "prompt"]
 
@@ -95,12 +95,14 @@ class Columns(TaskConfig):
     prompt: list[Part] = Field(min_length=1)
     """What the model reads, part by part."""
     target: str | None = None
-    """Column with the right answer; null = the corpus has no labels."""
+    """Column with the right answer; null = the corpus has no labels. Where a record of validation or test has none, that
+    record is unlabelled; in train it is an error."""
     target_is: Literal["text", "index", "letter"] = "text"
     """How the column gives the answer: as its text, as an index from 0 into the options or labels, or as a letter (A or 1 is
     the first)."""
-    labels: list[str] | dict[str | int, str] | None = None
-    """The classes, or from what the column calls them to their names; null = the options, or free text."""
+    labels: list[str] | dict[str | bool | int, str] | None = None
+    """The classes, or from what the column calls them (a text, a number, true or false) to their names; null = the options,
+    or free text."""
     llm_rationale: str | None = None
     """Column with another model's rationale; null = none."""
     llm_label: str | None = None
@@ -121,10 +123,10 @@ class Columns(TaskConfig):
 
     def needs(self) -> Sequence[Need]:
         read = [Need("task.prompt", (column,)) for part in self.prompt for column in part.columns()]
-        marked = [Need("task.prompt", (part.evidence,), in_every_split=False) for part in self.prompt if part.evidence]
-        target = [Need("task.target", (self.target,))] if self.target else []
+        marked = [Need("task.prompt", (part.evidence,), where="some split") for part in self.prompt if part.evidence]
+        target = [Need("task.target", (self.target,), where="train")] if self.target else []
         named = (("task.llm_rationale", self.llm_rationale), ("task.llm_label", self.llm_label))
-        return [*read, *target, *marked, *(Need(key, (column,), in_every_split=False) for key, column in named if column)]
+        return [*read, *target, *marked, *(Need(key, (column,), where="some split") for key, column in named if column)]
 
     def parse(self, record: Record) -> Parsed:
         segments: list[Segment] = []
@@ -135,7 +137,7 @@ class Columns(TaskConfig):
         label_set = self._label_set(segments)
         return Parsed(
             segments=segments,
-            target=self._answer(record, label_set) if self.target else None,
+            target=self._answer(record, label_set),
             label_set=label_set,
             evidence=evidence,
             llm_rationale=optional_text_at(record, self.llm_rationale),
@@ -148,8 +150,11 @@ class Columns(TaskConfig):
             return list(dict.fromkeys(self.labels.values() if isinstance(self.labels, dict) else self.labels))
         return [segment.text for segment in segments if segment.role == "choice"]
 
-    def _answer(self, record: Record, label_set: Sequence[str]) -> str:
-        value = as_label(at(record, str(self.target)))
+    def _answer(self, record: Record, label_set: Sequence[str]) -> str | None:
+        given = optional_at(record, self.target)
+        if given is None:
+            return None
+        value = as_label(given)
         if self.target_is != "text":
             position = _position(value.strip(), self.target_is)
             known = {str(number): answer for number, answer in enumerate(label_set)}
@@ -157,7 +162,7 @@ class Columns(TaskConfig):
                 known, str(position), f"the {self.target_is} of one of {len(label_set)} answers, got {value!a:.60}"
             )
         if isinstance(self.labels, dict):
-            known = {str(key): name for key, name in self.labels.items()}
+            known = {as_label(key): name for key, name in self.labels.items()}
             return self._named(known, value, f"one of {', '.join(known)}; got {value!a:.60}")
         return value
 

@@ -57,8 +57,8 @@ class CommonsenseQA(TaskConfig):
     """Validation is a part of train."""
 
     def needs(self) -> Sequence[Need]:
-        names = (("question",), ("choices",), ("answer", "label", "answerKey"))
-        return [Need("task.type (columns maps any names)", any_of) for any_of in names]
+        key = "task.type (columns maps any names)"
+        return [Need(key, ("question",)), Need(key, ("choices",)), Need(key, ("answer", "label", "answerKey"), where="train")]
 
     def parse(self, record: Record) -> Parsed:
         options = _options(record)
@@ -83,10 +83,11 @@ def _options(record: Record) -> list[str]:
     return texts_at(record, "choices.text" if labelled else "choices")
 
 
-def _answer(record: Record, options: list[str]) -> str:
-    if lookup(record, "answerKey") is None:
-        return text_at(record, "answer", "label")
-    keys, key = texts_at(record, "choices.label"), text_at(record, "answerKey")
+def _answer(record: Record, options: list[str]) -> str | None:
+    key = optional_text_at(record, "answerKey")
+    if key is None:
+        return optional_text_at(record, "answer", "label")
+    keys = texts_at(record, "choices.label")
     if key not in keys or len(keys) != len(options):
         raise RowFault("answer_not_in_choices", f"answerKey: expected one of {', '.join(keys)}; got {key!a:.60}")
     return options[keys.index(key)]

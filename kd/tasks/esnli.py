@@ -59,7 +59,8 @@ class ESNLI(NliTask):
     """Validation is a part of train, unless it has files of its own."""
 
     def needs(self) -> Sequence[Need]:
-        return [Need("task.type (columns maps any names)", (name,)) for name in ("premise", "hypothesis", "label")]
+        key = "task.type (columns maps any names)"
+        return [Need(key, ("premise",)), Need(key, ("hypothesis",)), Need(key, ("label",), where="train")]
 
     def parse(self, record: Record) -> Parsed:
         premise, hypothesis = text_at(record, "premise"), text_at(record, "hypothesis")

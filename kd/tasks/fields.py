@@ -47,11 +47,16 @@ def text_at(record: Record, *columns: str) -> str:
     return _as_text(at(record, *columns), " or ".join(columns))
 
 
-def optional_text_at(record: Record, column: str | None) -> str | None:
+def optional_at(record: Record, *columns: str | None) -> Any:
+    """The first value that is there, of one or several columns; None where each is missing, null or blank text."""
+    values = (lookup(record, column) for column in columns)
+    return next((value for value in values if value is not None and not (isinstance(value, str) and not value.strip())), None)
+
+
+def optional_text_at(record: Record, *columns: str | None) -> str | None:
     """A text that may be missing, null or blank: then None. Raises RowFault if it is no text."""
-    value = lookup(record, column)
-    text = "" if value is None else _as_text(value, str(column))
-    return text if text.strip() else None
+    value = optional_at(record, *columns)
+    return None if value is None else _as_text(value, " or ".join(filter(None, columns)))
 
 
 def texts_at(record: Record, column: str) -> list[str]:
@@ -62,9 +67,12 @@ def texts_at(record: Record, column: str) -> list[str]:
     return [_as_text(item, column) for item in value]
 
 
-def label_at(record: Record, column: str, names: Mapping[str, str]) -> str:
-    """The name of a label that must be there, from what the record calls it, in any case. Raises RowFault if unknown."""
-    value = as_label(at(record, column)).strip().lower()
+def label_at(record: Record, column: str, names: Mapping[str, str]) -> str | None:
+    """The name of a label from what the record calls it, in any case; None where it has none. Raises RowFault if unknown."""
+    given = optional_at(record, column)
+    if given is None:
+        return None
+    value = as_label(given).strip().lower()
     if value not in names:
         raise RowFault("unknown_label", f"{column}: expected one of {', '.join(names)}; got {value!a:.60}")
     return names[value]

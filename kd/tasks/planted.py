@@ -142,7 +142,8 @@ class Planted(TaskConfig):
     """Column with the record's id; null = the uid is a hash of the record's content."""
 
     def needs(self) -> Sequence[Need]:
-        return [Need("task.type (columns maps any names)", (name,)) for name in ("question", "choices", "answer")]
+        key = "task.type (columns maps any names)"
+        return [Need(key, ("question",)), Need(key, ("choices",)), Need(key, ("answer",), where="train")]
 
     def parse(self, record: Record) -> Parsed:
         options = texts_at(record, "choices")
@@ -152,7 +153,7 @@ class Planted(TaskConfig):
             segments.append(Segment("choice", option))
         return Parsed(
             segments=segments,
-            target=text_at(record, "answer"),
+            target=optional_text_at(record, "answer"),
             label_set=options,
             evidence=spans_at(record, "evidence", segment=0),
             llm_rationale=optional_text_at(record, "llm_rationale"),

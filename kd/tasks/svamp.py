@@ -54,12 +54,13 @@ class Svamp(TaskConfig):
     """Validation is a part of train."""
 
     def needs(self) -> Sequence[Need]:
-        names = (("body", "Body"), ("sub_question", "Question"), ("equation", "Equation"))
-        return [Need("task.type (columns maps any names)", any_of) for any_of in names]
+        key = "task.type (columns maps any names)"
+        asked = [Need(key, ("body", "Body")), Need(key, ("sub_question", "Question"))]
+        return [*asked, Need(key, ("equation", "Equation"), where="train")]
 
     def parse(self, record: Record) -> Parsed:
-        equation = text_at(record, "equation", "Equation")
-        if _value(equation) is None:
+        equation = optional_text_at(record, "equation", "Equation")
+        if equation is not None and _value(equation) is None:
             raise RowFault("unparsable", f"equation: expected numbers, + - * / and brackets; got {equation!a:.60}")
         return Parsed(
             segments=[

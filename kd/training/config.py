@@ -8,6 +8,8 @@ from kd.frozen import Frozen
 from kd.training.objectives import Answers, AnyObjective, LabelOnly, MultiTask
 
 NAME = r"^[a-z0-9_-]+$"
+RESERVED = frozenset({"teacher", "chance"})
+"""What the report calls its rows that are no students."""
 
 
 class LoopConfig(Frozen):
@@ -48,7 +50,7 @@ class LoopConfig(Frozen):
     zero3_whole_below_params: int = Field(default=100_000, ge=0)
     """Under ZeRO-3, parameters smaller than this stay whole on every worker."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: weights and gradients in bf16, the optimizer's copy in fp32."""
+    """bfloat16: weights and gradients in bf16, the optimizer's copy in fp32; from `zero_stage` 1 on."""
     num_workers: int = Field(default=1, ge=1)
     """Workers of the group, one GPU each where the cluster's device is cuda. Fixed: optimizer states are cut for it."""
     threads_per_worker: int = Field(default=1, ge=1)
@@ -72,6 +74,16 @@ class LoopConfig(Frozen):
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be fewer than steps ({self.steps})")
         return self
 
+    @model_validator(mode="after")
+    def _precision_fits_the_stage(self) -> "LoopConfig":
+        # For this pair DeepSpeed 0.19 takes FP16_UnfusedOptimizer, whose constructor steps the optimizer on zero gradients.
+        if self.zero_stage == 0 and self.precision == "bfloat16":
+            raise ValueError(
+                "precision bfloat16 with zero_stage 0 lets DeepSpeed take one AdamW step too many (decay, bias correction);"
+                " expected zero_stage: 1, which only splits optimizer states, or precision: float32"
+            )
+        return self
+
     @property
     def micro_rows(self) -> int:
         """Rows of one micro-batch of one worker."""
@@ -85,12 +97,14 @@ class LoopConfig(Frozen):
     @property
     def has_plain_gradients(self) -> bool:
         """Whether every worker has the whole gradient in fp32, so that its norm and its clipping are ours, not DeepSpeed's."""
-        return self.zero_stage == 0 and self.precision == "float32"
+        return self.zero_stage == 0
 
     @property
     def loop(self) -> dict[str, Any]:
-        """What one run's outcome depends on, apart from which run it is: these fields, without how failures are met."""
+        """What one run's outcome depends on, apart from which run it is: these fields, without how failures are met, and what
+        only says how much is logged or read at once."""
         fields = set(LoopConfig.model_fields) - {"max_error_frac", "max_failures", "keep_checkpoints", "save_every_steps"}
+        fields -= {"log_every_steps", "eval_batch_tokens"}
         return self.model_dump(mode="json", include=fields)
 
     def learning_rate_at(self, step: int) -> float:
@@ -140,8 +154,8 @@ class TrainingConfig(LoopConfig):
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
                 raise ValueError(f"{what}: expected each once, got {', '.join(twice)} more than once")
-        if "teacher" in names:
-            raise ValueError("variants: 'teacher' names the teacher's own predictions; choose another name")
+        for name in RESERVED.intersection(names):
+            raise ValueError(f"variants: {name!r} names another row of the report than a student's; choose another name")
         if min(self.seeds) < 0:
             raise ValueError(f"seeds: expected numbers from 0, got {min(self.seeds)}")
         return self

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kd.errors import RowFault
-from kd.families.encoder_decoder import EncoderDecoder
+from kd.families.base import Family
+from kd.families.opening import open_family
 from kd.models import ModelSource, load
 from kd.rows import Example, Features, RowError, Segment
 from kd.shards import Apply
@@ -25,12 +26,11 @@ class Featurise:
     answers: Answers = "gold"
 
     def open(self) -> Apply:
-        limits = self.source.config
-        family = EncoderDecoder(load(self.source, "meta"), limits.max_input_tokens, limits.max_answer_tokens)
-        return lambda rows: [_featurise(taught(row, self.answers), self.objective, family) for row in rows]
+        family = open_family(load(self.source, "meta"), self.source.config)
+        return lambda rows, _: [_featurise(taught(row, self.answers), self.objective, family) for row in rows]
 
 
-def _featurise(row: Example, objective: AnyObjective, family: EncoderDecoder) -> Features | RowError:
+def _featurise(row: Example, objective: AnyObjective, family: Family) -> Features | RowError:
     try:
         sequences = [_sequence(row.segments, target, family) for target in objective.targets(row)]
     except RowFault as fault:
@@ -53,14 +53,14 @@ class _Sequence:
     truncated: bool
 
 
-def _sequence(segments: Sequence[Segment], target: Target, family: EncoderDecoder) -> _Sequence:
+def _sequence(segments: Sequence[Segment], target: Target, family: Family) -> _Sequence:
     encoded = family.encode([Segment("prompt", target.prefix), *segments] if target.prefix else segments)
     text = _fitting(target.text, family) if target.may_be_cut else target.text
     truncated = bool(encoded.truncated_tokens) or text != target.text
     return _Sequence(target.term, encoded.ids, family.encode_answer(text), truncated)
 
 
-def _fitting(text: str, family: EncoderDecoder) -> str:
+def _fitting(text: str, family: Family) -> str:
     """The text itself, or as many of its first words as the model may write."""
     if _fits(text, family):
         return text
@@ -69,7 +69,7 @@ def _fitting(text: str, family: EncoderDecoder) -> str:
     return " ".join(words[:most])
 
 
-def _fits(text: str, family: EncoderDecoder) -> bool:
+def _fits(text: str, family: Family) -> bool:
     try:
         family.encode_answer(text)
     except RowFault:

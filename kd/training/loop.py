@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kd.errors import StageError
-from kd.families.encoder_decoder import EncoderDecoder
+from kd.families.base import Family
+from kd.families.opening import open_family
 from kd.models import Loaded, ModelConfig, save
 from kd.training.config import LoopConfig
 from kd.training.data import FeatureTable, Sequences
@@ -182,11 +183,11 @@ class Trainer:
             self.state.history[-1] |= {"validation_accuracy": score.accuracy, "validation_loss": score.loss_nats}
 
     @cached_property
-    def _family(self) -> EncoderDecoder:
+    def _family(self) -> Family:
         return self._open_family(self.student)
 
-    def _open_family(self, loaded: Loaded) -> EncoderDecoder:
-        return EncoderDecoder(loaded, self.limits.max_input_tokens, self.limits.max_answer_tokens)
+    def _open_family(self, loaded: Loaded) -> Family:
+        return open_family(loaded, self.limits)
 
     def _is_due(self, *every_steps: int) -> bool:
         """Whether one of these intervals ends with the step just done; the last step ends all of them."""

@@ -65,6 +65,11 @@ class Objective(Frozen):
     def prefixes(self) -> tuple[str, ...]:
         """Everything that is ever put before an input, so that a tokenizer made for it knows these words."""
 
+    @property
+    @abstractmethod
+    def needs_rationales(self) -> bool:
+        """Whether it is another objective where no row has a rationale."""
+
     @abstractmethod
     def targets(self, row: Example) -> list[Target]:
         """What this row teaches; nothing where it has no target."""
@@ -86,6 +91,10 @@ class LabelOnly(Objective):
     @property
     def prefixes(self) -> tuple[str, ...]:
         return ()
+
+    @property
+    def needs_rationales(self) -> bool:
+        return False
 
     def targets(self, row: Example) -> list[Target]:
         return [] if row.target is None else [Target(0, "", row.target)]
@@ -117,6 +126,10 @@ class MultiTask(Objective):
     @property
     def prefixes(self) -> tuple[str, ...]:
         return self.label_prefix, self.rationale_prefix
+
+    @property
+    def needs_rationales(self) -> bool:
+        return self.alpha < 1
 
     def targets(self, row: Example) -> list[Target]:
         if row.target is None:

@@ -1,6 +1,6 @@
 """The runs of a stage: what is known of training without training anything."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,9 +107,10 @@ class Queue:
         """Refuse, before anything is started, to train on nothing.
 
         Raises:
-            StageError: the features of a run are not complete, or none of their rows teaches anything.
+            StageError: the features of a run are not complete, none of their rows teaches anything, or its objective needs
+                rationales and there is none.
         """
-        for folder in {item.run.features for item in self.todo()}:
+        for folder, run in {item.run.features: item.run for item in self.todo()}.items():
             features = self.store.manifest(folder)
             where = self.store.path(folder)
             if features is None:
@@ -119,3 +120,21 @@ class Queue:
                     f"{where}: none of its {features.rows} rows has anything to teach; expected rows with a target."
                     " For a corpus without labels set training.answers = teacher, and leave teach out"
                 )
+            if run.objective.needs_rationales:
+                self._check_rationales(run, features.inputs)
+
+    def _check_rationales(self, run: Run, sources: Iterable[str]) -> None:
+        """Refuse rationales that are all empty, by what the shards of their folders counted."""
+        for source in sources:
+            if not any(_has_rationale(self.store.read_notes(f"{source}/{shard.file}")) for shard in run.shards):
+                raise StageError(
+                    f"variant {run.variant!r} learns rationales, but in {self.store.path(source)} every row of train has an empty"
+                    " one: it would learn the label alone. Give it another source, a corpus with rationales (llm_rationale in its"
+                    " records, or task.llm), rationales.roles that its texts have, or the objective label_only"
+                )
+
+
+def _has_rationale(counts: Mapping[str, int]) -> bool:
+    """Whether a row of a shard has one, by what was counted there."""
+    without = sum(n for key, n in counts.items() if key == "empty_rationale" or key.startswith("error."))
+    return counts["rows"] > without

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from kd.families.encoder_decoder import EncoderDecoder
+from kd.families.opening import open_family
 from kd.models import Loaded, load
 from kd.store import Manifest
 from kd.training.data import open_features
@@ -47,7 +47,7 @@ def open_run(queue: Queue, run: Run, scratch: Path, rank: int, world: int) -> Op
     training, limits = queue.training, run.model.config
     full = limits.model_copy(update={"dtype": "float32"})
     student = load(dataclasses.replace(run.model, config=full), queue.device)
-    family = EncoderDecoder(student, limits.max_input_tokens, limits.max_answer_tokens)
+    family = open_family(student, limits)
     table = open_features(queue.store, run.features, run.shards, scratch)
     order = Order([shard.rows for shard in run.shards], training.batch_rows, training.window_shards, run.seed)
     rows = sample(queue.store, run.examples, run.validation, training.eval_rows)

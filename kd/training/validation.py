@@ -8,7 +8,8 @@ import torch
 
 from kd.batching import cut
 from kd.errors import RowFault
-from kd.families.encoder_decoder import EncoderDecoder
+from kd.families.base import Family, Generated
+from kd.families.text import Encoded
 from kd.rows import Example, Segment
 from kd.store import Shard, Store
 from kd.training.engine import Engine
@@ -19,9 +20,10 @@ from kd.training.runs import Judge
 class Question:
     """One validation row as the student sees it."""
 
-    input_ids: list[int]
+    encoded: Encoded
     target_ids: list[int]
     target: str
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,22 @@ class Validation:
     total: int
     judge: Judge
 
-    def score(self, engine: Engine, family: EncoderDecoder) -> Score:
+    def score(self, engine: Engine, family: Family) -> Score:
         """Let the family's model answer; every rank gets the score over all of them."""
         right = nll_nats = tokens = 0.0
         for batch in self.batches:
             asked = [self.questions[index] for index in batch]
-            inputs, targets = [question.input_ids for question in asked], [question.target_ids for question in asked]
-            answers = family.generate(inputs)
-            right += sum(a.finished and self.judge(a.text, q.target) for a, q in zip(answers, asked, strict=True))
+            inputs, targets = [question.encoded.ids for question in asked], [question.target_ids for question in asked]
+            answers = family.read([question.encoded for question in asked]).generate()
+            right += sum(self._is_right(a, q) for a, q in zip(answers, asked, strict=True))
             nll_nats += float(family.sequence_nll(family.model, inputs, targets).sum())
             tokens += sum(map(len, targets))
         sums = engine.total(torch.tensor([right, nll_nats, tokens], dtype=torch.float64, device=engine.device)).tolist()
         return Score(sums[0] / self.total, sums[1] / sums[2])
+
+    def _is_right(self, said: Generated, question: Question) -> bool:
+        """Word for word, token by token, or as the task judges."""
+        return said.ids == question.target_ids or (said.finished and self.judge(said.text, question.target))
 
 
 def sample(store: Store, folder: str, shards: Sequence[Shard], most: int) -> list[Example]:
@@ -74,7 +80,7 @@ def sample(store: Store, folder: str, shards: Sequence[Shard], most: int) -> lis
 
 
 def open_validation(
-    rows: Sequence[Example], family: EncoderDecoder, prefix: str, judge: Judge, budget_tokens: int, rank: int, world: int
+    rows: Sequence[Example], family: Family, prefix: str, judge: Judge, budget_tokens: int, rank: int, world: int
 ) -> Validation | None:
     """The rows as questions behind the objective's prefix, shared out over the ranks; None where there are none.
 
@@ -84,18 +90,17 @@ def open_validation(
     if not questions:
         return None
     mine = questions[rank::world]
-    lengths = [(len(question.input_ids), max(len(question.target_ids), family.max_answer_tokens)) for question in mine]
-    return Validation(mine, cut(lengths, budget_tokens), len(questions), judge)
+    return Validation(mine, cut([question.size for question in mine], budget_tokens), len(questions), judge)
 
 
 def _is_usable(row: Example) -> bool:
     return row.error is None and row.target is not None
 
 
-def _ask(row: Example, family: EncoderDecoder, prefix: str) -> Question | None:
+def _ask(row: Example, family: Family, prefix: str) -> Question | None:
     assert row.target is not None  # only rows with a target are sampled
     try:
         encoded = family.encode([Segment("prompt", prefix), *row.segments] if prefix else row.segments)
-        return Question(encoded.ids, family.encode_answer(row.target), row.target)
+        return Question(encoded, family.encode_answer(row.target), row.target, family.size(encoded, []))
     except RowFault:
         return None

@@ -1,0 +1,212 @@
+"""What the engine, training and evaluation ask of a model, whatever its family.
+
+A batch of rows is *read* once; the generated answer, the probabilities of answers and the explained number all go on from
+that `Reading`. Axis names: b rows, t input tokens, a answer tokens, d hidden, v vocabulary, n sequences.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kd.errors import ConfigError, RowFault
+from kd.families.text import Encoded, Reader
+from kd.models import Loaded
+from kd.rows import Segment
+from kd.tasks.base import normalise
+
+Answer = list[int]
+"""Target ids of an answer: what the model is to write, its end-of-sequence token included; a classifier's is its class."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A model's own answer, with its target ids. It is not `finished` where the limit came before its end."""
+
+    text: str
+    finished: bool
+    ids: Answer
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One number per row as a function of the embeddings that enter the model, and where these come from.
+
+    `forward` takes embeddings and the places in the batch of the rows that they are versions of. `mask` is 1 for
+    tokens; a row's tokens are those of `encoded`, in order. `blank` makes the embeddings of the same rows with padding in
+    place of every token of a segment; special tokens stay.
+    """
+
+    encoded: Sequence[Encoded]
+    mask: Int[Tensor, "b t"]
+    embeds: Float[Tensor, "b t d"]
+    forward: Callable[[Float[Tensor, "b t d"], Int[Tensor, "b"]], Float[Tensor, "b"]]
+    blank: Callable[[], Float[Tensor, "b t d"]]
+
+    @property
+    def rows(self) -> Int[Tensor, "b"]:
+        """The places of the rows as they are."""
+        return torch.arange(len(self.mask), device=self.mask.device)
+
+    def laid_out(self, values: Sequence[Sequence[int]]) -> Int[Tensor, "b t"]:
+        """One value per token of each row, at the tokens' positions; zero at padding."""
+        flat = torch.tensor([value for row in values for value in row], device=self.mask.device)
+        return torch.zeros_like(self.mask).masked_scatter(self.mask.bool(), flat.to(self.mask.dtype))
+
+    def is_text(self) -> Int[Tensor, "b t"]:
+        """1 for tokens of a segment, 0 for special tokens and padding."""
+        return self.laid_out([[span is not None for span in row.spans] for row in self.encoded])
+
+
+class Reading(ABC):
+    """A batch that the model has read."""
+
+    @abstractmethod
+    def generate(self) -> list[Generated]:
+        """The model's greedy answer to each row."""
+
+    @abstractmethod
+    def logprobs(self, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+        """For each row, the log-probability in nats of each of its answers: the sum over the answer's tokens."""
+
+    @abstractmethod
+    def explained(self, answers: Sequence[Answer]) -> Explained:
+        """The number that says how much the model is for one answer per row, ready to be explained."""
+
+
+@dataclass
+class Family(ABC):
+    """A model that reads rows and answers, with its limits in tokens.
+
+    Raises:
+        ConfigError: a limit is beyond the model's positions, or the model lacks a token that its family needs.
+    """
+
+    loaded: Loaded
+    max_input_tokens: int
+    max_answer_tokens: int
+    _answers: Callable[[str], tuple[int, ...]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.special_ids = frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        self.pad = self._pad_token()
+        self.reader = self._reader()
+        # Labels come back in every row; a tokenizer call costs more than a small model's forward.
+        self._answers = lru_cache(maxsize=2**16)(self._answer_ids)
+        self._check_model()
+
+    @property
+    def model(self) -> Any:
+        return self.loaded.model
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.loaded.tokenizer
+
+    @property
+    def name(self) -> str:
+        return self.loaded.name
+
+    # --- text to tokens ---
+
+    def encode_rows(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded | RowFault]:
+        """Each row's segments as the model reads them, or its fault; see `Reader.read`."""
+        return self.reader.read(rows)
+
+    def encode(self, segments: Sequence[Segment]) -> Encoded:
+        """One row's segments as the model reads them. Raises its RowFault."""
+        (found,) = self.encode_rows([segments])
+        if isinstance(found, RowFault):
+            raise found
+        return found
+
+    def encode_answer(self, text: str) -> Answer:
+        """The target ids of an answer.
+
+        Raises:
+            RowFault: "too_long" over the limit (an answer is never cut), "unknown_label" where a classifier has no such class.
+        """
+        ids = self._answers(text)
+        if len(ids) > self.max_answer_tokens:
+            raise RowFault("too_long", f"answer of {len(ids)} tokens, limit max_answer_tokens = {self.max_answer_tokens}")
+        return list(ids)
+
+    def label_of(self, said: Generated, labels: Sequence[str]) -> str | None:
+        """The label that was generated: token by token, or in a text that reads the same; None for no or several labels."""
+        same = [label for label in labels if self._answers(label) == tuple(said.ids)]
+        if not same:
+            same = [label for label in labels if normalise(label) == normalise(said.text)]
+        return same[0] if len(set(same)) == 1 else None
+
+    def size(self, encoded: Encoded, answers: Sequence[Answer]) -> tuple[int, int]:
+        """Input and answer tokens that a row takes in a batch; without answers the most that may be generated."""
+        return len(encoded.ids), max(map(len, answers), default=self.max_answer_tokens)
+
+    # --- tokens to answers ---
+
+    @abstractmethod
+    def read(self, rows: Sequence[Encoded], differentiable: bool = False) -> Reading:
+        """A batch, read once. Where `differentiable`, the explained number's gradient at the input can be taken once."""
+
+    @abstractmethod
+    def sequence_nll(
+        self, forward: Callable[..., Any], input_ids: Sequence[list[int]], target_ids: Sequence[list[int]]
+    ) -> Float[Tensor, "n"]:
+        """The summed negative log-likelihood of each target sequence in nats; `forward` is the model, wrapped or not."""
+
+    # --- what a family adds to the above ---
+
+    @abstractmethod
+    def _answer_ids(self, text: str) -> tuple[int, ...]: ...
+
+    @abstractmethod
+    def _check_model(self) -> None: ...
+
+    def _reader(self) -> Reader:
+        return Reader(self.tokenizer, self.special_ids, self.max_input_tokens)
+
+    def _pad_token(self) -> int:
+        pad: int | None = self.tokenizer.pad_token_id
+        if pad is None:
+            raise ConfigError(
+                f"{self.name}: expected a tokenizer with a padding token, got none; set it in tokenizer_config.json"
+            )
+        return pad
+
+    # --- batches ---
+
+    def batch(self, ids: Sequence[Sequence[int]], left: bool = False) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+        """Ids and mask (1 for tokens) on the model's device, padded on the right or on the left."""
+        width = max(map(len, ids))
+        blanks = [[self.pad] * (width - len(row)) for row in ids]
+        ones = [[1] * len(row) for row in ids]
+        zeros = [[0] * len(blank) for blank in blanks]
+        sides = ((blanks, ids), (zeros, ones)) if left else ((ids, blanks), (ones, zeros))
+        padded, mask = (torch.tensor([[*a, *b] for a, b in zip(*side, strict=True)]) for side in sides)
+        return padded.to(self.model.device), mask.to(self.model.device)
+
+    def embed(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """The model's input embeddings in float32, before positions are added; a fresh tensor without gradient."""
+        with torch.no_grad():
+            embeds: Tensor = self._embedding()(ids).float()
+            return embeds
+
+    def blanked(self, rows: Sequence[Encoded]) -> list[list[int]]:
+        """The rows' ids with padding in place of every token of a segment; special tokens stay."""
+        return [[self.pad if span else id_ for id_, span in zip(row.ids, row.spans, strict=True)] for row in rows]
+
+    def _embedding(self) -> Any:
+        return self.model.get_input_embeddings()
+
+
+def check_positions(config: Any, name: str, limit: int) -> None:
+    """Raise ConfigError where a limit in tokens is beyond the positions that a model's config says it has."""
+    key = "max_position_embeddings"
+    positions = config.to_dict().get(config.attribute_map.get(key, key))
+    if positions is not None and limit > positions:
+        raise ConfigError(f"{name}: the model has {positions} positions, got {limit}; set {name} to at most {positions}")

@@ -1,0 +1,197 @@
+"""Encoders with a classification head, the shape of BERT. What is explained is the logit of a class.
+
+Its answers are the classes that the model's config names, the same for every row. A model with a single logit says how
+good one choice is: it reads a row once for each of the row's choices, with the other choices left out.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from kd.errors import ConfigError, RowFault
+from kd.families.base import Answer, Explained, Family, Generated, Reading, check_positions
+from kd.families.text import Encoded
+from kd.rows import Segment
+
+
+class EncoderClassifier(Family):
+    """A model that gives every class a logit. An answer's one target id is its class."""
+
+    def encode_rows(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded | RowFault]:
+        """As every family does. Raises ConfigError where a row brings choices of its own."""
+        if any(segment.role == "choice" for segments in rows for segment in segments):
+            raise ConfigError(
+                f"{self.name} has the fixed classes {', '.join(self._classes)}, and the rows bring choices of their own;"
+                " expected a classifier with one logit, which scores one choice at a time"
+            )
+        return super().encode_rows(rows)
+
+    def read(self, rows: Sequence[Encoded], differentiable: bool = False) -> Reading:
+        return ClassifierReading(self, rows, differentiable)
+
+    def sequence_nll(
+        self, forward: Callable[..., Any], input_ids: Sequence[list[int]], target_ids: Sequence[list[int]]
+    ) -> Float[Tensor, "n"]:
+        ids, mask = self.batch(input_ids)
+        logits = forward(input_ids=ids, attention_mask=mask).logits
+        classes = torch.tensor([ids[0] for ids in target_ids], device=logits.device)
+        return functional.cross_entropy(logits.float(), classes, reduction="none")
+
+    def logits(self, embeds: Float[Tensor, "b t d"], mask: Int[Tensor, "b t"]) -> Float[Tensor, "b c"]:
+        """One logit per class, in float32."""
+        logits: Tensor = self.model(inputs_embeds=embeds.to(self.model.dtype), attention_mask=mask).logits
+        return logits.float()
+
+    def label(self, place: int) -> str:
+        """The name of a class."""
+        return self._classes[place]
+
+    def _answer_ids(self, text: str) -> tuple[int, ...]:
+        folded = text.strip().casefold()
+        if folded not in self._places:
+            raise RowFault("unknown_label", f"{text!r} is no class of {self.name}; it has {', '.join(self._classes)}")
+        return (self._places[folded],)
+
+    def _check_model(self) -> None:
+        names = self.model.config.id2label
+        self._classes = [str(names[place]) for place in sorted(names)]
+        self._places = {name.strip().casefold(): place for place, name in enumerate(self._classes)}
+        check_positions(self.model.config, "max_input_tokens", self.max_input_tokens)
+
+
+class ClassifierReading(Reading):
+    """A batch with its logits."""
+
+    def __init__(self, family: EncoderClassifier, rows: Sequence[Encoded], differentiable: bool) -> None:
+        self._family = family
+        self._rows = rows
+        ids, self._mask = family.batch([row.ids for row in rows])
+        self._embeds = family.embed(ids).requires_grad_(differentiable)
+        with torch.enable_grad() if differentiable else torch.inference_mode():
+            self._logits = family.logits(self._embeds, self._mask)
+
+    def generate(self) -> list[Generated]:
+        return [Generated(self._family.label(place), True, [place]) for place in self._logits.argmax(-1).tolist()]
+
+    @torch.inference_mode()
+    def logprobs(self, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+        found = self._logits.log_softmax(-1).tolist()
+        return [[row[place] for (place,) in own] for row, own in zip(found, answers, strict=True)]
+
+    def explained(self, answers: Sequence[Answer]) -> Explained:
+        family, mask = self._family, self._mask
+        places = torch.tensor([place for (place,) in answers], device=mask.device)
+
+        def logit(embeds: Float[Tensor, "n t d"], rows: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+            logits = self._logits if embeds is self._embeds else family.logits(embeds, mask[rows])
+            return logits.gather(1, places[rows].unsqueeze(1)).squeeze(1)
+
+        blank = lambda: family.embed(family.batch(family.blanked(self._rows))[0])  # noqa: E731
+        return Explained(self._rows, mask, self._embeds, logit, blank)
+
+
+# --- one choice at a time ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Alternatives(Encoded):
+    """A row as it reads with each of its choices alone; inputs and texts by the choice's answer ids. Its own lists are empty."""
+
+    inputs: dict[tuple[int, ...], Encoded]
+    texts: dict[tuple[int, ...], str]
+
+
+class ChoiceScorer(Family):
+    """A model with a single logit, which says how good a choice is. A row's probabilities are a softmax over its choices."""
+
+    def encode_rows(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded | RowFault]:
+        """Each row once for each of its choices. A row without choices has the fault "missing_field"."""
+        choices = [[index for index, segment in enumerate(segments) if segment.role == "choice"] for segments in rows]
+        alone = [_alone(segments, index) for segments, own in zip(rows, choices, strict=True) for index in own]
+        encoded = iter(super().encode_rows(alone))
+        return [
+            self._alternatives(segments, own, [next(encoded) for _ in own]) for segments, own in zip(rows, choices, strict=True)
+        ]
+
+    def size(self, encoded: Encoded, answers: Sequence[Answer]) -> tuple[int, int]:  # noqa: ARG002
+        """The tokens of all its inputs, each as long as the longest."""
+        assert isinstance(encoded, Alternatives)  # encode_rows makes nothing else
+        return len(encoded.inputs) * max(len(one.ids) for one in encoded.inputs.values()), 0
+
+    def read(self, rows: Sequence[Encoded], differentiable: bool = False) -> Reading:  # noqa: ARG002
+        """The gradient is taken at one choice's input only, so that is read again in `explained`."""
+        return ScorerReading(self, [row for row in rows if isinstance(row, Alternatives)])
+
+    def sequence_nll(self, *_: Any) -> Float[Tensor, "n"]:
+        raise ConfigError(f"{self.name} scores one choice at a time and cannot be trained here; expected a fixed set of classes")
+
+    def score(self, embeds: Float[Tensor, "b t d"], mask: Int[Tensor, "b t"]) -> Float[Tensor, "b"]:
+        """The logit of each input, in float32."""
+        logits: Tensor = self.model(inputs_embeds=embeds.to(self.model.dtype), attention_mask=mask).logits
+        return logits[:, 0].float()
+
+    def _alternatives(self, segments: Sequence[Segment], choices: Sequence[int], found: list[Any]) -> Encoded | RowFault:
+        if not choices:
+            return RowFault("missing_field", f"{self.name} scores the choices of a row, and this one has none")
+        faults = [one for one in found if isinstance(one, RowFault)]
+        if faults:
+            return faults[0]
+        texts = {self._answers(segments[index].text): segments[index].text for index in choices}
+        inputs = {self._answers(segments[index].text): one for index, one in zip(choices, found, strict=True)}
+        return Alternatives([], [], [], max(one.truncated_tokens for one in found), inputs, texts)
+
+    def _answer_ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text.strip(), add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _check_model(self) -> None:
+        check_positions(self.model.config, "max_input_tokens", self.max_input_tokens)
+
+
+class ScorerReading(Reading):
+    """A batch of rows, each read once for each of its choices."""
+
+    def __init__(self, family: ChoiceScorer, rows: Sequence[Alternatives]) -> None:
+        self._family = family
+        self._rows = rows
+        ids, mask = family.batch([one.ids for row in rows for one in row.inputs.values()])
+        with torch.inference_mode():
+            scores = torch.split(family.score(family.embed(ids), mask), [len(row.inputs) for row in rows])
+            self._logprobs = [own.log_softmax(0).tolist() for own in scores]
+
+    def generate(self) -> list[Generated]:
+        said = []
+        for row, own in zip(self._rows, self._logprobs, strict=True):
+            best = max(zip(own, row.inputs, strict=True), key=lambda scored: scored[0])[1]
+            said.append(Generated(row.texts[best], True, list(best)))
+        return said
+
+    def logprobs(self, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+        by_ids = [dict(zip(row.inputs, own, strict=True)) for row, own in zip(self._rows, self._logprobs, strict=True)]
+        return [[known[tuple(ids)] for ids in own] for known, own in zip(by_ids, answers, strict=True)]
+
+    def explained(self, answers: Sequence[Answer]) -> Explained:
+        family = self._family
+        rows = [row.inputs[tuple(ids)] for row, ids in zip(self._rows, answers, strict=True)]
+        ids, mask = family.batch([row.ids for row in rows])
+        return Explained(
+            rows,
+            mask,
+            family.embed(ids),
+            lambda embeds, places: family.score(embeds, mask[places]),
+            lambda: family.embed(family.batch(family.blanked(rows))[0]),
+        )
+
+
+def _alone(segments: Sequence[Segment], choice: int) -> list[Segment]:
+    """The segments with one choice only; what is left out keeps its place, empty, so that spans stay true.
+
+    A prompt that stands directly before another choice (its letter, a comma) goes with it.
+    """
+    gone = {index for index, segment in enumerate(segments) if segment.role == "choice" and index != choice}
+    gone |= {index - 1 for index in gone if index and segments[index - 1].role == "prompt"}
+    return [Segment(segment.role, "") if index in gone else segment for index, segment in enumerate(segments)]

@@ -1,0 +1,143 @@
+"""What models have in common that write an answer token by token.
+
+Reading ends where the answer begins: with the keys and values of all that was read, and the probabilities of the first
+token. Generated answers, ranked answers and the explained answer branch off from there, so nothing is computed twice.
+"""
+
+import copy
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, EncoderDecoderCache
+
+from kd.errors import ConfigError
+from kd.families.base import Answer, Explained, Family, Generated, Reading
+from kd.families.text import Encoded
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Where a model stands before the answer: what it keeps of the input, and the log-probabilities of the first token.
+
+    `memory` is what a decoder needs of the input beside the cache.
+    """
+
+    mask: Int[Tensor, "b t"]
+    cache: Any
+    memory: Any
+    first: Float[Tensor, "b v"]
+
+
+class Generative(Family):
+    """A model that writes its answer; `ends` are the tokens that end one."""
+
+    ends: tuple[int, ...]
+    pads_left = False
+
+    def read(self, rows: Sequence[Encoded], differentiable: bool = False) -> "GenerativeReading":
+        return GenerativeReading(self, rows, differentiable)
+
+    @abstractmethod
+    def open(self, embeds: Float[Tensor, "b t d"], mask: Int[Tensor, "b t"]) -> Opening:
+        """Read embedded inputs up to the point where the answer begins."""
+
+    @abstractmethod
+    def write(self, opening: Opening, cache: Any, written: int, ids: Int[Tensor, "b a"]) -> Float[Tensor, "b a v"]:
+        """Logits after each of `ids`, which go on behind `written` tokens of the answer; the cache grows by them."""
+
+    def inputs(self, rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+        """Ids and mask of a batch, padded on the side that the family reads best."""
+        return self.batch(rows, left=self.pads_left)
+
+    def answer_logprob(self, opening: Opening, answers: Sequence[Answer]) -> Float[Tensor, "b"]:
+        """The log-probability of one answer per row in nats, in float32, from logits at its own positions only."""
+        targets, mask = self.batch(answers)
+        total = opening.first.gather(1, targets[:, :1]).squeeze(1)
+        if targets.shape[1] == 1:
+            return total
+        wanted = mask[:, 1:].bool()
+        logits = self.write(opening, branched(opening.cache), 0, targets[:, :-1])
+        nll = functional.cross_entropy(logits[wanted].float(), targets[:, 1:][wanted], reduction="none")
+        return total - torch.zeros_like(wanted, dtype=nll.dtype).masked_scatter(wanted, nll).sum(1)
+
+    def said(self, written: list[int]) -> Generated:
+        """What stands up to the first end-of-sequence token. Unknown words stay visible, other special tokens do not."""
+        length = next((place for place, id_ in enumerate(written, start=1) if id_ in self.ends), None)
+        ids = written[:length]
+        text: str = self.tokenizer.decode([id_ for id_ in ids if id_ not in self.special_ids])
+        return Generated(text.strip(), length is not None, ids)
+
+
+class GenerativeReading(Reading):
+    """A batch of inputs, read up to the point where the answer begins."""
+
+    def __init__(self, family: Generative, rows: Sequence[Encoded], differentiable: bool) -> None:
+        self._family = family
+        self._rows = rows
+        ids, self._mask = family.inputs([row.ids for row in rows])
+        self._embeds = family.embed(ids).requires_grad_(differentiable)
+        with torch.enable_grad() if differentiable else torch.inference_mode():
+            self._opening = family.open(self._embeds, self._mask)
+
+    @torch.inference_mode()
+    def generate(self) -> list[Generated]:
+        family, opening = self._family, self._opening
+        ends = torch.tensor(family.ends, device=opening.mask.device)
+        step = opening.first.argmax(-1, keepdim=True)
+        written, ended = [step], torch.isin(step, ends)
+        cache = branched(opening.cache)
+        while len(written) < family.max_answer_tokens and not ended.all():
+            step = family.write(opening, cache, len(written) - 1, step)[:, -1].argmax(-1, keepdim=True)
+            written.append(step)
+            ended |= torch.isin(step, ends)
+        return [family.said(ids) for ids in torch.cat(written, 1).tolist()]
+
+    @torch.inference_mode()
+    def logprobs(self, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+        family, most = self._family, max(map(len, answers), default=0)
+        blank = [family.ends[0]]
+        scores: list[list[float]] = [[] for _ in answers]
+        for place in range(most):
+            asked = [own[place] if place < len(own) else blank for own in answers]
+            values = family.answer_logprob(self._opening, asked).tolist()
+            for own, found, value in zip(answers, scores, values, strict=True):
+                found.extend([value] if place < len(own) else [])
+        return scores
+
+    def explained(self, answers: Sequence[Answer]) -> Explained:
+        family, mask = self._family, self._mask
+
+        def logprob(embeds: Float[Tensor, "n t d"], rows: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+            as_read = embeds is self._embeds
+            opening = self._opening if as_read else family.open(embeds, mask[rows])
+            return family.answer_logprob(opening, [answers[row] for row in rows.tolist()])
+
+        return Explained(
+            encoded=self._rows,
+            mask=mask,
+            embeds=self._embeds,
+            forward=logprob,
+            blank=lambda: family.embed(family.inputs(family.blanked(self._rows))[0]),
+        )
+
+
+def branched(cache: Any) -> Any:
+    """A cache that goes on from another and leaves it as it is: layers grow by replacing their keys and values.
+
+    Raises:
+        ConfigError: the model keeps something else than keys and values, which cannot be shared like this.
+    """
+    if isinstance(cache, EncoderDecoderCache):
+        return EncoderDecoderCache(branched(cache.self_attention_cache), cache.cross_attention_cache)
+    strange = [type(layer).__name__ for layer in cache.layers if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)]
+    if strange:
+        raise ConfigError(f"the model keeps {strange[0]} of what it reads; expected plain attention in every layer")
+    branch = copy.copy(cache)
+    branch.layers = [copy.copy(layer) for layer in cache.layers]
+    return branch

@@ -1,0 +1,30 @@
+"""Which family a model belongs to, and how it is opened on a worker."""
+
+import os
+
+import torch
+
+from kd.families.base import Family
+from kd.families.decoder_only import DecoderOnly
+from kd.families.encoder_classifier import ChoiceScorer, EncoderClassifier
+from kd.families.encoder_decoder import EncoderDecoder
+from kd.models import Loaded, ModelConfig, ModelSource, load
+
+
+def open_family(loaded: Loaded, limits: ModelConfig) -> Family:
+    """A loaded model as its family, within the config's limits."""
+    return _family_of(loaded)(loaded, limits.max_input_tokens, limits.max_answer_tokens)
+
+
+def load_family(source: ModelSource, device: str, threads: int) -> Family:
+    """Load a model onto "cpu" or "cuda" in a process of its own, which from now on computes with so many threads."""
+    torch.set_num_threads(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    return open_family(load(source, device), source.config)
+
+
+def _family_of(loaded: Loaded) -> type[Family]:
+    if loaded.family == "encoder_classifier":
+        return ChoiceScorer if loaded.model.config.num_labels == 1 else EncoderClassifier
+    return {"encoder_decoder": EncoderDecoder, "decoder_only": DecoderOnly}[loaded.family]

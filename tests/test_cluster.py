@@ -1,0 +1,150 @@
+"""What a job asks of a cluster: placed by label, refused where it can never be had, and named where it is waited for."""
+
+import io
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from jobs.cli import Session
+from jobs.cluster import Need, needs_of, of_pool, refuse_impossible, telling_of_waits
+from jobs.console import Console
+from jobs.wiring import Wiring
+from kd import ray_data
+from kd.errors import ConfigError
+from kd.ray_data import Pool
+from kd.shards import Apply
+from kd.store import Store
+from tests.mini import mini_config, write_mini
+from tests.test_shards import Shout, corpus, work
+
+ROOT = Path(__file__).parents[1]
+SPOT, ON_DEMAND = {"market": "spot"}, {"market": "on-demand"}
+
+
+def node(labels: dict[str, str] | None = None, **resources: float) -> dict[str, Any]:
+    """A node as Ray describes it."""
+    return {"Alive": True, "Resources": resources, "Labels": labels or {}}
+
+
+@pytest.fixture
+def wiring(tmp_path: Path) -> Wiring:
+    config = mini_config(write_mini(tmp_path))
+    return Wiring(config, Store.at(config.directory))
+
+
+def on_gpus(wiring: Wiring, **values: Any) -> Wiring:
+    cluster = wiring.config.cluster.model_copy(update={"device": "cuda", "gpus_per_actor": 0.5, **values})
+    return Wiring(wiring.config.model_copy(update={"cluster": cluster}), wiring.store)
+
+
+def test_a_job_asks_for_its_stages_and_the_pipeline_for_all(wiring: Wiring) -> None:
+    actors = "2 CPUs (cluster.min_actors x cluster.cpus_per_actor)"
+    workers = "2 CPUs (training.num_workers x training.threads_per_worker)"
+    assert [str(need) for need in needs_of("attribute", wiring)] == [actors]
+    assert [str(need) for need in needs_of("train", wiring)] == [actors, workers]
+    assert needs_of("prepare", wiring) == needs_of("report", wiring) == []
+    assert {str(need) for need in needs_of("pipeline", wiring)} == {actors, workers}
+    assert [str(need) for need in needs_of("train", on_gpus(wiring, training_labels=ON_DEMAND))] == [
+        actors,
+        "2 CPUs on nodes with market=on-demand (training.num_workers x training.threads_per_worker)",
+        "2 GPUs on nodes with market=on-demand (training.num_workers)",
+    ]
+
+
+def test_gpus_on_a_machine_without_any_are_refused_by_the_keys_that_ask_for_them(wiring: Wiring) -> None:
+    refuse_impossible(needs_of("pipeline", wiring), [node(CPU=2)])
+    refuse_impossible(needs_of("pipeline", on_gpus(wiring)), [node(CPU=2, GPU=2)])
+    with pytest.raises(ConfigError) as raised:
+        refuse_impossible(needs_of("pipeline", on_gpus(wiring)), [node(CPU=2, GPU=0)])
+    assert str(raised.value).splitlines()[1:-1] == [
+        "  1 GPU (cluster.min_actors x cluster.gpus_per_actor): it has 0",
+        "  2 GPUs (training.num_workers): it has 0",
+    ]
+    assert "cluster.device: cpu" in str(raised.value)
+
+
+def test_only_living_nodes_with_the_labels_count() -> None:
+    need = Need("key", "GPU", 2, SPOT)
+    nodes = [node(SPOT | {"zone": "a"}, GPU=2, CPU=8), node(ON_DEMAND, GPU=4), node(GPU=8), node(SPOT, GPU=1) | {"Alive": False}]
+    assert need.among(nodes) == 2
+
+
+def test_a_job_that_never_fits_on_this_machine_ends_before_its_first_stage(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs.pipeline", str(write_mini(tmp_path))]
+    command += ["--cluster.local_cpus=3", "--training.num_workers=2", "--training.threads_per_worker=2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "4 CPUs (training.num_workers x training.threads_per_worker): it has 3" in done.stdout
+    assert not (tmp_path / "runs" / "mini" / "examples").exists()
+
+
+# --- a cluster of two nodes -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labelled() -> Iterator[Cluster]:
+    cluster = Cluster()
+    memory = {"object_store_memory": 80_000_000}
+    cluster.add_node(num_cpus=2, labels=ON_DEMAND, include_dashboard=False, **memory)
+    cluster.add_node(num_cpus=2, labels=SPOT, **memory)
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@dataclass(frozen=True)
+class ShoutFrom(Shout):
+    """Writes down on which node it was opened."""
+
+    folder: str = ""
+
+    def open(self) -> Apply:
+        (Path(self.folder) / ray.get_runtime_context().get_node_id()).touch()
+        return super().open()
+
+
+@pytest.mark.parametrize("labels", [SPOT, ON_DEMAND])
+def test_actors_run_on_nodes_with_their_labels(labelled: Cluster, tmp_path: Path, labels: dict[str, str]) -> None:
+    store, seen = Store.at(str(tmp_path / "run")), tmp_path / "seen"
+    seen.mkdir()
+    pool = Pool(min_actors=2, max_actors=2, cpus_per_actor=1, gpus_per_actor=0, labels=labels)
+    ray_data.run(store, [work(corpus(store), recipe=ShoutFrom(folder=str(seen)))], pool, lambda done, total: None)
+    by_id = {found["NodeID"]: found["Labels"]["market"] for found in ray.nodes()}
+    assert {by_id[path.name] for path in seen.iterdir()} == {labels["market"]}
+
+
+def waited(session: Session, pool: Pool, done: int) -> str:
+    """What a person is told while a stage has done so many of its rows."""
+    line = session.console.stage("attribute")
+    with telling_of_waits(session, line, of_pool(pool), patience_s=0.1):
+        line(0, 10)
+        line(done, 10)
+        time.sleep(0.5)
+    assert isinstance(session.console.stream, io.StringIO)
+    return session.console.stream.getvalue()
+
+
+def test_a_stage_that_waits_on_a_running_cluster_says_what_for(labelled: Cluster, wiring: Wiring) -> None:
+    gpus = Pool(min_actors=2, max_actors=2, cpus_per_actor=1, gpus_per_actor=1, labels=SPOT)
+
+    def session(address: str | None) -> Session:
+        cluster = wiring.config.cluster.model_copy(update={"address": address})
+        config = wiring.config.model_copy(update={"cluster": cluster})
+        return Session(config, wiring.store, Console(io.StringIO()), ExitStack())
+
+    assert waited(session(labelled.address), gpus, done=0) == (
+        "attribute    nothing is done yet: it needs 2 GPUs on nodes with market=spot (cluster.min_actors x cluster.gpus_per_actor), "
+        "the cluster has 0, 0 free\n"
+    )
+    assert waited(session(labelled.address), gpus, done=1) == ""
+    assert waited(session(None), gpus, done=0) == ""

@@ -1,0 +1,52 @@
+"""What a job refuses before it starts anything."""
+
+import io
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import ray
+
+from jobs import attribute, pipeline, teach
+from jobs.cli import Session
+from jobs.console import Console
+from jobs.stages import check_student
+from kd.config import Config
+from kd.errors import InputError
+from kd.models import ModelConfig, save
+from kd.store import Store
+from tests.mini import mini_config, prepared, write_mini
+from tests.tiny import SPEC, tiny_t5
+
+
+def session(config: Config) -> Session:
+    return Session(config, Store.at(config.directory), Console(io.StringIO()), ExitStack())
+
+
+def with_a_student_that_is_nowhere(folder: Path, **changes: object) -> Session:
+    return session(mini_config(write_mini(folder), student={"name": str(folder / "nowhere")}, **changes))
+
+
+def test_a_student_that_cannot_be_opened_is_refused_before_the_corpus_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the student: there is no model folder .*nowhere"):
+        pipeline.run(with_a_student_that_is_nowhere(tmp_path))
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(("job", "teaching"), [(teach.run, {"steps": 2, "batch_rows": 2}), (attribute.run, None)])
+def test_a_student_that_cannot_be_opened_is_refused_before_the_teacher_works(
+    tmp_path: Path, job: Callable[[Session], None], teaching: dict[str, int] | None
+) -> None:
+    ready = with_a_student_that_is_nowhere(tmp_path, teach=teaching)
+    prepared(ready.config)
+    with pytest.raises(InputError, match=r"the student: there is no model folder .*nowhere"):
+        job(ready)
+    assert not ray.is_initialized()
+
+
+def test_a_student_is_opened_without_its_weights_and_one_from_a_spec_not_at_all(tmp_path: Path) -> None:
+    save(tiny_t5(tmp_path), tmp_path / "student")
+    (tmp_path / "student" / "model.safetensors").unlink()
+    check_student(ModelConfig(name=str(tmp_path / "student")))
+    check_student(ModelConfig(spec=SPEC))
