@@ -369,7 +369,8 @@ def test_what_runs_out_of_memory_is_halved_and_gives_the_same_scores(
 
     monkeypatch.setattr(family, "read", short_of_memory)
     found = Engine(AttributionConfig(method=method), family).attribute(rows, Counter())
-    assert sizes[:2] == [6, 3]
+    assert sizes[0] == 6
+    assert sum(size for size in sizes if size <= 2) == 6
     for one, other in zip(found, expected, strict=True):
         assert isinstance(one, Attribution)
         assert one.scores == pytest.approx(other.scores, abs=1e-5)

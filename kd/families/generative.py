@@ -100,14 +100,16 @@ class GenerativeReading(Reading):
 
     @torch.inference_mode()
     def logprobs(self, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
-        family, most = self._family, max(map(len, answers), default=0)
-        blank = [family.ends[0]]
-        scores: list[list[float]] = [[] for _ in answers]
-        for place in range(most):
-            asked = [own[place] if place < len(own) else blank for own in answers]
-            values = family.answer_logprob(self._opening, asked).tolist()
-            for own, found, value in zip(answers, scores, values, strict=True):
-                found.extend([value] if place < len(own) else [])
+        # Every row's longest answer, then every row's second longest, and so on: less is padded than in their own order.
+        by_length = [sorted(range(len(own)), key=lambda place, own=own: -len(own[place])) for own in answers]
+        nothing = [self._family.ends[0]]
+        scores = [[0.0] * len(own) for own in answers]
+        for turn in range(max(map(len, answers), default=0)):
+            asked = [own[places[turn]] if turn < len(places) else nothing for own, places in zip(answers, by_length, strict=True)]
+            values = self._family.answer_logprob(self._opening, asked).tolist()
+            for found, places, value in zip(scores, by_length, values, strict=True):
+                if turn < len(places):
+                    found[places[turn]] = value
         return scores
 
     def explained(self, answers: Sequence[Answer]) -> Explained:
