@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import ParamSpec, TypeVar
 
 from jobs.wiring import EXAMPLES, TEACHER, Wiring
 from kd.errors import StageError
-from kd.evaluation.metrics import About, Counts, chance, chance_metrics, is_near_chance, rationale_sums
+from kd.evaluation.metrics import About, Counts, chance, chance_metrics, is_near_chance, rationale_sums, wilson
 from kd.reporting.report import Report, Shown
 from kd.rows import Example, MetricRow, Prediction, RationaleRow
 from kd.shards import Work, completed
 from kd.store import Manifest, Shard
+from kd.training.config import Variant
 from kd.training.objectives import LabelOnly
 from kd.training.runs import trained
 
@@ -25,7 +27,7 @@ R = TypeVar("R", bound=Example)
 
 @dataclass(frozen=True)
 class Findings:
-    """Reads a run. Every stage may be missing."""
+    """Reads a run and writes nothing. Every stage may be missing."""
 
     wiring: Wiring
 
@@ -45,14 +47,14 @@ class Findings:
 
     def teacher_verdict(self) -> str:
         """How good the fine-tuned teacher is on validation, beside chance; said loudly where it is near it."""
-        accuracy = self._teaching()[1].figures["validation_accuracy"]
-        if accuracy is None:
-            return "the teacher was not validated: there is no validation split"
-        shards = self.wiring.examples.shards_of("validation")
-        level = chance(self._sample(EXAMPLES, shards, Example))
+        figures = self._teaching()[1].figures
+        if figures["validation_accuracy"] is None:
+            return "the teacher was not validated: there was no row to do it on"
+        share, rows = float(figures["validation_accuracy"]), int(figures["validation_rows"] or 0)
+        level = chance(self._sample(EXAMPLES, self.wiring.examples.shards_of("validation"), Example))
         about = About(TEACHER, "teach", TEACHER, 0, self.wiring.config.task.task, "validation")
-        row = about.row("accuracy", float(accuracy), level.count)
-        text = f"the teacher's validation accuracy is {float(accuracy):.1%}"
+        row = about.row("accuracy", share, rows, wilson(round(share * rows), rows))
+        text = f"the teacher's validation accuracy is {share:.1%} of {rows:,} rows"
         if level.value is not None:
             text += f", chance is {level.value:.1%}"
         if is_near_chance(row, level.value):
@@ -62,30 +64,27 @@ class Findings:
     def _stages(self) -> dict[str, Manifest | None]:
         """Every stage in order, under the name that the report gives it."""
         wiring = self.wiring
-        stages: dict[str, Manifest | None] = {"prepare": wiring.store.manifest(EXAMPLES)}
+        stages: dict[str, Manifest | None] = {"prepare": wiring.examples_if_any}
         if wiring.config.teach is not None:
             stages["teach"] = _manifest(_or_none(self._teaching))
         stages["attribute"] = _manifest(_or_none(self._attributions))
         for source in wiring.config.rationales.sources:
             stages[f"rationalize {source.name}"] = _manifest(_or_none(self._rationales, source.name))
-        for run in _or_none(wiring.students) or []:
-            stages[f"train {run.name}"] = _manifest(_or_none(trained, wiring.store, run, wiring.config.training))
-        for work in self._predictions():
-            title = f"evaluate {work.config['variant']}/{work.config['seed']}"
-            stages[title] = _manifest(_or_none(completed, wiring.store, work))
+        for variant, seed in wiring.pairs:
+            stages[f"train {variant.name}/{seed}"] = _manifest(_or_none(self._training, variant, seed))
+        for (name, seed), found in self._predictions.items():
+            stages[f"evaluate {name}/{seed}"] = _manifest(found)
         return stages
 
     # --- numbers ---
 
     def _answers(self) -> Iterator[MetricRow]:
-        for work in self._predictions():
-            found = _or_none(completed, self.wiring.store, work)
+        for (name, seed), found in self._predictions.items():
             if found:
-                about = self._about(str(work.config["variant"]), int(str(work.config["seed"])))
-                yield from Counts.of(found[1].counts).metrics(about)
+                yield from Counts.of(found[1].counts).metrics(self._about(name, seed))
 
     def _chance(self) -> Iterator[MetricRow]:
-        if self.wiring.store.manifest(EXAMPLES) is not None:
+        if self.wiring.examples_if_any is not None:
             shards = self.wiring.examples.shards_of(self.wiring.config.evaluation.split)
             level = chance(self._sample(EXAMPLES, shards, Example))
             yield from chance_metrics(level, self._about("chance", 0))
@@ -121,26 +120,37 @@ class Findings:
 
     def _answers_to(self, uids: set[str], shards: Sequence[Shard]) -> dict[str, list[Prediction]]:
         """Every model's predictions for these rows, of shards that were evaluated."""
-        found: dict[str, list[Prediction]] = {}
-        for work in self._predictions():
-            done = _or_none(completed, self.wiring.store, work)
-            names = {shard.name for shard in shards}
-            for row in self._sample(done[0], [s for s in work.shards if s.name in names], Prediction) if done else ():
+        answers: dict[str, list[Prediction]] = {}
+        names = {shard.name for shard in shards}
+        for folder, manifest in filter(None, self._predictions.values()):
+            for row in self._sample(folder, [shard for shard in manifest.shards if shard.name in names], Prediction):
                 if row.uid in uids and row.error is None:
-                    found.setdefault(row.uid, []).append(row)
-        return found
+                    answers.setdefault(row.uid, []).append(row)
+        return answers
 
-    def _predictions(self) -> list[Work]:
-        """The evaluation's works; none while a student is missing."""
-        return _or_none(self.wiring.predictions) or []
+    # --- what is there ---
+
+    @cached_property
+    def _predictions(self) -> dict[tuple[str, int], tuple[str, Manifest] | None]:
+        """What each model answered, by its variant and seed: None for one that was not trained or not evaluated."""
+        models: dict[tuple[str, int], Callable[[], Work]] = {(TEACHER, 0): self.wiring.teacher_predictions}
+        for variant, seed in self.wiring.pairs:
+            models[variant.name, seed] = partial(self.wiring.student_predictions, variant, seed)
+        return {model: _or_none(self._completed, work) for model, work in models.items()}
+
+    def _completed(self, work: Callable[[], Work]) -> tuple[str, Manifest]:
+        return completed(self.wiring.store, work())
 
     def _teaching(self) -> tuple[str, Manifest]:
         teach = self.wiring.config.teach
         assert teach is not None  # asked only where there is one
         return trained(self.wiring.store, self.wiring.teaching(), teach)
 
+    def _training(self, variant: Variant, seed: int) -> tuple[str, Manifest]:
+        return trained(self.wiring.store, self.wiring.student(variant, seed), self.wiring.config.training)
+
     def _attributions(self) -> tuple[str, Manifest]:
-        return completed(self.wiring.store, self.wiring.attributions())
+        return self._completed(self.wiring.attributions)
 
     def _rationales(self, source: str) -> tuple[str, Manifest]:
         return completed(self.wiring.store, self.wiring.rationales()[source])

@@ -1,4 +1,7 @@
-"""Write what the run showed: report.json, report.md, report.html. It may be made at any time; what is missing says why."""
+"""Write what the run showed: report.json, report.md, report.html. It may be made at any time; what is missing says why.
+
+The rest of the run directory is looked at and left as it is.
+"""
 
 from jobs.cli import Session, main
 
@@ -6,12 +9,12 @@ from jobs.cli import Session, main
 def run(session: Session) -> None:
     """The stage. What is heavy is imported here, after the config was read."""
     from jobs.findings import Findings
-    from jobs.stages import wiring
+    from jobs.wiring import Wiring
     from kd.reporting.report import to_html, to_json, to_markdown
     from kd.reporting.tables import as_text, rationale_table, terminal_table
 
     line = session.console.stage("report")
-    report = Findings(wiring(session)).report()
+    report = Findings(Wiring(session.config, session.store)).report()
     session.store.publish_json("report.json", to_json(report))
     session.store.publish("report.md", to_markdown(report).encode())
     session.store.publish("report.html", to_html(report).encode())

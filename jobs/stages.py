@@ -20,9 +20,10 @@ from kd.training.runs import Queue
 
 
 def wiring(session: Session) -> Wiring:
-    """The works of the session's run, whose directory must not be another task's."""
+    """The works of the session's run, with the tokenizers that they need. Its directory must not be another corpus'."""
     works = Wiring(session.config, session.store)
-    works.examples_if_any()
+    if works.examples_if_any:
+        works.make_tokenizers()
     session.remember()
     return works
 

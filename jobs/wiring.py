@@ -4,25 +4,26 @@ The stages in order: examples, teacher, attributions, rationales, students, pred
 upstream is not finished is a StageError that names the one to run.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from kd.attribution.engine import Attribute, AttributionConfig
+from jobs.slices import features_slice, first_rows, model_slice, stage_slice
+from kd.attribution.engine import Attribute
 from kd.config import Config
-from kd.errors import StageError, StoreError
-from kd.evaluation.answers import Answer, EvaluationConfig
-from kd.models import ModelConfig, ModelSource
+from kd.errors import StageError
+from kd.evaluation.answers import Answer
+from kd.examples import finished
+from kd.models import ModelConfig, ModelSource, identity
 from kd.rationales import Rationalise
 from kd.ray_data import Pool
 from kd.rows import Attribution, Example, Features, Prediction, RationaleRow
 from kd.shards import Work, completed
-from kd.store import Manifest, Shard, Store
+from kd.store import Manifest, Store
 from kd.training.config import Variant
 from kd.training.features import Featurise
 from kd.training.objectives import AnyObjective
 from kd.training.runs import MODEL, Queue, Run, trained
-from kd.vocabulary import tokenizer_folder
+from kd.vocabulary import make_tokenizer, tokenizer_folder
 
 EXAMPLES = "examples"
 TEACHER = "teacher"
@@ -30,7 +31,10 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class Wiring:
-    """The works of one run. Nothing is done here: each member says what a stage would do."""
+    """The works of one run: each member looks at the run directory and says what a stage would do.
+
+    Only `make_tokenizers` and the two queues, which take their runs' folders, write there.
+    """
 
     config: Config
     store: Store
@@ -38,18 +42,14 @@ class Wiring:
     @cached_property
     def examples(self) -> Manifest:
         """The finished corpus."""
-        manifest = self.examples_if_any()
-        if manifest is None:
+        if self.examples_if_any is None:
             raise StageError(f"{self.store.path(EXAMPLES)} is not complete; run the stage 'prepare' first")
-        return manifest
+        return self.examples_if_any
 
+    @cached_property
     def examples_if_any(self) -> Manifest | None:
-        """The corpus if it is finished. Raises StoreError if it is another task's."""
-        manifest = self.store.manifest(EXAMPLES)
-        if manifest is not None and manifest.config["task"] != self.config.task.described:
-            where = self.store.path(EXAMPLES)
-            raise StoreError(f"{where} holds the examples of another task than the config's; use a new run name")
-        return manifest
+        """The corpus if it is finished. Raises StoreError if it is another one than the config's."""
+        return finished(self.store, EXAMPLES, self.config.task, self.config.prepare)
 
     @property
     def pool(self) -> Pool:
@@ -70,9 +70,21 @@ class Wiring:
         """What the teacher learns from: every labelled row of train."""
         if self.config.teach is None:
             raise StageError("the config has no `teach`: the teacher is used as it is")
-        source = self._untrained(self.config.teacher, self.config.teach.seed)
-        recipe = Featurise(self.config.teach.objective, source)
-        return self._features("teach features", recipe, f"{TEACHER}/features", EXAMPLES, self.examples, Example)
+        teach = self.config.teach
+        recipe = Featurise(teach.objective, self._untrained(self.config.teacher, teach.seed))
+        return Work(
+            title="teach features",
+            recipe=recipe,
+            source=EXAMPLES,
+            target=f"{TEACHER}/features",
+            reads=Example,
+            writes=Features,
+            shards=self.examples.shards_of("train"),
+            config=features_slice(recipe, self._teacher_identity),
+            inputs={EXAMPLES: self.examples.digest},
+            max_error_frac=teach.max_error_frac,
+            max_error_key="teach.max_error_frac",
+        )
 
     def teaching(self) -> Run:
         """The teacher's own training."""
@@ -98,15 +110,18 @@ class Wiring:
     def teacher_digest(self) -> str:
         """What identifies the teacher in the manifests of what it made."""
         if self.config.teach is None:
-            return f"{self.config.teacher.name}@{self.config.teacher.revision}"
+            return self._teacher_identity
         return trained(self.store, self.teaching(), self.config.teach)[1].digest
+
+    @cached_property
+    def _teacher_identity(self) -> str:
+        return identity(self.config.teacher, self._tokenizer(self.config.teacher))
 
     # --- rationales ---
 
     def attributions(self) -> Work:
         """The teacher explained on the splits that the config names."""
         config, cluster = self.config.attribution, self.config.cluster
-        limits = config.splits
         return Work(
             title="attribute",
             recipe=Attribute(config, self.teacher, cluster.device, cluster.threads_per_actor),
@@ -114,15 +129,16 @@ class Wiring:
             target=f"attributions/{config.method.type.replace('_', '-')}",
             reads=Example,
             writes=Attribution,
-            shards=[shard for split, rows in limits.items() for shard in first_rows(self.examples.shards_of(split), rows)],
-            config=_matters(config) | {"teacher": _limits(self.config.teacher)},
+            shards=[shard for split, rows in config.splits.items() for shard in first_rows(self.examples.shards_of(split), rows)],
+            config=stage_slice(config) | {"teacher": model_slice(self.config.teacher)},
             inputs={EXAMPLES: self.examples.digest, TEACHER: self.teacher_digest},
             max_error_frac=config.max_error_frac,
+            max_error_key="attribution.max_error_frac",
         )
 
     def rationales(self) -> dict[str, Work]:
         """Every source of rationales over the attributed rows, by its name."""
-        folder, attributions = completed(self.store, self.attributions())
+        folder, attributions = self._attributed
         config = self.config.rationales
         settings = config.model_dump(mode="json", exclude={"sources", "max_error_frac"})
         return {
@@ -136,52 +152,83 @@ class Wiring:
                 shards=attributions.shards,
                 config=settings | {"source": source.model_dump(mode="json")},
                 inputs={"attributions": attributions.digest},
-                max_error_frac=max(config.max_error_frac, self.config.attribution.max_error_frac),
+                max_error_frac=config.max_error_frac,
+                max_error_key="rationales.max_error_frac",
             )
             for source in config.sources
         }
 
+    @cached_property
+    def _attributed(self) -> tuple[str, Manifest]:
+        return completed(self.store, self.attributions())
+
     # --- students ---
+
+    @property
+    def pairs(self) -> list[tuple[Variant, int]]:
+        """Every student: each variant with each seed, seed by seed."""
+        return [(variant, seed) for seed in self.config.training.seeds for variant in self.config.training.variants]
 
     def student_features(self) -> list[Work]:
         """What the students of each variant learn from, in the order of the variants."""
-        return [self._student_features(variant, self.rationales()) for variant in self.config.training.variants]
+        return [self._student_features(variant) for variant in self.config.training.variants]
+
+    def student(self, variant: Variant, seed: int) -> Run:
+        """One student's training. Variants of one seed see the same rows in the same order."""
+        target = f"students/{variant.name}/{seed}"
+        return self._run("train", variant.name, seed, variant.objective, self._student_features(variant), target)
 
     def students(self) -> list[Run]:
-        """Every variant with every seed. Variants of one seed see the same rows in the same order."""
-        rationales = self.rationales()
-        works = [(variant, self._student_features(variant, rationales)) for variant in self.config.training.variants]
-        return [
-            self._run("train", variant.name, seed, variant.objective, work, f"students/{variant.name}/{seed}")
-            for seed in self.config.training.seeds
-            for variant, work in works
-        ]
+        """Every student's training."""
+        return [self.student(*pair) for pair in self.pairs]
 
     def training_queue(self) -> Queue:
         """The students' training, ready to start."""
         runs, cluster = self.students(), self.config.cluster
         return Queue.of(self.store, "train", runs, self.config.training, cluster.device, self.config.task.judge)
 
-    def _student_features(self, variant: Variant, rationales: dict[str, Work]) -> Work:
-        folder, manifest = completed(self.store, rationales[variant.source])
-        recipe = Featurise(variant.objective, self._untrained(self.config.student, 0))
-        return self._features("features", recipe, f"students/{variant.name}/features", folder, manifest, RationaleRow)
+    def _student_features(self, variant: Variant) -> Work:
+        training = self.config.training
+        folder, manifest = completed(self.store, self.rationales()[variant.source])
+        recipe = Featurise(variant.objective, self._untrained(self.config.student, 0), training.answers)
+        return Work(
+            title="features",
+            recipe=recipe,
+            source=folder,
+            target=f"students/{variant.name}/features",
+            reads=RationaleRow,
+            writes=Features,
+            shards=manifest.shards_of("train"),
+            config=features_slice(recipe, self._student_identity),
+            inputs={folder: manifest.digest},
+            max_error_frac=training.max_error_frac,
+            max_error_key="training.max_error_frac",
+        )
+
+    @cached_property
+    def _student_identity(self) -> str:
+        return identity(self.config.student, self._tokenizer(self.config.student))
 
     # --- predictions ---
 
     def predictions(self) -> list[Work]:
         """The evaluated split answered by the teacher and by every student."""
-        prefix = self.config.teach.objective.answer_prefix if self.config.teach else ""
-        answering = [self._answers(TEACHER, 0, self.config.teacher, self.teacher, prefix, self.teacher_digest)]
-        for run in self.students():
-            folder, manifest = trained(self.store, run, self.config.training)
-            source = ModelSource(self.config.student, self.store, f"{folder}/{MODEL}")
-            prefix = run.objective.answer_prefix
-            answering.append(self._answers(run.variant, run.seed, self.config.student, source, prefix, manifest.digest))
-        return answering
+        return [self.teacher_predictions(), *(self.student_predictions(*pair) for pair in self.pairs)]
 
-    def _answers(self, variant: str, seed: int, limits: ModelConfig, source: ModelSource, prefix: str, model: str) -> Work:
+    def teacher_predictions(self) -> Work:
+        """The evaluated split answered by the teacher."""
+        prefix = self.config.teach.objective.answer_prefix if self.config.teach else ""
+        return self._answers(TEACHER, 0, self.teacher, prefix, self.teacher_digest)
+
+    def student_predictions(self, variant: Variant, seed: int) -> Work:
+        """The evaluated split answered by one student."""
+        folder, manifest = trained(self.store, self.student(variant, seed), self.config.training)
+        source = ModelSource(self.config.student, self.store, f"{folder}/{MODEL}")
+        return self._answers(variant.name, seed, source, variant.objective.answer_prefix, manifest.digest)
+
+    def _answers(self, variant: str, seed: int, source: ModelSource, prefix: str, model: str) -> Work:
         config, cluster = self.config.evaluation, self.config.cluster
+        asked = {"prefix": prefix, "model": model_slice(source.config), "variant": variant, "seed": seed}
         return Work(
             title="evaluate",
             recipe=Answer(config, self.config.task, source, prefix, variant, seed, cluster.device, cluster.threads_per_actor),
@@ -190,39 +237,35 @@ class Wiring:
             reads=Example,
             writes=Prediction,
             shards=first_rows(self.examples.shards_of(config.split), config.limit_rows),
-            config=_matters(config) | {"prefix": prefix, "model": _limits(limits), "variant": variant, "seed": seed},
+            config=stage_slice(config) | asked,
             inputs={EXAMPLES: self.examples.digest, "model": model},
             max_error_frac=config.max_error_frac,
+            max_error_key="evaluation.max_error_frac",
         )
 
     # --- what these have in common ---
 
+    def make_tokenizers(self) -> None:
+        """Train the tokenizers that models from a spec need, where they are not there yet."""
+        for config in (self.config.teacher, self.config.student):
+            make_tokenizer(self.store, EXAMPLES, self.examples, config, self._phrases)
+
+    @property
+    def _phrases(self) -> list[str]:
+        objectives = [variant.objective for variant in self.config.training.variants]
+        return sorted({phrase for objective in objectives for phrase in objective.prefixes})
+
+    def _tokenizer(self, config: ModelConfig) -> str | None:
+        return tokenizer_folder(self.examples, config, self._phrases)
+
     def _untrained(self, config: ModelConfig, seed: int) -> ModelSource:
         """A model as the config gives it, with the tokenizer that its spec may need."""
-        objectives = [variant.objective for variant in self.config.training.variants]
-        phrases = sorted({phrase for objective in objectives for phrase in objective.prefixes})
-        folder = tokenizer_folder(self.store, EXAMPLES, self.examples, config, phrases)
-        return ModelSource(config, self.store, tokenizer_folder=folder, seed=seed)
-
-    def _features(
-        self, title: str, recipe: Featurise, target: str, source: str, upstream: Manifest, reads: type[Example]
-    ) -> Work:
-        origin = [recipe.source.config.name, recipe.source.config.revision, recipe.source.tokenizer_folder]
-        return Work(
-            title=title,
-            recipe=recipe,
-            source=source,
-            target=target,
-            reads=reads,
-            writes=Features,
-            shards=upstream.shards_of("train"),
-            config={"objective": recipe.objective.model_dump(mode="json"), "tokenizer": origin, **_limits(recipe.source.config)},
-            inputs={source: upstream.digest},
-            max_error_frac=max(self.config.prepare.max_error_frac, self.config.rationales.max_error_frac),
-        )
+        return ModelSource(config, self.store, tokenizer_folder=self._tokenizer(config), seed=seed)
 
     def _run(self, stage: str, variant: str, seed: int, objective: AnyObjective, work: Work, target: str) -> Run:
-        folder = self.store.folder_for(work.target, work.digest)
+        folder = self.store.find_folder(work.target, work.digest)
+        if folder is None:
+            raise StageError(f"{self.store.path(work.target)} is not there for this config; run the stage {stage!r} first")
         config = self.config.teacher if variant == TEACHER else self.config.student
         return Run(
             stage=stage,
@@ -237,26 +280,3 @@ class Wiring:
             target=target,
             inputs={EXAMPLES: self.examples.digest, "features": work.digest},
         )
-
-
-def first_rows(shards: Sequence[Shard], rows: int | None) -> list[Shard]:
-    """The shards that hold the first `rows` rows, the last of them cut; all where there is no limit."""
-    if rows is None:
-        return list(shards)
-    taken: list[Shard] = []
-    for shard in shards:
-        left = rows - sum(earlier.rows for earlier in taken)
-        if left <= 0:
-            break
-        taken.append(Shard(shard.name, shard.split, min(shard.rows, left)))
-    return taken
-
-
-def _matters(config: AttributionConfig | EvaluationConfig) -> dict[str, object]:
-    """A stage's config without what changes no row."""
-    return config.model_dump(mode="json", exclude={"max_error_frac", "batch_tokens"})
-
-
-def _limits(config: ModelConfig) -> dict[str, object]:
-    """What of a model's config changes the rows that it makes, its origin apart."""
-    return config.model_dump(mode="json", include={"dtype", "max_input_tokens", "max_answer_tokens"})

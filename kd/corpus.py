@@ -124,6 +124,15 @@ class Source:
         return any(file.format == "jsonl" for file in self.files) and next(goes_on, None) is not None
 
 
+def is_there(path: str, pattern: str = "*") -> bool:
+    """Whether a folder holds anything of that name; not where its file system does not answer."""
+    place = Place(path)
+    try:
+        return place.exists() and bool(place.glob(pattern))
+    except Exception:  # noqa: BLE001 - every file system has errors of its own
+        return False
+
+
 def find(path: str, pattern: str, wanted: str, key: str) -> Source:
     """The files below `path` that match `pattern`; alternatives are parted by `|`. `key` is the config key that says so.
 

@@ -1,4 +1,4 @@
-"""From the records of a corpus to shards of examples: what a block of records becomes, wherever that is done."""
+"""From the records of a corpus to shards of examples: what a block of records becomes, and whose examples a folder holds."""
 
 import itertools
 from collections import Counter
@@ -8,12 +8,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from kd.corpus import Source, decoded, find
-from kd.errors import InputError, RowFault, StageError
+from kd.arrow import schema_digest
+from kd.corpus import Source, decoded, find, find_splits, is_there
+from kd.errors import InputError, RowFault, StageError, StoreError
 from kd.rows import Example
 from kd.shards import count
-from kd.store import Shard, Store, digest
-from kd.tasks.base import SideFile, TaskConfig, content_uid, folder_and_pattern
+from kd.store import Manifest, Shard, Store, digest
+from kd.tasks.base import PrepareConfig, SideFile, TaskConfig, content_uid, folder_and_pattern
 from kd.tasks.fields import Record, id_at, optional_text_at
 from kd.tasks.holdout import Holdout
 
@@ -54,8 +55,7 @@ class Stream:
     @property
     def limit(self) -> int | None:
         """How many rows of the split to take; None for all."""
-        limit: int | None = self.task.limit_rows.model_dump()[self.split]
-        return limit
+        return self.task.limit_rows.of(self.split)
 
     def keeps(self, places: Sequence[Place], records: Sequence[str]) -> list[bool]:
         """For each record, whether it belongs to this split: the hold-out parts train in two."""
@@ -102,6 +102,60 @@ class Stream:
             )
 
 
+def plan(task: TaskConfig, config: PrepareConfig, sources: Mapping[str, Source]) -> Manifest:
+    """The manifest of a task's examples as far as it is known before the work.
+
+    `sources` are the files of every split, and under `llm` those of the side file.
+    """
+    settings = {"task": task.described, "rows_per_shard": config.rows_per_shard}
+    inputs = {name: source.fingerprint for name, source in sources.items()}
+    contract = schema_digest(Example)
+    return Manifest(
+        stage="prepare",
+        digest=digest("prepare", settings, inputs, contract),
+        config=settings,
+        inputs=inputs,
+        row_type=Example.__name__,
+        schema_digest=contract,
+    )
+
+
+def finished(store: Store, folder: str, task: TaskConfig, config: PrepareConfig) -> Manifest | None:
+    """The manifest of a task's examples, if they are complete. No record is read.
+
+    Files are compared by name and size as long as they are there: what is finished does without its corpus.
+
+    Raises:
+        StoreError: the folder holds the examples of another corpus or config.
+        InputError: the corpus' folder holds other files than the task asks for.
+    """
+    found = store.manifest(folder)
+    if found is None:
+        return None
+    there, asked = _marks(found), _marks(plan(task, config, _sources_still_there(task)))
+    differs = [key for key, value in sorted(asked.items()) if there.get(key) != value]
+    if differs:
+        raise StoreError(
+            f"{store.path(folder)} holds the examples of another corpus or config, as these differ: {', '.join(differs)}."
+            " Use a new run name"
+        )
+    return found
+
+
+def _marks(manifest: Manifest) -> dict[str, object]:
+    """By what the examples of two configs are told apart, under the names that a person knows."""
+    files = {f"files of {name}": fingerprint for name, fingerprint in manifest.inputs.items()}
+    rows = {"rows_per_shard": manifest.config["rows_per_shard"], "row type": manifest.schema_digest}
+    return {**manifest.config["task"], **rows, **files}
+
+
+def _sources_still_there(task: TaskConfig) -> dict[str, Source]:
+    sources = find_splits(task) if is_there(task.path) else {}
+    if task.llm and is_there(*_side_place(task.llm)):
+        sources["llm"] = find_side(task.llm)
+    return sources
+
+
 def check_complete(source: Source, records: Sequence[int], written: Iterable[Written]) -> None:
     """Every record of these files went into one shard. Raises StageError."""
     found: Counter[int] = sum((Counter(item.files) for item in written), Counter())
@@ -138,8 +192,14 @@ def attach(rows: Sequence[Example], side: SideTable) -> tuple[list[Example], dic
 
 def find_side(config: SideFile) -> Source:
     """The files of a side file. Raises InputError."""
+    folder, pattern = _side_place(config)
+    return find(folder, pattern, config.format, "task.llm.path")
+
+
+def _side_place(config: SideFile) -> tuple[str, str]:
+    """The folder, and the pattern of the files in it."""
     folder, pattern = folder_and_pattern(config.path)
-    return find(folder, pattern or "*", config.format, "task.llm.path")
+    return folder, pattern or "*"
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,6 +117,25 @@ def save(loaded: Loaded, local: Path) -> None:
     with _quiet():
         loaded.model.save_pretrained(local)
         loaded.tokenizer.save_pretrained(local)
+
+
+def identity(config: ModelConfig, tokenizer_folder: str | None) -> str:
+    """What tells the model of a config from every other, before it is loaded: where it comes from, and what is there now.
+
+    It is "hub-id@commit", "folder@digest of its files", or a digest of a spec and of what that starts from: an encoder, or
+    the tokenizer in `tokenizer_folder`, whose name says what it was trained on.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    spec = config.spec
+    if isinstance(spec, T5Spec):
+        return f"spec:{digest(spec.model_dump(), tokenizer_folder)}"
+    name = config.name if spec is None else spec.origin
+    assert name is not None  # ModelConfig has one of the two
+    _check_there(name)
+    held = _identity(name, _commit(name, config.revision))
+    return f"{name}@{held}" if spec is None else f"spec:{digest(spec.model_dump(), held)}"
 
 
 def needs_tokenizer(config: ModelConfig) -> bool:
@@ -298,9 +318,16 @@ def _identity(name: str, commit: str) -> str:
     total = hashlib.sha256()
     for path in sorted(Path(name).iterdir()):
         if path.suffix in _IDENTIFYING_SUFFIXES:
-            with path.open("rb") as stream:
-                total.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+            stat = path.stat()
+            total.update(f"{path.name} {_file_digest(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
     return total.hexdigest()[:16]
+
+
+@lru_cache
+def _file_digest(path: Path, _size_bytes: int, _changed_ns: int) -> str:
+    """SHA-256 of a file, which is read again only after a change."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

@@ -193,7 +193,7 @@ class RationalesConfig(Frozen):
     sources: tuple[SourceConfig, ...] = (AttributionSource(),)
     """Where rationales come from; each makes a data set of its own."""
     max_error_frac: float = Field(default=0.01, ge=0, le=1)
-    """Largest share of rows that may have an error, those of earlier stages included."""
+    """The stage fails where more than this share of the rows that reach it without an error gets one."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> "RationalesConfig":

@@ -23,14 +23,12 @@ import ray.exceptions
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from kd.arrow import schema_digest
 from kd.corpus import Source, find_splits
-from kd.errors import InputError, StoreError, UserError
-from kd.examples import Place, Stream, Written, check_complete, find_side, side_size
+from kd.errors import InputError, UserError
+from kd.examples import Place, Stream, Written, check_complete, find_side, finished, plan, side_size
 from kd.ray_data import packed, quiet_context, raise_packed, readable_errors
-from kd.rows import Example
 from kd.shards import check_errors, summarise
-from kd.store import Manifest, Shard, Store, digest
+from kd.store import Manifest, Shard, Store
 from kd.tasks.base import PrepareConfig, TaskConfig
 from kd.uids import UIDS_PER_BUCKET, Repeats, find_repeats, rename
 
@@ -51,11 +49,11 @@ def prepare(task: TaskConfig, config: PrepareConfig, store: Store, progress: Pro
         StageError: records were lost, or more of them are bad than the config allows.
     """
     started = time.monotonic()
-    sources = find_splits(task)
-    plan = _plan(task, config, sources)
-    complete = _complete(store, folder, plan)
+    complete = finished(store, folder, task, config)
     if complete:
         return complete
+    sources = find_splits(task)
+    planned = plan(task, config, sources | ({"llm": find_side(task.llm)} if task.llm else {}))
     may_have_more = any(source.may_have_more_columns() for source in sources.values())
     task.check_columns({split: source.columns() for split, source in sources.items()}, may_have_more)
     quiet_context()
@@ -68,8 +66,8 @@ def prepare(task: TaskConfig, config: PrepareConfig, store: Store, progress: Pro
         figures["repeated_records"] = _make_unique(task, store, folder, shards)
     counts: Counter[str] = sum((Counter(item.counts) for item in written), Counter())
     summary = summarise("prepare", counts, time.monotonic() - started, rows_done=counts["rows"])
-    check_errors(summary, config.max_error_frac, store.path(folder))
-    return store.publish_manifest(folder, replace(plan, shards=shards, figures=figures, **summary))
+    check_errors(summary, config.max_error_frac, "prepare.max_error_frac", store.path(folder))
+    return store.publish_manifest(folder, replace(planned, shards=shards, figures=figures, **summary))
 
 
 class RecordFiles(Datasource):  # type: ignore[misc]
@@ -96,44 +94,13 @@ class RecordFiles(Datasource):  # type: ignore[misc]
         ]
 
 
-def _plan(task: TaskConfig, config: PrepareConfig, sources: Mapping[str, Source]) -> Manifest:
-    """The manifest as far as it is known before the work."""
-    inputs = {split: source.fingerprint for split, source in sources.items()}
-    if task.llm:
-        inputs["llm"] = find_side(task.llm).fingerprint
-    settings = {"task": task.described, "rows_per_shard": config.rows_per_shard}
-    contract = schema_digest(Example)
-    return Manifest(
-        stage="prepare",
-        digest=digest("prepare", settings, inputs, contract),
-        config=settings,
-        inputs=inputs,
-        row_type=Example.__name__,
-        schema_digest=contract,
-    )
-
-
-def _complete(store: Store, folder: str, plan: Manifest) -> Manifest | None:
-    """The manifest of this very work, if it is done. Raises StoreError if the folder holds something else."""
-    found = store.manifest(folder)
-    if found is None or found.digest == plan.digest:
-        return found
-    there = {**found.config, **found.config.get("task", {}), **found.inputs}
-    asked = {**plan.config, **plan.config["task"], **plan.inputs}
-    differs = [key for key in sorted({*there, *asked} - {"task"}) if there.get(key) != asked.get(key)]
-    raise StoreError(
-        f"{store.path(folder)} holds the examples of another corpus or config, as these differ:"
-        f" {', '.join(differs) or 'the row type'}. Use a new run name"
-    )
-
-
 def _streams(task: TaskConfig, config: PrepareConfig, store: Store, folder: str, sources: Mapping[str, Source]) -> list[Stream]:
     """The splits to make, in order; train is followed by what is held out of it."""
     streams = []
     count = ray.remote(Source.count)
     for name, source in sources.items():
         splits = ["train", "validation"] if name == "train" and task.holdout else [name]
-        limits = [getattr(task.limit_rows, split) for split in splits]
+        limits = [task.limit_rows.of(split) for split in splits]
         by_position = len(splits) > 1 and task.holdout is not None and task.holdout.by == "position"
         counted = by_position or None in limits
         records = ray.get([count.remote(source, index) for index in range(len(source.files))]) if counted else []

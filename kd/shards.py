@@ -32,7 +32,8 @@ class Work:
     """One stage over one list of shards: what to do, what to read, where to write.
 
     `config` is the slice of the config that mattered and `inputs` the digests of what is read: with the row contract
-    they make the `digest` by which a finished stage is recognised.
+    they make the `digest` by which a finished stage is recognised. At most `max_error_frac` of the rows that come without an
+    error may get one here; `max_error_key` is the config key that says so.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Work:
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
     max_error_frac: float
+    max_error_key: str
 
     @property
     def digest(self) -> str:
@@ -113,7 +115,7 @@ def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply) -> dic
         check_conserved(rows, finished)
     except ValueError as error:
         raise StageError(f"{work.title}, {shard.file}: {error}") from error
-    counted = count(finished) | tally
+    counted = count(finished) | _count_inherited(rows) | tally
     store.publish_rows(f"{claimed.folder}/{shard.file}", finished, work.writes, counted)
     return counted
 
@@ -122,7 +124,7 @@ def finish(store: Store, claimed: Claimed, seconds: float, device: str) -> Manif
     """Write the manifest of work whose shards are all there, with the counts of every shard, resumed ones too.
 
     Raises:
-        StageError: a shard is missing, or more rows have an error than the config allows.
+        StageError: a shard is missing, or more rows got an error here than the config allows.
     """
     work = claimed.work
     missing = {shard.file for shard in work.shards} - set(store.names(claimed.folder))
@@ -134,7 +136,7 @@ def finish(store: Store, claimed: Claimed, seconds: float, device: str) -> Manif
         notes = readers.map(lambda shard: store.read_notes(f"{claimed.folder}/{shard.file}"), work.shards)
         counts: Counter[str] = sum((Counter(note) for note in notes), Counter())
     manifest = summarise(work.title, counts, seconds, rows_done=sum(shard.rows for shard in claimed.todo))
-    check_errors(manifest, work.max_error_frac, store.path(claimed.folder))
+    check_errors(manifest, work.max_error_frac, work.max_error_key, store.path(claimed.folder))
     return store.publish_manifest(
         claimed.folder,
         Manifest(
@@ -159,6 +161,11 @@ def count(rows: Sequence[Row]) -> dict[str, int]:
     return {"rows": len(rows)} | dict(counted)
 
 
+def _count_inherited(rows: Sequence[Row]) -> dict[str, int]:
+    """Rows that came with an error, by its reason: `inherited_<reason>`. `count` has them among all the errors too."""
+    return dict(Counter(f"inherited_{row.error.reason}" for row in rows if row.error))
+
+
 def summarise(stage: str, counts: Mapping[str, int], seconds: float, rows_done: int) -> dict[str, Any]:
     """The manifest fields that follow from the counts."""
     return {
@@ -171,14 +178,16 @@ def summarise(stage: str, counts: Mapping[str, int], seconds: float, rows_done: 
     }
 
 
-def check_errors(summary: Mapping[str, Any], max_error_frac: float, where: str) -> None:
-    """Raise StageError where more rows have an error than the config allows."""
-    failed, rows = sum(summary["errors"].values()), summary["rows"]
+def check_errors(summary: Mapping[str, Any], max_error_frac: float, key: str, where: str) -> None:
+    """Raise StageError where more of the rows that came without an error got one than the config's `key` allows."""
+    inherited = {reason: summary["counts"].get(f"inherited_{reason}", 0) for reason in summary["errors"]}
+    new = {reason: n - inherited[reason] for reason, n in sorted(summary["errors"].items()) if n > inherited[reason]}
+    failed, rows = sum(new.values()), summary["rows"] - sum(inherited.values())
     if failed > max_error_frac * rows:
-        reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(summary["errors"].items()))
+        reasons = ", ".join(f"{reason} {n}" for reason, n in new.items())
         raise StageError(
-            f"{summary['stage']}: {failed} of {rows} rows have an error ({reasons}), more than max_error_frac = {max_error_frac}."
-            f" The rows are in {where} with their error; mend the corpus or raise max_error_frac, then run it again."
+            f"{summary['stage']}: {failed} of {rows} rows got an error ({reasons}), more than {key} = {max_error_frac}."
+            f" The rows are in {where} with their error; mend the corpus or raise {key}, then run it again."
         )
 
 

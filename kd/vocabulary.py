@@ -14,24 +14,29 @@ SAMPLE_ROWS = 100_000
 _DONE = "tokenizer.json"
 
 
-def tokenizer_folder(store: Store, folder: str, examples: Manifest, config: ModelConfig, phrases: Sequence[str]) -> str | None:
-    """Where the tokenizer of a model from a spec is, trained if it is not there yet; None for a model that brings its own.
+def tokenizer_folder(examples: Manifest, config: ModelConfig, phrases: Sequence[str]) -> str | None:
+    """Where the tokenizer of a model from a spec belongs, whether or not it is there; None for a model that brings its own.
 
-    Args:
-        folder: of the examples; phrases: what is put before inputs (`predict: `), so that it is in the vocabulary.
+    `phrases` is what is put before inputs (`predict: `), so that it is in the vocabulary. The folder is named after all that
+    decides what is in it.
     """
     spec = config.spec
     if not needs_tokenizer(config) or not isinstance(spec, T5Spec):
         return None
     wanted = spec.model_dump(include={"vocab_size", "tokenizer", "lowercase"})
-    target = f"tokenizers/{digest(wanted, examples.digest, sorted(phrases))}"
-    if not store.exists(f"{target}/{_DONE}"):
-        trained = train_tokenizer(spec, _texts(store, folder, examples, phrases))
-        with tempfile.TemporaryDirectory() as local:
-            trained.save_pretrained(local)
-            for path in sorted(Path(local).iterdir(), key=lambda path: path.name == _DONE):
-                store.publish(f"{target}/{path.name}", path.read_bytes())
-    return target
+    return f"tokenizers/{digest(wanted, examples.digest, sorted(phrases))}"
+
+
+def make_tokenizer(store: Store, folder: str, examples: Manifest, config: ModelConfig, phrases: Sequence[str]) -> None:
+    """Train the tokenizer of a model from a spec on the examples in `folder`, unless it is there or there is none to train."""
+    target = tokenizer_folder(examples, config, phrases)
+    if target is None or not isinstance(config.spec, T5Spec) or store.exists(f"{target}/{_DONE}"):
+        return
+    trained = train_tokenizer(config.spec, _texts(store, folder, examples, phrases))
+    with tempfile.TemporaryDirectory() as local:
+        trained.save_pretrained(local)
+        for path in sorted(Path(local).iterdir(), key=lambda path: path.name == _DONE):
+            store.publish(f"{target}/{path.name}", path.read_bytes())
 
 
 def _texts(store: Store, folder: str, examples: Manifest, phrases: Sequence[str]) -> Iterator[str]:

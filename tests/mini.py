@@ -1,30 +1,42 @@
-"""A whole run in miniature: a planted corpus, a tiny teacher from a folder, tiny students. For tests of the chain."""
+"""A whole run in miniature: a planted corpus, a tiny teacher, tiny students; with a plain loop in place of the cluster."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from jobs.wiring import EXAMPLES, Wiring
 from kd.config import Config, validate
-from kd.models import save
+from kd.corpus import find_splits
+from kd.examples import Stream, plan
+from kd.shards import Work, claim, finish, run_shard
+from kd.store import Manifest, Store
 from kd.tasks.planted import generate
-from tests.tiny import tiny_t5
+from kd.training.session import train_here
 
-MINI = {
+TINY = {"type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 600}
+MINI: dict[str, Any] = {
     "name": "mini",
     "task": {"type": "planted"},
     "prepare": {"rows_per_shard": 20},
+    "teacher": {"spec": TINY, "max_input_tokens": 128, "max_answer_tokens": 16},
+    "teach": {
+        "steps": 2,
+        "batch_rows": 8,
+        "learning_rate": 1e-3,
+        "eval_every_steps": 2,
+        "eval_rows": 10,
+        "save_every_steps": 0,
+    },
     "attribution": {"splits": {"train": 50, "test": 10}},
     "rationales": {
         "roles": ["question"],
         "selection": {"type": "top_k", "k": 2},
         "sources": [{"type": "attribution"}, {"type": "random"}, {"type": "llm"}, {"type": "none"}],
     },
-    "student": {
-        "spec": {"type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 600},
-        "max_input_tokens": 96,
-        "max_answer_tokens": 16,
-    },
+    "student": {"spec": TINY, "max_input_tokens": 96, "max_answer_tokens": 16},
     "training": {
         "steps": 4,
         "batch_rows": 8,
@@ -44,12 +56,9 @@ MINI = {
 
 
 def write_mini(folder: Path) -> Path:
-    """A corpus, a teacher and a config below `folder`; the config's path comes back. Runs go to `folder`/runs."""
+    """A corpus and a config below `folder`; the config's path comes back. Runs go to `folder`/runs."""
     generate(folder / "corpus", {"train": 60, "validation": 20, "test": 20}, seed=7)
-    save(tiny_t5(folder), folder / "teacher")
-    limits = {"max_input_tokens": 128, "max_answer_tokens": 16}
-    changes: dict[str, Any] = {"root": str(folder / "runs"), "teacher": {"name": str(folder / "teacher"), **limits}}
-    config = MINI | changes | {"task": {"type": "planted", "path": str(folder / "corpus")}}
+    config = MINI | {"root": str(folder / "runs"), "task": {"type": "planted", "path": str(folder / "corpus")}}
     path = folder / "mini.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
@@ -58,3 +67,55 @@ def write_mini(folder: Path) -> Path:
 def mini_config(path: Path, **changes: Any) -> Config:
     """The config in the file, with sections replaced."""
     return validate(yaml.safe_load(path.read_text()) | changes, str(path))
+
+
+def alone(**changes: Any) -> dict[str, Any]:
+    """The section `training` for one process, with keys replaced."""
+    return MINI["training"] | {"num_workers": 1} | changes
+
+
+def prepared(config: Config) -> Wiring:
+    """The run with its examples and tokenizers, made in this process."""
+    store, size, shards = Store.at(config.directory), config.prepare.rows_per_shard, []
+    sources = find_splits(config.task)
+    for split, source in sources.items():
+        stream = Stream(config.task, source, split, split, store, EXAMPLES, size, [])
+        records = list(source.all_records())
+        for start in range(0, len(records), size):
+            block = records[start : start + size]
+            shards.append(stream.write([(0, start + row) for row in range(len(block))], block).shard)
+    done = plan(config.task, config.prepare, sources)
+    store.publish_manifest(EXAMPLES, replace(done, shards=shards, rows=sum(shard.rows for shard in shards)))
+    wiring = Wiring(config, store)
+    wiring.make_tokenizers()
+    return wiring
+
+
+def plain(store: Store, works: Sequence[Work]) -> None:
+    """Do the works in this process, without Ray."""
+    for work in works:
+        claimed = claim(store, work)
+        if isinstance(claimed, Manifest):
+            continue
+        apply = work.recipe.open()
+        for shard in claimed.todo:
+            run_shard(store, claimed, shard, apply)
+        finish(store, claimed, 1.0, "cpu")
+
+
+def taught(wiring: Wiring) -> Wiring:
+    """The run with its teacher and its rationales, made in this process."""
+    if wiring.config.teach is not None:
+        plain(wiring.store, [wiring.teaching_features()])
+        train_here(wiring.teaching_queue())
+    plain(wiring.store, [wiring.attributions()])
+    plain(wiring.store, list(wiring.rationales().values()))
+    return wiring
+
+
+def studied(wiring: Wiring) -> Wiring:
+    """The run with its students and all predictions, made in this process."""
+    plain(wiring.store, wiring.student_features())
+    train_here(wiring.training_queue())
+    plain(wiring.store, wiring.predictions())
+    return wiring

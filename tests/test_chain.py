@@ -2,33 +2,27 @@
 
 import io
 import json
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import ray
 
-from jobs import pipeline
+from jobs import attribute, pipeline
 from jobs.cli import Session
 from jobs.console import Console
 from jobs.stages import run_queue, run_works
-from jobs.wiring import EXAMPLES, Wiring
+from jobs.wiring import EXAMPLES, TEACHER, Wiring
 from kd.config import Config
 from kd.errors import StageError, StoreError
 from kd.examples import as_example
 from kd.rows import Attribution, Example, Features, Prediction, RationaleRow, Row
-from kd.shards import Work, claim, completed, finish, run_shard
-from kd.store import Manifest, Store
-from tests.mini import mini_config, write_mini
-
-TYPES: dict[str, type[Row]] = {
-    "attributions": Attribution,
-    "rationales": RationaleRow,
-    "students": Features,
-    "predictions": Prediction,
-}
+from kd.shards import completed
+from kd.store import Store
+from tests.mini import mini_config, plain, write_mini
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +60,10 @@ def rows_of(store: Store, folder: str, row_type: type[Row]) -> list[Row]:
     return [row for shard in manifest.shards for row in store.read_rows(f"{folder}/{shard.file}", row_type)]
 
 
-def plain(store: Store, works: Sequence[Work]) -> None:
-    """Do the works in this process, without Ray."""
-    for work in works:
-        claimed = claim(store, work)
-        if isinstance(claimed, Manifest):
-            continue
-        apply = work.recipe.open()
-        for shard in claimed.todo:
-            run_shard(store, claimed, shard, apply)
-        finish(store, claimed, 1.0, "cpu")
+def take_over(done: Session, store: Store, *folders: str) -> None:
+    """Copy what the finished chain made."""
+    for folder in folders:
+        shutil.copytree(done.store.path(folder), store.path(folder), dirs_exist_ok=True)
 
 
 def test_prepare_keeps_every_record_in_the_order_of_the_files(done: Session) -> None:
@@ -89,15 +77,20 @@ def test_prepare_keeps_every_record_in_the_order_of_the_files(done: Session) -> 
 
 
 def test_a_plain_loop_gives_the_rows_of_the_cluster(done: Session, tmp_path: Path) -> None:
+    """Trained models are taken over: how they are trained is compared elsewhere."""
     store = Store.at(str(tmp_path / "plain"))
-    shutil.copytree(done.store.path(EXAMPLES), store.path(EXAMPLES))
+    take_over(done, store, EXAMPLES)
     wiring = Wiring(done.config, store)
+    wiring.make_tokenizers()
+    plain(store, [wiring.teaching_features()])
+    plain_features = rows_of(store, f"{TEACHER}/features", Features)
+    take_over(done, store, TEACHER)
     plain(store, [wiring.attributions()])
     plain(store, list(wiring.rationales().values()))
     plain(store, wiring.student_features())
-    for run in wiring.students():  # trained models are taken over: how they are trained is compared elsewhere
-        shutil.copytree(done.store.path(run.target), store.path(run.target))
+    take_over(done, store, *(run.target for run in wiring.students()))
     plain(store, wiring.predictions())
+    assert plain_features == rows_of(done.store, f"{TEACHER}/features", Features)
     on_ray = Wiring(done.config, done.store)
     for work in [
         on_ray.attributions(),
@@ -114,7 +107,7 @@ def test_a_plain_loop_gives_the_rows_of_the_cluster(done: Session, tmp_path: Pat
 def test_one_actor_gives_the_rationales_of_two(done: Session, mini: Path) -> None:
     config = mini_config(mini, name="one", cluster={"min_actors": 1, "max_actors": 1})
     one = session(config)
-    shutil.copytree(done.store.path(EXAMPLES), one.store.path(EXAMPLES))
+    take_over(done, one.store, EXAMPLES, TEACHER, "tokenizers")
     wiring = Wiring(config, one.store)
     run_works(one, "attribute", [wiring.attributions()], wiring.pool)
     run_works(one, "rationalize", list(wiring.rationales().values()), wiring.cpu_pool)
@@ -141,8 +134,7 @@ def test_the_laws_hold_across_the_chain(done: Session) -> None:
 def test_a_second_training_gives_the_same_losses(done: Session, tmp_path: Path) -> None:
     config = done.config.model_copy(update={"root": str(tmp_path)})
     again = session(config)
-    for folder in (EXAMPLES, "attributions", "rationales", "tokenizers"):
-        shutil.copytree(done.store.path(folder), again.store.path(folder))
+    take_over(done, again.store, EXAMPLES, TEACHER, "attributions", "rationales", "tokenizers")
     wiring = Wiring(config, again.store)
     run_works(again, "features", wiring.student_features(), wiring.cpu_pool)
     run_queue(again, "train", wiring.training_queue())
@@ -157,29 +149,50 @@ def test_the_report_holds_every_model_and_every_stage(done: Session) -> None:
     report = done.store.read_json("report.json")
     accuracies = {(row["variant"], row["seed"]) for row in report["metrics"] if row["metric"] == "accuracy"}
     assert {("teacher", 0), ("label-only", 0), ("attribution", 0)} <= accuracies
-    assert {"prepare", "attribute", "rationalize attribution", "train label-only/0", "evaluate teacher/0"} <= set(
-        report["stages"]
-    )
+    stages = report["stages"]
+    assert {"prepare", "teach", "attribute", "rationalize attribution", "train label-only/0", "evaluate teacher/0"} <= set(stages)
+    assert all(stages.values())
     assert report["config"] == done.config.model_dump(mode="json")
     assert len(report["examples"]) == 10
     html = done.store.read("report.html").decode()
     assert "label-only" in html
-    assert "http://" not in html.replace("http://www.w3.org", "")
+    assert not re.search(r"https?://", html.replace("http://www.w3.org", ""))
     assert "label-only" in done.store.read("report.md").decode()
 
 
 def test_a_person_sees_one_line_per_stage_and_a_table(done: Session) -> None:
     lines = printed(done).splitlines()
     stages = [line.split()[0] for line in lines if line.endswith(")") and line[0].isalpha()]
-    assert stages == ["prepare", "attribute", "rationalize", "features", "train", "evaluate", "report"]
+    assert stages == ["prepare", "teach", "teach", "attribute", "rationalize", "features", "train", "evaluate", "report"]
     assert any(line.startswith("label-only ") for line in lines)
     assert lines[-1].endswith("report.html")
+
+
+def test_the_students_teacher_is_the_one_that_was_fine_tuned(done: Session) -> None:
+    taught = done.store.manifest(TEACHER)
+    assert taught is not None
+    assert taught.figures["best_step"] == 2
+    assert taught.figures["validation_rows"] == 10
+    for folder in ("attributions/saliency", "predictions/teacher/0"):
+        manifest = done.store.manifest(folder)
+        assert manifest is not None
+        assert taught.digest in manifest.inputs.values()
+    models = {row.model for row in rows_of(done.store, "attributions/saliency", Attribution)}
+    models |= {row.student for row in rows_of(done.store, "predictions/teacher/0", Prediction)}
+    assert len(models) == 1
+    assert models.pop().startswith("teacher/model@")
+
+
+def test_a_teacher_near_chance_is_said_loudly(done: Session) -> None:
+    (told,) = [line.strip() for line in printed(done).splitlines() if "validation accuracy" in line and "teacher" in line]
+    assert re.match(r"WARNING: the teacher's validation accuracy is \d+\.\d% of 10 rows, chance is 25\.0%\.", told)
+    assert "mean nothing" in told
 
 
 def test_a_second_run_of_the_chain_does_nothing(done: Session) -> None:
     again = session(done.config)
     pipeline.run(again)
-    assert printed(again).count("complete already") >= 6
+    assert printed(again).count("complete already") == 8
 
 
 def test_a_stage_without_its_upstream_says_which_one_to_run(done: Session, mini: Path) -> None:
@@ -202,3 +215,16 @@ def test_a_run_directory_of_another_corpus_is_refused(done: Session) -> None:
         pipeline.run(other)
     with pytest.raises(StoreError, match="new run name"):
         Wiring(other.config, other.store).attributions()
+
+
+def test_a_corpus_with_other_files_is_refused_by_a_later_stage_too(done: Session, tmp_path: Path) -> None:
+    shutil.copytree(done.config.task.path, tmp_path / "corpus")
+    with (tmp_path / "corpus" / "train.jsonl").open("a") as file:
+        file.write("{}\n")
+    elsewhere = done.config.task.model_copy(update={"path": str(tmp_path / "corpus")})
+    other = session(done.config.model_copy(update={"task": elsewhere}))
+    before = done.store.read("config.json")
+    for job in (pipeline, attribute):
+        with pytest.raises(StoreError, match=r"these differ: files of train\. Use a new run name"):
+            job.run(other)
+    assert done.store.read("config.json") == before

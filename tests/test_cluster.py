@@ -52,7 +52,8 @@ def test_a_job_asks_for_its_stages_and_the_pipeline_for_all(wiring: Wiring) -> N
     assert [str(need) for need in needs_of("attribute", wiring)] == [actors]
     assert [str(need) for need in needs_of("train", wiring)] == [actors, workers]
     assert needs_of("prepare", wiring) == needs_of("report", wiring) == []
-    assert {str(need) for need in needs_of("pipeline", wiring)} == {actors, workers}
+    teaching = "1 CPU (teach.num_workers x teach.threads_per_worker)"
+    assert {str(need) for need in needs_of("pipeline", wiring)} == {teaching, actors, workers}
     assert [str(need) for need in needs_of("train", on_gpus(wiring, training_labels=ON_DEMAND))] == [
         actors,
         "2 CPUs on nodes with market=on-demand (training.num_workers x training.threads_per_worker)",
@@ -66,6 +67,7 @@ def test_gpus_on_a_machine_without_any_are_refused_by_the_keys_that_ask_for_them
     with pytest.raises(ConfigError) as raised:
         refuse_impossible(needs_of("pipeline", on_gpus(wiring)), [node(CPU=2, GPU=0)])
     assert str(raised.value).splitlines()[1:-1] == [
+        "  1 GPU (teach.num_workers): it has 0",
         "  1 GPU (cluster.min_actors x cluster.gpus_per_actor): it has 0",
         "  2 GPUs (training.num_workers): it has 0",
     ]

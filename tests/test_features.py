@@ -47,6 +47,22 @@ def test_an_unlabelled_row_has_no_sequence_and_is_counted(tmp_path: Path) -> Non
     assert (made.term, made.input_ids, made.tally()) == ([], [], ("teaches_nothing",))
 
 
+def test_a_students_answer_is_the_targets_or_the_teachers(tmp_path: Path) -> None:
+    rows = [replace(rationale_row(example(target=target), "find"), explained_answer="river") for target in ("money", None)]
+    tokens = family(load(tiny_source(tmp_path), "cpu"))
+    source = tiny_source(tmp_path)
+    learned = {answers: Featurise(LabelOnly(), source, answers).open()(rows, Counter()) for answers in ("gold", "teacher")}
+    money, river = ([tokens.encode_answer(text)] for text in ("money", "river"))
+    assert [made.target_ids for made in learned["gold"]] == [money, []]
+    assert [made.target_ids for made in learned["teacher"]] == [river, river]
+
+
+def test_a_teacher_who_said_nothing_teaches_nothing(tmp_path: Path) -> None:
+    silent = replace(rationale_row(example(target=None), ""), explained_answer="")
+    (made,) = Featurise(LabelOnly(), tiny_source(tmp_path), "teacher").open()([silent], Counter())
+    assert made.tally() == ("teaches_nothing",)
+
+
 def test_a_label_over_the_limit_is_the_rows_error_and_the_others_go_on(tmp_path: Path) -> None:
     rows = [example(uid="long", target="river bank coffee cake"), example(uid="short")]
     long, short = featurise(tmp_path, LabelOnly(), *rows, max_answer_tokens=3)

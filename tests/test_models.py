@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from kd.errors import ConfigError, InputError
-from kd.models import Loaded, ModelConfig, ModelSource, load, needs_tokenizer, save, train_tokenizer
+from kd.models import Loaded, ModelConfig, ModelSource, identity, load, needs_tokenizer, save, train_tokenizer
 from kd.specs import PooledClassifierSpec, T5Spec, WarmStartSpec
 from kd.store import Store
 from tests import tiny
@@ -278,6 +278,39 @@ print(load(ModelSource(ModelConfig(name="acme/tiny-t5")), "cpu").name)
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=offline
     )
     assert done.stdout.strip() == f"acme/tiny-t5@{commit}", done.stderr
+
+
+def identity_offline(cache: Path) -> str:
+    code = "from kd.models import ModelConfig, identity; print(identity(ModelConfig(name='acme/tiny-t5'), None))"
+    offline = {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=offline
+    )
+    return done.stdout.strip() or done.stderr
+
+
+def test_a_hub_model_is_another_one_when_its_branch_has_moved(tmp_path: Path) -> None:
+    branch = tmp_path / "models--acme--tiny-t5" / "refs" / "main"
+    branch.parent.mkdir(parents=True)
+    for commit in ("0" * 40, "1" * 40):
+        branch.write_text(commit)
+        assert identity_offline(tmp_path) == f"acme/tiny-t5@{commit}"
+
+
+def test_a_folder_is_told_by_what_is_in_it_and_no_weights_are_loaded(folder: Path) -> None:
+    config = ModelConfig(name=str(folder))
+    before = identity(config, None)
+    assert before == load(ModelSource(config), "cpu").name
+    (folder / "model.safetensors").write_bytes(b"no weights at all")
+    assert identity(config, None) != before
+    with pytest.raises(InputError, match="there is no model folder"):
+        identity(ModelConfig(name=str(folder / "nowhere")), None)
+
+
+def test_a_spec_is_told_by_its_numbers_and_its_tokenizer() -> None:
+    specs = [tiny.SPEC, tiny.SPEC.model_copy(update={"d_ff": 48})]
+    found = {identity(ModelConfig(spec=spec), folder) for spec in specs for folder in ("tokenizers/a", "tokenizers/b")}
+    assert len(found) == 4
 
 
 # --- warm start -------------------------------------------------------------------------------------------------------

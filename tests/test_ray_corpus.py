@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,7 +188,7 @@ def test_a_test_split_may_be_unlabelled_and_a_rationale_come_late(cluster: None,
 def test_more_bad_records_than_allowed_fail_the_stage_and_a_higher_share_mends_it(cluster: None, tmp_path: Path) -> None:
     task = only(tmp_path / "corpus", [record("a"), record("b", q="")])
     store = Store.at(str(tmp_path / "run"))
-    with pytest.raises(StageError, match=r"1 of 2 rows have an error \(empty_text 1\), more than max_error_frac = 0.01"):
+    with pytest.raises(StageError, match=r"1 of 2 rows got an error \(empty_text 1\), more than prepare.max_error_frac = 0.01"):
         made(task, store)
     assert store.manifest("examples") is None
     assert made(task, store, max_error_frac=0.5).rows == 2
@@ -238,14 +239,32 @@ def test_a_second_call_is_a_look_and_another_config_is_refused(cluster: None, co
         made(mine(corpus), store, rows_per_shard=9)
     with pytest.raises(StoreError, match=r"as these differ: name, prompt\. Use"):
         made(mine(corpus, name="other", prompt=[{"column": "a"}]), store, rows_per_shard=10)
-    with pytest.raises(StoreError, match=r"as these differ: files, train\. Use"):
+    with pytest.raises(StoreError, match=r"as these differ: files, files of train\. Use"):
         made(mine(corpus, files={"train": "train-0*", "test": "test*"}), store, rows_per_shard=10)
 
 
 def test_a_corpus_may_move(cluster: None, tmp_path: Path) -> None:
     store = Store.at(str(tmp_path / "run"))
     manifest = made(only(tmp_path / "here", [record("a")]), store)
-    assert made(only(tmp_path / "there", [record("a")]), store) == manifest
+    there = only(tmp_path / "there", [record("a")])
+    assert made(there, store) == manifest
+    write_jsonl(tmp_path / "there" / "all.jsonl", [record("other")])
+    with pytest.raises(StoreError, match=r"as these differ: files of train\. Use a new run name"):
+        made(there, store)
+
+
+def test_finished_examples_need_their_corpus_and_its_side_file_no_more(cluster: None, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "side.jsonl", [{"id": "a", "why": "because"}])
+    task = only(tmp_path / "corpus", [record("a")], llm={"path": str(tmp_path / "side.jsonl"), "rationale": "why"})
+    store = Store.at(str(tmp_path / "run"))
+    manifest = made(task, store)
+    write_jsonl(tmp_path / "side.jsonl", [{"id": "a", "why": "for another reason"}])
+    with pytest.raises(StoreError, match=r"as these differ: files of llm\. Use a new run name"):
+        made(task, store)
+    (tmp_path / "side.jsonl").unlink()
+    assert made(task, store) == manifest
+    shutil.rmtree(tmp_path / "corpus")
+    assert made(task, store) == manifest
 
 
 def test_an_interrupted_attempt_is_overwritten(cluster: None, corpus: Path, alone: Store, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def work(shards: list[Shard], recipe: object = None, **changes: object) -> Work:
         "config": {"volume": 11},
         "inputs": {"examples": "abc"},
         "max_error_frac": 0.5,
+        "max_error_key": "shout.max_error_frac",
     }
     return Work(**fields | changes)
 
@@ -146,10 +147,31 @@ def test_a_stage_that_loses_doubles_or_moves_rows_is_stopped(store: Store, broke
 
 def test_too_many_errors_fail_the_stage_with_counts_and_keep_the_rows(store: Store) -> None:
     shards = corpus(store)
-    with pytest.raises(StageError, match=r"1 of 5 rows have an error \(unknown_label 1\), more than max_error_frac = 0.1"):
+    with pytest.raises(
+        StageError,
+        match=r"1 of 5 rows got an error \(unknown_label 1\), more than shout\.max_error_frac = 0.1\. .* raise shout\.max_error_frac",
+    ):
         loop(store, work(shards, max_error_frac=0.1))
     assert store.manifest("loud") is None
     assert loop(store, work(shards, max_error_frac=0.2)).rows == 5
+
+
+def test_errors_of_an_earlier_stage_are_told_and_not_held_against_a_later_one(store: Store) -> None:
+    shards = corpus(store)
+    loop(store, work(shards))
+    later = loop(store, work(shards, title="repeat", source="loud", target="louder", max_error_frac=0.0))
+    assert (later.errors, later.counts) == ({"unknown_label": 1}, {"inherited_unknown_label": 1})
+
+
+def test_the_share_of_new_errors_is_one_of_the_rows_that_came_without(store: Store) -> None:
+    came = [RowError("empty_text", ""), RowError("unknown_label", ""), None, None]
+    rows = [example(f"u{place}", error=error, target="bad" if place == 2 else "t") for place, error in enumerate(came)]
+    store.publish_rows("examples/train-0.parquet", rows, Example, {})
+    shards = [Shard("train-0", "train", 4)]
+    with pytest.raises(StageError, match=r"1 of 2 rows got an error \(unknown_label 1\), more than"):
+        loop(store, work(shards, max_error_frac=0.4))
+    manifest = loop(store, work(shards, max_error_frac=0.5))
+    assert manifest.errors == {"empty_text": 1, "unknown_label": 2}
 
 
 def test_a_shorter_plan_takes_the_first_rows(store: Store) -> None:

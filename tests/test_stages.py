@@ -12,12 +12,11 @@ from jobs import attribute, pipeline, teach
 from jobs.cli import Session
 from jobs.console import Console
 from jobs.stages import check_student
-from jobs.wiring import EXAMPLES
 from kd.config import Config
 from kd.errors import InputError
 from kd.models import ModelConfig, save
-from kd.store import Manifest, Shard, Store
-from tests.mini import mini_config, write_mini
+from kd.store import Store
+from tests.mini import mini_config, prepared, write_mini
 from tests.tiny import SPEC, tiny_t5
 
 
@@ -40,8 +39,7 @@ def test_a_student_that_cannot_be_opened_is_refused_before_the_teacher_works(
     tmp_path: Path, job: Callable[[Session], None], teaching: dict[str, int] | None
 ) -> None:
     ready = with_a_student_that_is_nowhere(tmp_path, teach=teaching)
-    task, shards = {"task": ready.config.task.described}, [Shard("a", "train", 20)]
-    ready.store.publish_manifest(EXAMPLES, Manifest(stage="prepare", digest="d", config=task, inputs={}, shards=shards))
+    prepared(ready.config)
     with pytest.raises(InputError, match=r"the student: there is no model folder .*nowhere"):
         job(ready)
     assert not ray.is_initialized()

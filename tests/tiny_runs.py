@@ -64,6 +64,7 @@ def featurise(store: Store, recipe: Featurise, shards: Sequence[Shard], folder: 
         config=recipe.objective.model_dump(),
         inputs={},
         max_error_frac=1.0,
+        max_error_key="training.max_error_frac",
     )
     claimed = claim(store, work)
     if isinstance(claimed, Manifest):

@@ -110,7 +110,7 @@ class Counts:
         return cls(
             ok=tallies.get("ok", 0),
             unparsed=tallies.get("unparsed", 0),
-            truncated=tallies.get("truncated", 0),
+            truncated=tallies.get("answer_truncated", 0),
             unlabelled=tallies.get("unlabelled", 0),
             correct=tallies.get("correct", 0),
         )

@@ -47,6 +47,11 @@ class Limits(Frozen):
     test: int | None = Field(None, gt=0)
     """Rows of test."""
 
+    def of(self, split: str) -> int | None:
+        """The limit of one split; None for all its rows."""
+        limits: dict[str, int | None] = self.model_dump()
+        return limits[split]
+
 
 class SideFile(Frozen):
     """A bounded file of another model's rationales, attached to the records by id. It must fit in a worker's memory."""

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from kd.frozen import Frozen
-from kd.training.objectives import AnyObjective, LabelOnly, MultiTask
+from kd.training.objectives import Answers, AnyObjective, LabelOnly, MultiTask
 
 NAME = r"^[a-z0-9_-]+$"
 RESERVED = frozenset({"teacher", "chance"})
@@ -55,6 +55,9 @@ class LoopConfig(Frozen):
     """Workers of the group, one GPU each where the cluster's device is cuda. Fixed: optimizer states are cut for it."""
     threads_per_worker: int = Field(default=1, ge=1)
     """CPUs and torch threads of a worker."""
+    max_error_frac: float = Field(default=0.01, ge=0, le=1)
+    """Training does not begin where more than this share of the rows that reach it without an error cannot be read or written
+    by the model (its answer is too long, for instance)."""
     max_failures: int = Field(default=3, ge=0)
     """How often a group that lost a worker is started again, from its last checkpoint."""
 
@@ -100,7 +103,7 @@ class LoopConfig(Frozen):
     def loop(self) -> dict[str, Any]:
         """What one run's outcome depends on, apart from which run it is: these fields, without how failures are met, and what
         only says how much is logged or read at once."""
-        fields = set(LoopConfig.model_fields) - {"max_failures", "keep_checkpoints", "save_every_steps"}
+        fields = set(LoopConfig.model_fields) - {"max_error_frac", "max_failures", "keep_checkpoints", "save_every_steps"}
         fields -= {"log_every_steps", "eval_batch_tokens"}
         return self.model_dump(mode="json", include=fields)
 
@@ -138,6 +141,9 @@ class TrainingConfig(LoopConfig):
 
     variants: tuple[Variant, ...] = Field(min_length=1)
     """The ways to teach a student that are compared."""
+    answers: Answers = "gold"
+    """Which answer students learn: the row's target (`gold`), or the one of the teacher that was explained (`teacher`), which
+    rows without a label have too. Where `attribution.explained` is gold, the two differ only in rows without a label."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Each variant is trained once per seed: it sets first weights, order of the rows and dropout, alike for all variants."""
 

@@ -10,22 +10,24 @@ from kd.families.opening import open_family
 from kd.models import ModelSource, load
 from kd.rows import Example, Features, RowError, Segment
 from kd.shards import Apply
-from kd.training.objectives import AnyObjective, Target
+from kd.training.objectives import Answers, AnyObjective, Target, taught
 
 
 @dataclass(frozen=True)
 class Featurise:
     """The recipe: `Example` rows (for the teacher) or `RationaleRow` rows (for a student) to `Features`.
 
-    A row's fault is "empty_text" or "too_long" as the model's family finds it: an answer is never cut.
+    A row's fault is "empty_text" or "too_long" as the model's family finds it: an answer is never cut. `answers` says which
+    answer is learned.
     """
 
     objective: AnyObjective
     source: ModelSource
+    answers: Answers = "gold"
 
     def open(self) -> Apply:
         family = open_family(load(self.source, "meta"), self.source.config)
-        return lambda rows, _: [_featurise(row, self.objective, family) for row in rows]
+        return lambda rows, _: [_featurise(taught(row, self.answers), self.objective, family) for row in rows]
 
 
 def _featurise(row: Example, objective: AnyObjective, family: Family) -> Features | RowError:

@@ -6,6 +6,7 @@ one class here: the training loop only sees sequences, their terms, and the term
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from kd.frozen import Frozen
-from kd.rows import Example, RationaleRow
+from kd.rows import Attribution, Example, RationaleRow
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
+
+
+Answers = Literal["gold", "teacher"]
+"""What is learned as a row's answer: its target, or the teacher's explained answer."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,15 @@ class MultiTask(Objective):
 
 
 AnyObjective = Annotated[LabelOnly | MultiTask, Field(discriminator="type")]
+
+
+def taught(row: Example, answers: Answers) -> Example:
+    """The row with the answer to learn as its target. Raises TypeError for a teacher's answer to a row that none answered."""
+    if answers == "gold":
+        return row
+    if not isinstance(row, Attribution):
+        raise TypeError(f"expected an attributed row with the teacher's answer, got {type(row).__name__}")
+    return dataclasses.replace(row, target=row.explained_answer or None)
 
 
 def sums_per_term(nll_nats: Float[Tensor, "n"], term: Int[Tensor, "n"], terms: int) -> Float[Tensor, "k"]:

@@ -116,7 +116,10 @@ class Queue:
             if features is None:
                 raise StageError(f"{where} is not complete; run the stage that writes it first")
             if features.rows == sum(features.errors.values()) + features.counts.get("teaches_nothing", 0):
-                raise StageError(f"{where}: none of its {features.rows} rows has anything to teach; expected rows with a target")
+                raise StageError(
+                    f"{where}: none of its {features.rows} rows has anything to teach; expected rows with a target."
+                    " For a corpus without labels set training.answers = teacher, and leave teach out"
+                )
             if run.objective.needs_rationales:
                 self._check_rationales(run, features.inputs)
 

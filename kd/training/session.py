@@ -71,6 +71,7 @@ def publish_run(queue: Queue, item: Claimed, opened: Opened, trainer: Trainer) -
             "best_step": state.best_step,
             "validation_accuracy": state.best.accuracy if state.best else None,
             "validation_loss": state.best.loss_nats if state.best else None,
+            "validation_rows": opened.validation.total if opened.validation else 0,
             **{f"final_loss_{name}": loss for name, loss in state.history[-1]["loss"].items()},
             "parameters": opened.parameters,
             "started_from": opened.student.name,
