@@ -53,7 +53,7 @@ class Bench:
         assert scores.shape == (rows, input_tokens)
 
     def rate(self, case: str, rows: int, input_tokens: int, do: Callable[[], None], flops: float, peak: float) -> float | None:
-        """Rows per second of a case over and over, with what it takes; None where memory ran out. Its share of the peak is returned."""
+        """A case over and over: rows and tokens per second, and the share of the peak, which is returned; None without memory."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         try:

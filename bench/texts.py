@@ -16,7 +16,7 @@ QUESTION_WORDS = {5: 6, 7: 9, 9: 13, 11: 16, 13: 15, 15: 12, 18: 10, 21: 7, 25: 
 
 
 def questions(folder: Path | None, rows: int) -> list[Example]:
-    """Multiple choice with five options, with a target each: the first rows of CommonsenseQA's training split, or made-up ones."""
+    """Questions with five options and a target: the first of CommonsenseQA's training split, or made-up ones."""
     if folder is None:
         return [_made_up(number) for number in range(rows)]
     task = CommonsenseQA(path=str(folder))

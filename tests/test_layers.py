@@ -43,6 +43,7 @@ LIBRARIES = {
         "kd.pooling",
         "kd.families",
         "kd.batching",
+        "kd.cost",
         "kd.attribution",
         "kd.training",
         "kd.evaluation",
