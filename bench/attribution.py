@@ -62,9 +62,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder of CommonsenseQA as JSON lines; without it rows are made up")
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--budget", type=int, default=2048, help="padded tokens at once")
+    parser.add_argument("--budget", type=int, default=4096, help="padded tokens at once")
     parser.add_argument("--inseq", type=Path, help="a Python that has inseq; without it that comparison fails")
-    parser.add_argument("--out", type=Path, help="file to append the lines to")
+    parser.add_argument("--out", type=Path, help="file to write the lines to")
     return parser.parse_args()
 
 

@@ -94,7 +94,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.attribution_gpu", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="a small model on the CPU")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each case is repeated")
-    parser.add_argument("--out", type=Path, help="file to append the lines to")
+    parser.add_argument("--out", type=Path, help="file to write the lines to")
     return parser.parse_args()
 
 

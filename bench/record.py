@@ -22,6 +22,11 @@ class Record:
     path: Path | None = None
     failed: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("")
+
     def figure(self, case: str, metric: str, value: float | str | None, unit: str) -> None:
         """One measured figure."""
         self._say({"bench": self.name, "case": case, "metric": metric, "value": _short(value), "unit": unit})
