@@ -24,11 +24,12 @@ from kd.attribution.engine import AttributionConfig, Engine
 from kd.batching import cut
 from kd.families.base import Family
 from kd.families.opening import open_family
-from kd.models import Loaded, ModelConfig, ModelSource, load, save, train_tokenizer
+from kd.models import Loaded, ModelConfig, ModelSource, load, save
 from kd.rationales import pool_to_words
 from kd.rows import Attribution, Example
 from kd.spans import words
 from kd.specs import T5Spec
+from kd.vocabulary import train_tokenizer
 
 T5_SMALL = {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8, "vocab_size": 32128}
 LIMITS = ModelConfig(name="t5-small", max_input_tokens=256, max_answer_tokens=8)

@@ -20,9 +20,10 @@ from kd.attribution.methods import Case, Saliency
 from kd.cost import explained_row, shape_of, written_row
 from kd.families.encoder_decoder import EncoderDecoder
 from kd.families.text import Encoded
-from kd.models import Loaded, train_tokenizer
+from kd.models import Loaded
 from kd.rows import Span
 from kd.specs import T5Spec
+from kd.vocabulary import train_tokenizer
 
 T5_3B = {"d_model": 1024, "d_kv": 128, "d_ff": 16384, "num_layers": 24, "num_heads": 32, "vocab_size": 32128}
 TINY = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "vocab_size": 1000}

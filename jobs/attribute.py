@@ -5,13 +5,13 @@ from jobs.cli import Session, main
 
 def run(session: Session) -> None:
     """The stage. What is heavy is imported here, after the config was read."""
-    from jobs.stages import check_student, run_works, wiring
+    from jobs.stages import check_models, run_works, wiring
     from kd.shards import is_finished
 
     works = wiring(session)
     attributions = works.attributions()
     if not is_finished(session.store, attributions):
-        check_student(session.config.student)
+        check_models(session.config)
     run_works(session, "attribute", [attributions], works.pool)
 
 

@@ -6,11 +6,11 @@ from jobs.cli import Session, main
 
 def run(session: Session) -> None:
     """The plot of the project."""
-    from jobs.stages import check_student
+    from jobs.stages import check_models
     from jobs.wiring import EXAMPLES
 
     if session.store.manifest(EXAMPLES) is None:
-        check_student(session.config.student)
+        check_models(session.config)
     prepare.run(session)
     if session.config.teach is not None:
         teach.run(session)

@@ -1,6 +1,7 @@
 """How a stage is run for a person: its line, its cluster, and the sentence it ends with."""
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,8 +10,9 @@ from jobs.cluster import of_pool, of_workers, telling_of_waits
 from jobs.console import Line
 from jobs.wiring import Wiring
 from kd import ray_data
+from kd.config import Config
 from kd.errors import UserError
-from kd.models import ModelConfig, ModelSource, load, needs_tokenizer
+from kd.models import ModelSource, load, needs_tokenizer
 from kd.ray_data import Pool
 from kd.ray_train import train_queue
 from kd.shards import Work, is_finished
@@ -28,20 +30,24 @@ def wiring(session: Session) -> Wiring:
     return works
 
 
-def check_student(config: ModelConfig) -> None:
-    """Refuse a student that cannot be opened before anything is paid for it: its tokenizer and architecture, no weights.
+def check_models(config: Config) -> None:
+    """Refuse a teacher or a student that cannot be opened before anything is paid for.
 
-    A student with a tokenizer that is trained on the corpus has nothing to open.
+    Opened are tokenizer and architecture, without weights, as the family and within the limits that they will have. A
+    model whose tokenizer is trained on the corpus has nothing to open yet.
 
     Raises:
-        ConfigError, InputError: what `kd.models.load` raises, said of the student.
+        ConfigError, InputError: what `kd.models.load` or the family raises, said of the model.
     """
-    if needs_tokenizer(config):
-        return
-    try:
-        load(ModelSource(config), "meta")
-    except UserError as error:
-        raise type(error)(f"the student: {error}") from error
+    from kd.families.opening import open_family
+
+    for role, model in (("teacher", config.teacher), ("student", config.student)):
+        if needs_tokenizer(model):
+            continue
+        try:
+            open_family(load(ModelSource(model), "meta"), model)
+        except UserError as error:
+            raise type(error)(f"the {role}: {error}") from error
 
 
 def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -> list[Manifest]:
@@ -96,10 +102,10 @@ def _following(store: Store, stage: str, line: Line) -> Iterator[None]:
 def outcome(manifests: Sequence[Manifest]) -> str:
     """What came out, in a few words: rows, errors by reason, what was counted."""
     rows = sum(manifest.rows for manifest in manifests)
-    totals: dict[str, int] = {}
+    totals: Counter[str] = Counter()
     for manifest in manifests:
-        for reason, n in manifest.errors.items():
-            totals[f"error {reason}"] = totals.get(f"error {reason}", 0) + n
-        for name, n in manifest.counts.items():
-            totals[name.replace("_", " ")] = totals.get(name.replace("_", " "), 0) + n
-    return ", ".join([f"{rows:,} rows", *(f"{name} {n:,}" for name, n in sorted(totals.items()))])
+        totals.update({f"error {reason}": n for reason, n in manifest.errors.items()})
+        totals.update({name.replace("_", " "): n for name, n in manifest.counts.items()})
+    tokens, padding = totals.pop("tokens", 0), totals.pop("padding tokens", 0)
+    said = [f"{name} {n:,}" for name, n in sorted(totals.items())]
+    return ", ".join([f"{rows:,} rows", *said, *([f"padding {padding / (tokens + padding):.1%}"] if tokens else [])])

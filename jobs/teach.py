@@ -6,13 +6,13 @@ from jobs.cli import Session, main
 def run(session: Session) -> None:
     """The stage. What is heavy is imported here, after the config was read."""
     from jobs.findings import Findings
-    from jobs.stages import check_student, run_queue, run_works, wiring
+    from jobs.stages import check_models, run_queue, run_works, wiring
     from kd.shards import is_finished
 
     works = wiring(session)
     features = works.teaching_features()
     if not is_finished(session.store, features):
-        check_student(session.config.student)
+        check_models(session.config)
     run_works(session, "teach input", [features], works.cpu_pool)
     run_queue(session, "teach", works.teaching_queue())
     session.console.say(f"             {Findings(works).teacher_verdict()}")

@@ -124,7 +124,7 @@ class Wiring:
         config, cluster = self.config.attribution, self.config.cluster
         return Work(
             title="attribute",
-            recipe=Attribute(config, self.teacher, cluster.device, cluster.threads_per_actor),
+            recipe=Attribute(config, self.teacher, cluster.model_device, cluster.threads_per_actor),
             source=EXAMPLES,
             target=f"attributions/{config.method.type.replace('_', '-')}",
             reads=Example,
@@ -228,10 +228,11 @@ class Wiring:
 
     def _answers(self, variant: str, seed: int, source: ModelSource, prefix: str, model: str) -> Work:
         config, cluster = self.config.evaluation, self.config.cluster
+        device, threads = cluster.model_device, cluster.threads_per_actor
         asked = {"prefix": prefix, "model": model_slice(source.config), "variant": variant, "seed": seed}
         return Work(
             title="evaluate",
-            recipe=Answer(config, self.config.task, source, prefix, variant, seed, cluster.device, cluster.threads_per_actor),
+            recipe=Answer(config, self.config.task, source, prefix, variant, seed, device, threads),
             source=EXAMPLES,
             target=f"predictions/{variant}/{seed}",
             reads=Example,

@@ -50,7 +50,7 @@ class ClusterConfig(Frozen):
     cpus_per_actor: float = Field(default=1, gt=0)
     """CPUs of an actor without GPU."""
     gpus_per_actor: float = Field(default=1, gt=0)
-    """GPUs of an actor where `device` is cuda; a fraction shares a GPU."""
+    """GPUs of an actor where `device` is cuda. A fraction shares a GPU; over several the model is spread, layer by layer."""
     threads_per_actor: int = Field(default=1, ge=1)
     """Torch threads of an actor, so that actors on one machine do not fight for its cores."""
     actor_labels: dict[str, Label] = Field(default_factory=dict)
@@ -61,6 +61,13 @@ class ClusterConfig(Frozen):
     """Logical CPUs of a local cluster (null: twice the cores, as reading and writing must fit beside the models)."""
     local_object_store_bytes: int = Field(default=300_000_000, ge=80_000_000)
     """Object store of a local cluster. Shards never pass through it, so it can be small."""
+
+    @property
+    def model_device(self) -> Literal["cpu", "cuda", "spread"]:
+        """Where an actor puts its model: over all its GPUs where it has several."""
+        if self.device == "cpu":
+            return "cpu"
+        return "spread" if self.gpus_per_actor > 1 else "cuda"
 
     @model_validator(mode="after")
     def _pool_is_possible(self) -> "ClusterConfig":

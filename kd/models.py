@@ -4,32 +4,26 @@ Weights are safetensors, half precision is bfloat16 (T5 overflows in float16), a
 only where the config allows it.
 """
 
-import hashlib
 import logging
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt, model_validator
 
 from kd.architectures import FamilyName, family_of, loader_of
-from kd.errors import ConfigError, InputError, UserError
+from kd.errors import ConfigError, InputError
 from kd.frozen import Frozen
+from kd.origins import check_there, check_tokenizer_files, commit_of, content_of, explained
 from kd.specs import PooledClassifierSpec, Spec, T5Spec
 from kd.store import Store, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
-"""Special tokens of tokenizers trained here, with the ids that T5 gives them: 0, 1, 2."""
-
-_IDENTIFYING_SUFFIXES = (".json", ".safetensors", ".bin")
 
 
 class ModelConfig(Frozen):
@@ -133,45 +127,14 @@ def identity(config: ModelConfig, tokenizer_folder: str | None) -> str:
         return f"spec:{digest(spec.model_dump(), tokenizer_folder)}"
     name = config.name if spec is None else spec.origin
     assert name is not None  # ModelConfig has one of the two
-    _check_there(name)
-    held = _identity(name, _commit(name, config.revision))
+    check_there(name)
+    held = content_of(name, commit_of(name, config.revision))
     return f"{name}@{held}" if spec is None else f"spec:{digest(spec.model_dump(), held)}"
 
 
 def needs_tokenizer(config: ModelConfig) -> bool:
     """Whether the model has no tokenizer of its own, so that one must be trained on the corpus first."""
     return isinstance(config.spec, T5Spec)
-
-
-def train_tokenizer(spec: T5Spec, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
-    """A tokenizer for `spec` from the texts. It gives character offsets and appends the end-of-sequence token.
-
-    A leading space belongs to the word after it, as in T5, so that decoding gives the text back. Runs of white space
-    count as one space.
-    """
-    from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer, trainer = _untrained(spec)
-    lowercase = [normalizers.Lowercase()] if spec.lowercase else []
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), *lowercase])
-    spaces = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-    words = pre_tokenizers.Split(Regex(r"▁?(\w+|[^\w\s▁])|▁"), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([spaces, words])
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
-
-
-def _untrained(spec: T5Spec) -> tuple[Any, Any]:
-    """An empty tokenizer of the kind that `spec` asks for, and its trainer."""
-    from tokenizers import Tokenizer, models, trainers
-
-    common: dict[str, Any] = {"vocab_size": spec.vocab_size, "special_tokens": [PAD, END, UNKNOWN], "show_progress": False}
-    if spec.tokenizer == "word":
-        return Tokenizer(models.WordLevel(unk_token=UNKNOWN)), trainers.WordLevelTrainer(**common)
-    return Tokenizer(models.Unigram()), trainers.UnigramTrainer(unk_token=UNKNOWN, **common)
 
 
 def _from_origin(source: ModelSource, device: str) -> Loaded:
@@ -192,10 +155,11 @@ def _from_name(config: ModelConfig, name: str, called: str, device: str) -> Load
 
     import kd.pooling  # noqa: F401 - makes its model type known
 
-    _check_there(name)
-    commit = _commit(name, config.revision)
+    check_there(name)
+    check_tokenizer_files(name)
+    commit = commit_of(name, config.revision)
     asked = {"revision": commit, "trust_remote_code": config.trust_remote_code}
-    with _explained(name, config):
+    with explained(name, config.revision):
         architecture = AutoConfig.from_pretrained(name, **asked)
         family = family_of(called, architecture)
         loader = loader_of(family)
@@ -214,16 +178,7 @@ def _from_name(config: ModelConfig, name: str, called: str, device: str) -> Load
         )
     if report["missing_keys"]:
         raise InputError(f"{called}: its files hold no weights for {sorted(report['missing_keys'])[:3]}; expected all of them")
-    return Loaded(model, tokenizer, f"{called}@{_identity(name, commit)}", family)
-
-
-def _commit(name: str, revision: str) -> str:
-    """What a revision of a hub id points to, as far as the hub or its cache can tell."""
-    from huggingface_hub import ResolvedRevision
-    from transformers.utils.hub import resolve_revision
-
-    found = resolve_revision(name, revision)
-    return found.resolved if isinstance(found, ResolvedRevision) else revision
+    return Loaded(model, tokenizer, f"{called}@{content_of(name, commit)}", family)
 
 
 def _from_spec(source: ModelSource, spec: Spec) -> Loaded:
@@ -233,15 +188,15 @@ def _from_spec(source: ModelSource, spec: Spec) -> Loaded:
         if source.tokenizer_folder is None:
             raise ConfigError("a model from a t5 spec needs a tokenizer: train one on the corpus and give its folder")
         with _fetched(source.store, source.tokenizer_folder) as local:
-            tokenizer, start = _tokenizer_in(str(local)), _identity(str(local), "")
+            tokenizer, start = _tokenizer_in(str(local)), content_of(str(local), "")
         model = spec.build(tokenizer)
     else:
-        _check_there(spec.origin)
-        commit = _commit(spec.origin, config.revision)
-        with _explained(spec.origin, config):
+        check_there(spec.origin)
+        commit = commit_of(spec.origin, config.revision)
+        with explained(spec.origin, config.revision):
             tokenizer = _tokenizer_in(spec.origin, commit)
             model = spec.build(tokenizer, commit, None if config.allow_pickle else True)
-        start = _identity(spec.origin, commit)
+        start = content_of(spec.origin, commit)
     called = f"spec:{digest(spec.model_dump(), start)}@seed{source.seed}"
     family: FamilyName = "encoder_classifier" if isinstance(spec, PooledClassifierSpec) else "encoder_decoder"
     return Loaded(model.to(_dtype(config)), tokenizer, called, family)
@@ -259,12 +214,6 @@ def _dtype(config: ModelConfig) -> Any:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
 
 
-def _check_there(name: str) -> None:
-    """A name that can only be a folder is one."""
-    if (name.startswith(("/", ".", "~")) or name.count("/") > 1) and not Path(name).is_dir():
-        raise InputError(f"there is no model folder {name!r} (seen from {Path.cwd()}); expected a local folder or a hub id")
-
-
 def _check_device(device: str) -> None:
     """A GPU that is asked for is there."""
     import torch
@@ -277,29 +226,6 @@ def _check_device(device: str) -> None:
 
 
 @contextmanager
-def _explained(name: str, config: ModelConfig) -> Iterator[None]:
-    """What the model library says about a model that it cannot load, as an error that a user can act on."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot load model {name!r} (revision {config.revision!r}): {' '.join(str(error).split())[:300]} "
-            "Expected a hub id that can be reached, or a local folder with config.json, *.safetensors and tokenizer.json. "
-            "Weights that are a pickle need allow_pickle = true, code from the repository trust_remote_code = true."
-            f"{_tokenizer_hint(str(error))}"
-        ) from error
-
-
-def _tokenizer_hint(said: str) -> str:
-    """What to do about a tokenizer that is a SentencePiece model, where that is what could not be read."""
-    if "tiktoken" not in said:  # what transformers tries last, and names instead
-        return ""
-    return " Its tokenizer is a SentencePiece file: it must be whole, and the packages sentencepiece and protobuf installed."
-
-
-@contextmanager
 def _fetched(store: Store | None, folder: str) -> Iterator[Path]:
     """A folder of the run directory as plain files, for as long as it is read."""
     if store is None:
@@ -309,25 +235,6 @@ def _fetched(store: Store | None, folder: str) -> Iterator[Path]:
         if not local.is_dir():
             raise InputError(f"{store.path(folder)} is not there; run the stage that writes it")
         yield local
-
-
-def _identity(name: str, commit: str) -> str:
-    """Sixteen hex digits of what a model folder holds; the commit of a hub id."""
-    if not Path(name).is_dir():
-        return commit
-    total = hashlib.sha256()
-    for path in sorted(Path(name).iterdir()):
-        if path.suffix in _IDENTIFYING_SUFFIXES:
-            stat = path.stat()
-            total.update(f"{path.name} {_file_digest(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
-    return total.hexdigest()[:16]
-
-
-@lru_cache
-def _file_digest(path: Path, _size_bytes: int, _changed_ns: int) -> str:
-    """SHA-256 of a file, which is read again only after a change."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

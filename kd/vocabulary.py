@@ -1,14 +1,20 @@
 """Tokenizers for models that have none: trained once per run on a bounded sample of the corpus, kept in the run directory."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from kd.models import ModelConfig, needs_tokenizer, train_tokenizer
+from kd.models import ModelConfig, needs_tokenizer
 from kd.rows import Example
 from kd.specs import T5Spec
 from kd.store import Manifest, Store, digest
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+"""Special tokens of tokenizers trained here, with the ids that T5 gives them: 0, 1, 2."""
 SAMPLE_ROWS = 100_000
 """Rows of the training split that a tokenizer is trained on, at most: the first ones."""
 _DONE = "tokenizer.json"
@@ -55,3 +61,34 @@ def _strings(row: Example) -> Iterator[str]:
     yield "".join(segment.text for segment in row.segments)
     yield from (text for text in (row.target, row.llm_rationale) if text)
     yield from row.label_set
+
+
+def train_tokenizer(spec: T5Spec, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
+    """A tokenizer for `spec` from the texts. It gives character offsets and appends the end-of-sequence token.
+
+    A leading space belongs to the word after it, as in T5, so that decoding gives the text back. Runs of white space
+    count as one space.
+    """
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer, trainer = _untrained(spec)
+    lowercase = [normalizers.Lowercase()] if spec.lowercase else []
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), *lowercase])
+    spaces = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    words = pre_tokenizers.Split(Regex(r"▁?(\w+|[^\w\s▁])|▁"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([spaces, words])
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
+
+
+def _untrained(spec: T5Spec) -> tuple[Any, Any]:
+    """An empty tokenizer of the kind that `spec` asks for, and its trainer."""
+    from tokenizers import Tokenizer, models, trainers
+
+    common: dict[str, Any] = {"vocab_size": spec.vocab_size, "special_tokens": [PAD, END, UNKNOWN], "show_progress": False}
+    if spec.tokenizer == "word":
+        return Tokenizer(models.WordLevel(unk_token=UNKNOWN)), trainers.WordLevelTrainer(**common)
+    return Tokenizer(models.Unigram()), trainers.UnigramTrainer(unk_token=UNKNOWN, **common)

@@ -13,13 +13,14 @@ import torch
 from kd.evaluation.answers import Answer, EvaluationConfig
 from kd.families.base import Family
 from kd.families.opening import open_family
-from kd.models import ModelConfig, ModelSource, load, save, train_tokenizer
+from kd.models import ModelConfig, ModelSource, load, save
 from kd.rows import Example, Prediction, RowError, Segment
 from kd.shards import count
 from kd.specs import T5Spec
 from kd.store import Store
 from kd.tasks.base import TaskConfig
 from kd.tasks.svamp import Svamp
+from kd.vocabulary import train_tokenizer
 
 LEARNT = {
     "is it red": "yes",

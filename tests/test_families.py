@@ -14,8 +14,9 @@ from kd.errors import ConfigError, RowFault
 from kd.families.base import Family, Generated
 from kd.families.encoder_classifier import Alternatives
 from kd.families.text import Encoded
-from kd.models import Loaded, train_tokenizer
+from kd.models import Loaded
 from kd.rows import Segment, Span
+from kd.vocabulary import train_tokenizer
 from tests import tiny
 
 KINDS = ["t5", "bart", "pair", "llama", "gpt2", "classifier", "pooled", "scorer"]

@@ -21,6 +21,7 @@ LAYERS = [
         "kd.shards",
         "kd.specs",
         "kd.architectures",
+        "kd.origins",
         "kd.pooling",
         "kd.models",
     ),

@@ -215,7 +215,9 @@ def test_means_add_before_they_divide() -> None:
         (320, 1000, 0.25, True),  # surely above chance, but not a tenth of the way up (0.325)
         (400, 1000, 0.25, False),
         (4, 10, 0.25, True),  # far above, but of so few rows that the interval reaches down to chance
-        (10, 10, None, False),  # no chance level, nothing to be near to
+        (10, 10, None, False),  # free text has no chance level: guessing gets nothing right
+        (0, 200, None, True),
+        (15, 200, None, True),
     ],
 )
 def test_near_chance_means_not_clearly_or_not_far_above_it(right: int, rows: int, level: float | None, near: bool) -> None:

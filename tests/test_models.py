@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from kd.errors import ConfigError, InputError
-from kd.models import Loaded, ModelConfig, ModelSource, identity, load, needs_tokenizer, save, train_tokenizer
+from kd.models import Loaded, ModelConfig, ModelSource, identity, load, needs_tokenizer, save
 from kd.specs import PooledClassifierSpec, T5Spec, WarmStartSpec
 from kd.store import Store
+from kd.vocabulary import train_tokenizer
 from tests import tiny
 
 
@@ -246,6 +247,13 @@ def test_code_of_a_model_does_not_run_unless_it_is_allowed(folder: Path) -> None
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own.py").write_text("raise SystemExit('code of the model ran')")
     with pytest.raises(InputError, match="trust_remote_code = true"):
+        load(ModelSource(ModelConfig(name=str(folder))), "cpu")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"holds no tokenizer; expected a tokenizer.json"):
         load(ModelSource(ModelConfig(name=str(folder))), "cpu")
 
 

@@ -11,13 +11,13 @@ import ray
 from jobs import attribute, pipeline, teach
 from jobs.cli import Session
 from jobs.console import Console
-from jobs.stages import check_student
+from jobs.stages import check_models
 from kd.config import Config
 from kd.errors import InputError
-from kd.models import ModelConfig, save
+from kd.models import save
 from kd.store import Store
 from tests.mini import mini_config, prepared, write_mini
-from tests.tiny import SPEC, tiny_t5
+from tests.tiny import tiny_t5
 
 
 def session(config: Config) -> Session:
@@ -48,5 +48,5 @@ def test_a_student_that_cannot_be_opened_is_refused_before_the_teacher_works(
 def test_a_student_is_opened_without_its_weights_and_one_from_a_spec_not_at_all(tmp_path: Path) -> None:
     save(tiny_t5(tmp_path), tmp_path / "student")
     (tmp_path / "student" / "model.safetensors").unlink()
-    check_student(ModelConfig(name=str(tmp_path / "student")))
-    check_student(ModelConfig(spec=SPEC))
+    config = mini_config(write_mini(tmp_path / "corpus"), student={"name": str(tmp_path / "student")})
+    check_models(config)

@@ -13,10 +13,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from kd.families.base import Family
 from kd.families.opening import open_family
 from kd.families.text import Encoded
-from kd.models import Loaded, ModelConfig, ModelSource, load, seeded, train_tokenizer
+from kd.models import Loaded, ModelConfig, ModelSource, load, seeded
 from kd.rows import Example, Segment
 from kd.specs import T5Spec
 from kd.store import Store
+from kd.vocabulary import train_tokenizer
 
 TEXTS = [
     "Where would you find a river bank, or money in the bank?",

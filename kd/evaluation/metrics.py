@@ -189,12 +189,14 @@ def chance_metrics(level: Mean, about: About) -> list[MetricRow]:
 def is_near_chance(accuracy: MetricRow, level: float | None) -> bool:
     """Whether a model has learnt too little for its explanations to mean anything.
 
-    True where the interval reaches down to chance, or the accuracy is not a tenth of the way from chance to perfect.
+    True where the interval reaches down to chance, or the accuracy is not a tenth of the way from chance to perfect. By
+    guessing nobody writes the right free text: without a `level` chance is nought.
     """
-    if accuracy.value is None or level is None:
+    if accuracy.value is None:
         return False
+    chance_level = level or 0.0
     low = accuracy.value if accuracy.ci_low is None else accuracy.ci_low
-    return low <= level or accuracy.value < level + 0.1 * (1 - level)
+    return low <= chance_level or accuracy.value < chance_level + 0.1 * (1 - chance_level)
 
 
 # --- rationales ---------------------------------------------------------------------------------------------------------
