@@ -1,6 +1,6 @@
 """The training loop with plain torch: what it computes, and that a restart, a second run and another cut change nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from kd.errors import ConfigError, StageError
-from kd.models import load
+from kd.models import Loaded, load, save
 from kd.rows import Features, RationaleRow
 from kd.training.config import LoopConfig
 from kd.training.engine import TorchEngine, adamw, clip_gradient
@@ -21,6 +21,7 @@ from kd.training.progress import read_progress
 from kd.training.runs import MODEL, Queue, trained
 from kd.training.session import open_run, train_here
 from kd.training.validation import Score, sample
+from tests import tiny
 from tests.tiny_runs import SHORT, history, tiny_queue
 
 torch.set_num_threads(1)  # more than there is to do, and other tests run beside these
@@ -131,6 +132,16 @@ def test_a_student_learns(tmp_path: Path) -> None:
     first, last = history(queue)[0]["loss"], history(queue)[-1]["loss"]
     assert last["label"] < 0.5 * first["label"]
     assert last["rationale"] < 0.7 * first["rationale"]
+
+
+@pytest.mark.parametrize("made", [tiny.tiny_llama, tiny.tiny_gpt2], ids=["llama", "gpt2"])
+def test_a_causal_model_learns_by_the_same_loop(tmp_path: Path, made: Callable[[], Loaded]) -> None:
+    save(made(), tmp_path / "model")
+    queue = tiny_queue(tmp_path / "run", LONG, student=tmp_path / "model")
+    train_here(queue)
+    losses = [entry["loss"]["label"] for entry in history(queue)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert AutoModelForCausalLM.from_pretrained(queue.store.path(f"{queue.items[0].folder}/{MODEL}")).num_parameters() > 0
 
 
 def test_without_validation_the_last_step_is_kept(tmp_path: Path) -> None:

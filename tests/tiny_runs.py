@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kd.models import ModelConfig, ModelSource
 from kd.rows import Example, Features, RationaleRow, RowError
 from kd.shards import Claimed, Work, claim, finish, run_shard
 from kd.store import Manifest, Shard, Store
@@ -77,10 +78,17 @@ def featurise(store: Store, recipe: Featurise, shards: Sequence[Shard], folder: 
 
 
 def tiny_queue(
-    folder: Path, training: LoopConfig, dropout: float = 0.0, seeds: Sequence[int] = (0,), stage: str = "train"
+    folder: Path,
+    training: LoopConfig,
+    dropout: float = 0.0,
+    seeds: Sequence[int] = (0,),
+    stage: str = "train",
+    student: Path | None = None,
 ) -> Queue:
-    """A queue of tiny students, label only and with rationales, over a new run directory."""
+    """A queue of tiny students, label only and with rationales, over a new run directory: T5s, or the model in a folder."""
     source = tiny_source(folder, SPEC.model_copy(update={"dropout": dropout}), max_input_tokens=48, max_answer_tokens=8)
+    if student:
+        source = ModelSource(ModelConfig(name=str(student), max_input_tokens=48, max_answer_tokens=8))
     store = Store.at(str(folder))
     train, validation = write_corpus(store)
     runs = []
