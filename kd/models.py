@@ -156,13 +156,13 @@ def _from_name(config: ModelConfig, name: str, called: str, device: str) -> Load
     import kd.pooling  # noqa: F401 - makes its model type known
 
     check_there(name)
-    check_tokenizer_files(name)
     commit = commit_of(name, config.revision)
     asked = {"revision": commit, "trust_remote_code": config.trust_remote_code}
     with explained(name, config.revision):
         architecture = AutoConfig.from_pretrained(name, **asked)
         family = family_of(called, architecture)
         loader = loader_of(family)
+        check_tokenizer_files(name)
         tokenizer = AutoTokenizer.from_pretrained(name, **asked)
         if device == "meta":
             with torch.device("meta"):

@@ -1,5 +1,6 @@
 """Numbers with a closed form."""
 
+import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -277,6 +278,15 @@ def test_no_row_with_evidence_means_no_hit_rate() -> None:
     found = by_name(RationaleSums(rows=4, words=8).metrics(about("attribution", None)))
     assert found["evidence_hit_rate"].value is None
     assert found["rationale_words"].value == 2.0
+
+
+def test_the_completeness_gap_is_the_mean_distance_whatever_its_sign() -> None:
+    plain = rationale("red gold", "x.", [])
+    rows = [plain, dataclasses.replace(plain, completeness_gap=-0.5), dataclasses.replace(plain, completeness_gap=0.1)]
+    found = by_name(rationale_sums(rows, every_word).metrics(about("attribution", None)))["completeness_gap_nats"]
+    assert (found.value, found.n) == (pytest.approx(0.3), 2)
+    without = by_name(rationale_sums([plain], every_word).metrics(about("attribution", None)))["completeness_gap_nats"]
+    assert (without.value, without.n) == (None, 0)
 
 
 # --- the registry -------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ _ENTRIES = (
     Metric("evidence_hit_chance", 0, 1, True, "rows", "the same for as many words drawn evenly from the same candidates"),
     Metric("rationale_words", 0, math.inf, False, "rows", "mean number of the row's candidate words in its rationale"),
     Metric("empty_rationale_rate", 0, 1, False, "rows", "share of rows whose rationale is empty"),
+    Metric("completeness_gap_nats", 0, math.inf, False, "rows", "mean distance of scores from the sum that their method claims"),
 )
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ENTRIES}
 
@@ -212,6 +213,7 @@ class RationaleSums:
     with_evidence: int = 0
     hits: int = 0
     chance_hits: float = 0.0
+    gap_nats: Mean = Mean()
 
     def __add__(self, other: "RationaleSums") -> "RationaleSums":
         return RationaleSums(
@@ -221,16 +223,18 @@ class RationaleSums:
             self.with_evidence + other.with_evidence,
             self.hits + other.hits,
             self.chance_hits + other.chance_hits,
+            self.gap_nats + other.gap_nats,
         )
 
     def metrics(self, about: About) -> list[MetricRow]:
-        """Hit rate (with its Wilson interval) beside its chance level, length, and how many are empty."""
+        """Hit rate (with its Wilson interval) beside its chance level, length, how many are empty, and the method's own gap."""
         interval = wilson(self.hits, self.with_evidence) if self.with_evidence else None
         return [
             about.row("evidence_hit_rate", Mean(self.hits, self.with_evidence).value, self.with_evidence, interval),
             about.row("evidence_hit_chance", Mean(self.chance_hits, self.with_evidence).value, self.with_evidence),
             about.row("rationale_words", Mean(self.words, self.rows).value, self.rows),
             about.row("empty_rationale_rate", Mean(self.empty, self.rows).value, self.rows),
+            about.row("completeness_gap_nats", self.gap_nats.value, self.gap_nats.count),
         ]
 
 
@@ -254,6 +258,7 @@ def _sums_of(row: RationaleRow, candidates: Sequence[Sequence[int]]) -> Rational
         with_evidence=int(bool(row.evidence)),
         hits=int(any(group in touching for group in held)),
         chance_hits=chance_of_a_hit(len(candidates), len(touching), len(held)),
+        gap_nats=Mean() if row.completeness_gap is None else Mean(abs(row.completeness_gap), 1),
     )
 
 

@@ -129,8 +129,11 @@ def rationale_table(metrics: Sequence[MetricRow]) -> Table:
             groups.setdefault(row.variant, {})[row.metric] = row
     void = "attribution" if teacher_near_chance(metrics) else None
     without = [source for source, found in groups.items() if _value(found, "evidence_hit_rate") is None]
+    gap = groups.get("attribution", {}).get("completeness_gap_nats")
     reasons = {
         "There are no rationales yet: run rationalize.": not groups,
+        f"Completeness: scores miss the sum they should have by {_gap(gap)} on average.": gap is not None
+        and gap.value is not None,
         f"No hit rate for {', '.join(without)}: the rows have no human evidence.": without,
         "Void: the teacher is near chance, so what its attributions hit says nothing. The number is in report.json.": void
         in groups,
@@ -155,6 +158,10 @@ def _rationale_line(source: str, found: Mapping[str, MetricRow], is_void: bool) 
         _count(found, "rationale_words"),
         _count(found, "evidence_hit_rate"),
     )
+
+
+def _gap(row: MetricRow | None) -> str:
+    return MISSING if row is None or row.value is None else f"{row.value:.3g} nats over {row.n:,} rows"
 
 
 def _value(found: Mapping[str, MetricRow], metric: str) -> float | None:
