@@ -1,6 +1,7 @@
-"""How fast the attribution engine is: beside the floor, Captum row by row, inseq, and itself under Ray Data.
+"""How fast the attribution engine is: beside the floor, Captum row by row, and inseq.
 
-`make bench-attribution`. One model of the T5-small shape with random weights, one list of questions, saliency, one run.
+`make bench-attribution`, which runs `bench/attribution_ray.py` too. One model of the T5-small shape with random weights, one
+list of questions, saliency, one run.
 """
 
 import argparse
@@ -42,20 +43,24 @@ SHARD_BUDGET_TOKENS = 16384
 
 def main() -> None:
     """Measure everything and leave with the bars' status."""
-    given = arguments()
+    given = arguments(__doc__)
     record = Record("attribution", given.out)
-    torch.manual_seed(0)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         folder = Path(scratch) / "model"
-        candidates = questions(given.data, 2 * SHARD_ROWS)
-        make_model(candidates, folder)
-        shard = fitting(candidates, open_model(folder, device="meta"))[:SHARD_ROWS]
+        shard = model_and_rows(folder, given.data)
         rows = shard[: given.rows]
         record.machine(text="CommonsenseQA" if given.data else "made up", rows=len(rows), budget_tokens=given.budget)
         padding(record, folder, shard, rows, given.budget)
         alone(record, folder, rows, given)
-        under_ray(record, folder, Path(scratch) / "run", rows, given)
     record.end()
+
+
+def model_and_rows(folder: Path, data: Path | None) -> list[Example]:
+    """A model in a folder, and a shard of rows that it can answer."""
+    torch.manual_seed(0)
+    candidates = questions(data, 2 * SHARD_ROWS)
+    make_model(candidates, folder)
+    return fitting(candidates, open_model(folder, device="meta"))[:SHARD_ROWS]
 
 
 def fitting(rows: Sequence[Example], family: Family) -> list[Example]:
@@ -70,8 +75,9 @@ def fitting(rows: Sequence[Example], family: Family) -> list[Example]:
     return [row for row in rows if fits(row)]
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.attribution", description=__doc__)
+def arguments(description: str | None) -> argparse.Namespace:
+    """The command line of both attribution benchmarks."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, help="folder of CommonsenseQA as JSON lines; without it rows are made up")
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
@@ -299,29 +305,6 @@ def top_words(row: Attribution, k: int) -> set[int]:
 def has_bf16() -> bool:
     """Whether this CPU computes matrix products in bf16 itself."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-# --- under Ray Data ---------------------------------------------------------------------------------------------------
-
-
-def under_ray(record: Record, folder: Path, run: Path, rows: Sequence[Example], given: argparse.Namespace) -> None:
-    from bench.attribution_ray import UnderRay
-
-    with UnderRay(folder, run, rows, given.budget, LIMITS) as bench:
-        found = rates_of(bench.cases(), given.rounds)
-    for case, each in found.items():
-        record.figure(case, "rate", statistics.median(each), "rows/s")
-    record.bar("b: one actor / engine alone", ratio(found, "b: 1 actor", "b: engine alone, 1 thread"), "at_least", 0.9)
-    record.bar("b: two actors / one", ratio(found, "b: 2 actors", "b: 1 actor"), "at_least", 1.7)
-
-
-def rates_of(cases: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Like `rates`, for cases that measure their own rate."""
-    found: dict[str, list[float]] = {case: [] for case in cases}
-    for _ in range(rounds):
-        for case, measure in cases.items():
-            found[case].append(measure())
-    return found
 
 
 if __name__ == "__main__":
