@@ -14,6 +14,8 @@ from kd.config import ClusterConfig, Config, read_config
 from kd.errors import ConfigError, UserError
 from kd.store import Store
 
+RETRY = "--retry-errors"
+"""The one option that is no key of the config: it decides what is done, not what comes out."""
 FAILED, WRONG_CONFIG, INTERRUPTED = 1, 2, 130
 """Exit codes, beside 0."""
 
@@ -27,6 +29,7 @@ class Session:
     console: Console
     exits: ExitStack = field(default_factory=ExitStack)
     job: str = ""
+    retry_errors: bool = False
 
     def connect(self) -> None:
         """Connect to the cluster, or start a local one; stages with nothing to do never call this."""
@@ -49,7 +52,7 @@ def main(stage: Stage, description: str | None) -> None:
     """Run one stage as a program. Exit codes: 0 done, 1 the stage failed, 2 the config is wrong, 130 interrupted."""
     job = Path(sys.argv[0]).stem
     try:
-        config = read_config(f"python -m jobs.{job}", description or "", sys.argv[1:])
+        config = read_config(f"python -m jobs.{job}", description or "", [given for given in sys.argv[1:] if given != RETRY])
         check_root(config)
         store = Store.at(config.directory)
         with _log_of(store, job) as log:
@@ -79,7 +82,7 @@ def _run(stage: Stage, config: Config, store: Store, job: str, log: Path) -> int
     """The stage, with its output sorted: what is for a person to the console, the rest to the log."""
     with console_with_log(log) as console, ExitStack() as exits:
         try:
-            stage(Session(config, store, console, exits, job))
+            stage(Session(config, store, console, exits, job, retry_errors=RETRY in sys.argv[1:]))
         except UserError as error:
             traceback.print_exc()
             console.say(f"\nerror: {error}\n\nThe log is {log}")

@@ -157,7 +157,9 @@ def read_config(program: str, description: str, arguments: Sequence[str]) -> Con
     if "-h" in arguments or "--help" in arguments:
         _parse_overrides(program, description, ["--help"])
     if len(files) != 1:
-        raise ConfigError(f"expected one config file, got {files or 'none'}; usage: {program} CONFIG [--dotted.path=value ...]")
+        raise ConfigError(
+            f"expected one config file, got {files or 'none'}; usage: {program} CONFIG [--retry-errors] [--dotted.path=value ...]"
+        )
     data = _merge(read_yaml(files[0]), _parse_overrides(program, description, overrides), [Config])
     return validate(data, files[0])
 
@@ -192,7 +194,7 @@ def _parse_overrides(program: str, description: str, overrides: Sequence[str]) -
             _CommandLine,
             root_parser=argparse.ArgumentParser(
                 prog=program,
-                usage=f"{program} CONFIG [--dotted.path=value ...]",
+                usage=f"{program} CONFIG [--retry-errors] [--dotted.path=value ...]",
                 description=description,
                 formatter_class=argparse.RawDescriptionHelpFormatter,
             ),

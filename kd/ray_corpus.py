@@ -27,7 +27,7 @@ from kd.corpus import Source, find_splits
 from kd.errors import InputError, UserError
 from kd.examples import Place, Stream, Written, check_complete, find_side, finished, plan, side_size
 from kd.ray_data import packed, quiet_context, raise_packed, readable_errors
-from kd.shards import check_errors, summarise
+from kd.shards import check_errors, errored_rows, summarise
 from kd.store import Manifest, Shard, Store
 from kd.tasks.base import PrepareConfig, TaskConfig
 from kd.uids import UIDS_PER_BUCKET, Repeats, find_repeats, rename
@@ -66,7 +66,8 @@ def prepare(task: TaskConfig, config: PrepareConfig, store: Store, progress: Pro
         figures["repeated_records"] = _make_unique(task, store, folder, shards)
     counts: Counter[str] = sum((Counter(item.counts) for item in written), Counter())
     summary = summarise("prepare", counts, time.monotonic() - started, rows_done=counts["rows"])
-    check_errors(summary, config.max_error_frac, "prepare.max_error_frac", store.path(folder))
+    failed = (row.uid for row in errored_rows(store, folder, shards, Example))
+    check_errors(summary, config.max_error_frac, "prepare.max_error_frac", store.path(folder), failed)
     return store.publish_manifest(folder, replace(planned, shards=shards, figures=figures, **summary))
 
 

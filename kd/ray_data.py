@@ -49,14 +49,14 @@ class Pool:
         return {"compute": strategy, "label_selector": dict(self.labels) or None, **size}
 
 
-def run(store: Store, works: Sequence[Work], pool: Pool, progress: Progress) -> list[Manifest]:
-    """Do what is still to do of every work, in one pool; their manifests, in order.
+def run(store: Store, works: Sequence[Work], pool: Pool, progress: Progress, retry_errors: bool = False) -> list[Manifest]:
+    """Do what is still to do of every work, in one pool; their manifests, in order. See `claim` for `retry_errors`.
 
     Raises:
         StageError: a stage broke a law, has too many errored rows, or failed for a reason that is no row's fault.
             Finished shards stay: the next call goes on behind them.
     """
-    claimed = [claim(store, work) for work in works]
+    claimed = [claim(store, work, retry_errors) for work in works]
     started = [item for item in claimed if isinstance(item, Claimed)]
     units = [Unit(index, shard) for index, item in enumerate(started) for shard in item.todo]
     spans: dict[int, list[float]] = {index: [] for index in range(len(started))}

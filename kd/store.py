@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -168,7 +169,8 @@ class Store:
 
     def read_rows(self, relative: str, row_type: type[R]) -> list[R]:
         """The rows of one Parquet file, its contract checked."""
-        table = pq.read_table(io.BytesIO(self.read(relative)))
+        with _readable(self.path(relative)):
+            table = pq.read_table(io.BytesIO(self.read(relative)))
         try:
             return from_table(table.replace_schema_metadata(), row_type)
         except ValueError as error:
@@ -264,6 +266,8 @@ def _readable(path: str) -> Iterator[None]:
             yield
         except FileNotFoundError as error:
             raise StoreError(f"{path} is not there; run the stage that writes it") from error
+        except pa.ArrowInvalid as error:
+            raise StoreError(f"{path} is not a whole Parquet file: {error}; delete it and run the stage again") from error
 
 
 def _replace(path: Path, data: bytes) -> None:
