@@ -185,9 +185,12 @@ class Store:
 
     def publish_rows(self, relative: str, rows: Sequence[R], row_type: type[R], notes: Mapping[str, Any]) -> None:
         """Rows as one Parquet file, built in memory; `notes` go into its footer as JSON."""
-        table = to_table(rows, row_type).replace_schema_metadata({"notes": json.dumps(notes)})
+        self.publish_table(relative, to_table(rows, row_type), notes)
+
+    def publish_table(self, relative: str, table: pa.Table, notes: Mapping[str, Any]) -> None:
+        """A table that keeps a row type's contract, likewise."""
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table.replace_schema_metadata({"notes": json.dumps(notes)}), buffer, compression="zstd")
         self.publish(relative, buffer.getvalue())
 
     def read_notes(self, relative: str) -> dict[str, Any]:
