@@ -89,4 +89,5 @@ class UnderRay:
             config={"made": self._made},
             inputs={},
             max_error_frac=0,
+            max_error_key="none",
         )

@@ -1,6 +1,7 @@
 """How a benchmark speaks: one JSON line per figure, one per bar at the end, and an exit status."""
 
 import json
+import os
 import platform
 import statistics
 import sys
@@ -20,7 +21,7 @@ class Record:
 
     name: str
     path: Path | None = None
-    failed: list[str] = field(default_factory=list)
+    bars: list[dict[str, object]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.path:
@@ -32,25 +33,26 @@ class Record:
         self._say({"bench": self.name, "case": case, "metric": metric, "value": _short(value), "unit": unit})
 
     def bar(self, bar: str, value: float | None, at: Literal["at_least", "at_most"], limit: float) -> None:
-        """One bar: whether a value is at least or at most a limit. A value that could not be had does not hold."""
+        """One bar, said at the end: is a value at least or at most a limit? One that could not be had does not hold."""
         holds = value is not None and (value >= limit if at == "at_least" else value <= limit)
-        self.failed += [] if holds else [bar]
-        self._say({"bar": bar, "value": _short(value), at: limit, "holds": holds})
+        self.bars.append({"bar": bar, "value": _short(value), at: limit, "holds": holds})
 
     def machine(self, **more: object) -> None:
         """What it ran on."""
         import torch
 
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-        self.figure("machine", "device", device, "name")
+        self.figure("machine", "device", torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(), "name")
+        self.figure("machine", "cores", os.cpu_count(), "count")
         self.figure("machine", "threads", torch.get_num_threads(), "count")
         self.figure("machine", "torch", torch.__version__, "version")
         for name, value in more.items():
             self.figure("machine", name, str(value), "setting")
 
     def end(self) -> None:
-        """Leave, with a status that says whether every bar holds."""
-        sys.exit(1 if self.failed else 0)
+        """Say the bars and leave, with a status that says whether all of them hold."""
+        for bar in self.bars:
+            self._say(bar)
+        sys.exit(0 if all(bar["holds"] for bar in self.bars) else 1)
 
     def _say(self, line: Mapping[str, object]) -> None:
         text = json.dumps(line)
@@ -74,6 +76,13 @@ def rates(cases: Timings, rounds: int) -> dict[str, list[float]]:
 def ratio(found: Mapping[str, list[float]], case: str, against: str) -> float:
     """The median over rounds of one case's rate over another's in the same round."""
     return statistics.median(one / other for one, other in zip(found[case], found[against], strict=True))
+
+
+def _cpu() -> str:
+    """The CPU's name, where the system says it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _short(value: float | str | None) -> float | str | None:
