@@ -156,8 +156,12 @@ def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply) -> dic
     return counted
 
 
-def finish(store: Store, claimed: Claimed, seconds: float, device: str) -> Manifest:
+def finish(
+    store: Store, claimed: Claimed, seconds: float, device: str, counted: Mapping[str, Mapping[str, int]] | None = None
+) -> Manifest:
     """Write the manifest of work whose shards are all there, with the counts of every shard, resumed ones too.
+
+    `counted` is what `run_shard` gave, by the shard's name; of the others the files' footers are read.
 
     Raises:
         StageError: a shard is missing, more rows got an error here than the config allows, or this attempt was overtaken.
@@ -169,7 +173,11 @@ def finish(store: Store, claimed: Claimed, seconds: float, device: str) -> Manif
         raise StageError(
             f"{work.title}: {len(missing)} of {len(work.shards)} shards are missing, {min(missing)} first; run it again"
         )
-    counts: Counter[str] = sum((Counter(notes) for _, notes in _notes(store, claimed.folder, work.shards)), Counter())
+    counts: Counter[str] = Counter()
+    for here in (counted or {}).values():
+        counts.update(here)
+    for _, notes in _notes(store, claimed.folder, [shard for shard in work.shards if shard.name not in (counted or {})]):
+        counts.update(notes)
     manifest = summarise(work.title, counts, seconds, rows_done=sum(shard.rows for shard in claimed.todo))
     failed = (row.uid for row in errored_rows(store, claimed.folder, work.shards, work.writes))
     check_errors(manifest, work.max_error_frac, work.max_error_key, store.path(claimed.folder), failed)

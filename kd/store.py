@@ -33,6 +33,8 @@ R = TypeVar("R", bound=Row)
 FOLDER_NAME = re.compile(r"[a-z0-9_-]+")
 MANIFEST = "manifest.json"
 CLAIM = "claim.json"
+SHARDS_PER_PART = 10_000
+"""A manifest with more shards than this lists them in files of their own, of so many each (0.8 MB)."""
 RECORDED_LIBRARIES = ("ray", "torch", "transformers", "captum", "deepspeed", "datasets", "pyarrow", "numpy")
 
 
@@ -215,17 +217,26 @@ class Store:
             return None
         known = {item.name for item in dataclasses.fields(Manifest)}
         content = self.read_json(relative)
+        parts = range(content.pop("shard_parts", 0))
         if set(content) - known:
             raise StoreError(f"{self.path(relative)} was written by another version; use a new run name")
-        return Manifest(**content | {"shards": [Shard(**shard) for shard in content["shards"]]})
+        shards = content["shards"] + [shard for part in parts for shard in self.read_json(_part(folder, part))["shards"]]
+        return Manifest(**content | {"shards": [Shard(**shard) for shard in shards]})
 
     def publish_manifest(self, folder: str, manifest: Manifest) -> Manifest:
-        """The last act of a stage. What it was made with is filled in here."""
+        """The last act of a stage. What it was made with is filled in here; a long list of shards goes into parts beside it."""
         revision, dirty = _code_revision()
         stamped = dataclasses.replace(
             manifest, code_revision=revision, code_dirty=dirty, versions=_versions(), finished_unix_s=round(time.time(), 3)
         )
-        self.publish_json(f"{folder}/{MANIFEST}", dataclasses.asdict(stamped))
+        content = dataclasses.asdict(stamped)
+        shards = content["shards"]
+        if len(shards) > SHARDS_PER_PART:
+            parts = [shards[at : at + SHARDS_PER_PART] for at in range(0, len(shards), SHARDS_PER_PART)]
+            for number, part in enumerate(parts):
+                self.publish_json(_part(folder, number), {"shards": part})
+            content |= {"shards": [], "shard_parts": len(parts)}
+        self.publish_json(f"{folder}/{MANIFEST}", content)
         return stamped
 
     def folder_for(self, folder: str, digest: str) -> str:
@@ -282,6 +293,10 @@ def _replace(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _part(folder: str, number: int) -> str:
+    return f"{folder}/manifest-{number:05d}.json"
 
 
 def _candidates(folder: str, digest: str) -> tuple[str, str]:
