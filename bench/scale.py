@@ -208,7 +208,7 @@ def stage(record: Record, store: Store, rows: int) -> Found:
     return found
 
 
-def ignore(done: int, total: int) -> None:  # noqa: ARG001
+def ignore(done: int, total: int) -> None:
     """No progress line."""
 
 
