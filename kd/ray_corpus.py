@@ -61,7 +61,7 @@ def prepare(task: TaskConfig, config: PrepareConfig, store: Store, progress: Pro
     with _users_errors():
         if task.llm:
             figures["llm_side_records"] = ray.get(ray.remote(side_size).remote(task.llm))
-        written = _write_all(_streams(task, config, store, folder, sources), progress)
+        written = _write_all(_streams(task, config, store, folder, sources, planned.digest), progress)
         shards = [item.shard for item in written]
         figures["repeated_records"] = _make_unique(task, store, folder, shards)
     counts: Counter[str] = sum((Counter(item.counts) for item in written), Counter())
@@ -95,7 +95,9 @@ class RecordFiles(Datasource):  # type: ignore[misc]
         ]
 
 
-def _streams(task: TaskConfig, config: PrepareConfig, store: Store, folder: str, sources: Mapping[str, Source]) -> list[Stream]:
+def _streams(
+    task: TaskConfig, config: PrepareConfig, store: Store, folder: str, sources: Mapping[str, Source], planned: str
+) -> list[Stream]:
     """The splits to make, in order; train is followed by what is held out of it."""
     streams = []
     count = ray.remote(Source.count)
@@ -105,7 +107,8 @@ def _streams(task: TaskConfig, config: PrepareConfig, store: Store, folder: str,
         by_position = len(splits) > 1 and task.holdout is not None and task.holdout.by == "position"
         counted = by_position or None in limits
         records = ray.get([count.remote(source, index) for index in range(len(source.files))]) if counted else []
-        streams += [Stream(task, source, name, split, store, folder, config.rows_per_shard, records) for split in splits]
+        made = partial(Stream, task, source, name, store=store, folder=folder, rows_per_shard=config.rows_per_shard)
+        streams += [made(split, records=records, plan=planned) for split in splits]
     return streams
 
 
