@@ -14,7 +14,7 @@ from kd.config import Config, read_config, read_yaml, validate
 from kd.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted(set((ROOT / "configs").glob("*.yaml")) - {ROOT / "configs" / "prices.yaml"})
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 
 
