@@ -16,7 +16,7 @@ from kd.store import Store
 
 RETRY = "--retry-errors"
 NO_PROBE = "--no-probe"
-"""Options that are no keys of the config: they decide what is done, not what comes out. `plan` has the second, others the first."""
+"""Options, no keys of the config: they decide what is done, not what comes out. `plan` has the second, others the first."""
 FAILED, WRONG_CONFIG, INTERRUPTED = 1, 2, 130
 """Exit codes, beside 0."""
 
