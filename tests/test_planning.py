@@ -53,6 +53,8 @@ def test_gpu_hours_are_operations_over_the_share_of_the_peak_and_price_is_hours_
     found = on_gpu(PRICES.gpus[0], PRICES, stages)
     assert found.hours == {"attribute": pytest.approx(1.0), "train": pytest.approx(0.5)}
     assert (found.total_hours, found.usd, found.too_small) == (pytest.approx(1.5), pytest.approx(3.0), ["train"])
+    twice = {"attribute": StagePlan(1, 110e12 * 3600, 1.0)}
+    assert (found.to_attribute_in_an_hour, on_gpu(PRICES.gpus[0], PRICES, twice).to_attribute_in_an_hour) == (1, 3)
 
 
 def test_a_million_rows_of_a_three_billion_teacher_take_half_an_hour_of_an_h100() -> None:

@@ -63,12 +63,16 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class GpuPlan:
-    """One type of GPU: hours by stage, their sum and price; `too_small` are the stages whose model does not fit on one."""
+    """One type of GPU: hours by stage, their sum and price, and how many of them attribute within an hour.
+
+    `too_small` are the stages whose model does not fit on one.
+    """
 
     type: str
     hours: Mapping[str, float]
     total_hours: float
     usd: float
+    to_attribute_in_an_hour: int
     too_small: Sequence[str]
 
 
@@ -108,7 +112,7 @@ def on_gpu(gpu: Gpu, prices: Prices, stages: Mapping[str, StagePlan]) -> GpuPlan
     hours = {title: prices.hours(gpu, stage.flops) for title, stage in stages.items()}
     total = sum(hours.values())
     small = [title for title, stage in stages.items() if stage.memory_gib > gpu.memory_gib]
-    return GpuPlan(gpu.type, hours, total, total * gpu.usd_per_hour, small)
+    return GpuPlan(gpu.type, hours, total, total * gpu.usd_per_hour, max(1, math.ceil(hours["attribute"])), small)
 
 
 def on_actors(probe: Probe, actors: int, shards: Sequence[int]) -> TimePlan:
@@ -140,5 +144,5 @@ def suggested_shard(rows: int, actors: int, configured: int, rows_per_s: float |
 
 def _rounded(number: int) -> int:
     """The number with two leading digits, rounded down."""
-    unit = 10 ** max(0, len(str(number)) - 2)
+    unit: int = 10 ** max(0, len(str(number)) - 2)
     return number // unit * unit

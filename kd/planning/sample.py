@@ -37,7 +37,7 @@ def of_examples(store: Store, folder: str, examples: Manifest) -> dict[str, Spli
     """The splits of a corpus that is prepared, by name."""
     found = {}
     for split in dict.fromkeys(shard.split for shard in examples.shards):
-        shards, rows = examples.shards_of(split), []
+        shards, rows = examples.shards_of(split), list[Example]()
         for shard in shards:
             if len(rows) < SAMPLED_ROWS:
                 rows += store.read_rows(f"{folder}/{shard.file}", Example)[: SAMPLED_ROWS - len(rows)]

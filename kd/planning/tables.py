@@ -60,7 +60,7 @@ def stage_table(plan: Plan) -> Table:
         )
         for title, stage in plan.stages.items()
     ]
-    note = "Memory is of weights, in training with gradients and optimizer, before ZeRO; activations come on top."
+    note = "Memory: weights, in training with gradients and optimizer before ZeRO; activations on top."
     return Table("Stages", ("stage", "rows", "GFLOP/row", "PFLOP", "memory GiB"), lines, notes=[note], left=frozenset({"stage"}))
 
 
@@ -68,11 +68,17 @@ def price_table(plan: Plan) -> Table:
     """GPU-hours by stage and type of GPU, and their price."""
     titles = list(plan.stages)
     lines = [
-        (gpu.type, *(_hours(gpu.hours[title]) for title in titles), _hours(gpu.total_hours), f"{gpu.usd:,.2f}")
+        (
+            gpu.type,
+            *(_hours(gpu.hours[title]) for title in titles),
+            _hours(gpu.total_hours),
+            f"{gpu.usd:,.2f}",
+            f"{gpu.to_attribute_in_an_hour:,}",
+        )
         for gpu in plan.gpus
     ]
     notes = [f"Does not fit on one {gpu.type}: {', '.join(gpu.too_small)}." for gpu in plan.gpus if gpu.too_small]
-    columns = ("GPU", *titles, "hours in all", "USD")
+    columns = ("GPU", *titles, "hours in all", "USD", "GPUs to attribute in 1 h")
     return Table(f"GPU-hours at {plan.share_of_peak:.0%} of the peak", columns, lines, notes=notes, left=frozenset({"GPU"}))
 
 
@@ -91,7 +97,8 @@ def _probed(plan: Plan) -> list[str]:
     return [
         f"probe         {probe.rows:,} rows, {actors}: {probe.rows_per_s:,.1f} rows/s and {probe.tokens_per_s:,.0f} tokens/s"
         f" each, loaded in {probe.load_s:,.1f} s",
-        f"attribution   {_time(time.seconds)} with {time.actors} such actors; {time.actors_for_an_hour:,} for an hour",
+        f"attribution   {_time(time.seconds)} with {time.actors} such actors",
+        f"actors        cluster.max_actors: {time.actors_for_an_hour} attributes within an hour",
     ]
 
 
