@@ -27,6 +27,7 @@ from kd.corpus import Source, find_splits
 from kd.errors import InputError, UserError
 from kd.examples import Place, Stream, Written, check_complete, find_side, finished, plan, side_size
 from kd.ray_data import packed, quiet_context, raise_packed, readable_errors
+from kd.rows import Example
 from kd.shards import check_errors, errored_rows, summarise
 from kd.store import Manifest, Shard, Store
 from kd.tasks.base import PrepareConfig, TaskConfig
