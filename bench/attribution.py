@@ -1,9 +1,11 @@
-"""How fast the attribution engine is: beside the floor, Captum row by row, inseq, and itself under Ray Data.
+"""How fast the attribution engine is: beside the floor, Captum row by row, and inseq.
 
-`make bench-attribution`. One model of the T5-small shape with random weights, one list of questions, saliency, one run.
+`make bench-attribution`, which runs `bench/attribution_ray.py` too. One model of the T5-small shape with random weights, one
+list of questions, saliency, one run.
 """
 
 import argparse
+import io
 import statistics
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from captum.attr import Saliency as CaptumSaliency
 
@@ -27,7 +30,7 @@ from kd.families.base import Family
 from kd.families.opening import open_family
 from kd.models import Loaded, ModelConfig, ModelSource, load, save
 from kd.rationales import pool_to_words
-from kd.rows import Attribution, Example
+from kd.rows import Attribution, Example, RowError
 from kd.spans import words
 from kd.specs import T5Spec
 from kd.vocabulary import train_tokenizer
@@ -40,20 +43,24 @@ SHARD_BUDGET_TOKENS = 16384
 
 def main() -> None:
     """Measure everything and leave with the bars' status."""
-    given = arguments()
+    given = arguments(__doc__)
     record = Record("attribution", given.out)
-    torch.manual_seed(0)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         folder = Path(scratch) / "model"
-        candidates = questions(given.data, 2 * SHARD_ROWS)
-        make_model(candidates, folder)
-        shard = fitting(candidates, open_model(folder, device="meta"))[:SHARD_ROWS]
+        shard = model_and_rows(folder, given.data)
         rows = shard[: given.rows]
         record.machine(text="CommonsenseQA" if given.data else "made up", rows=len(rows), budget_tokens=given.budget)
         padding(record, folder, shard, rows, given.budget)
         alone(record, folder, rows, given)
-        under_ray(record, folder, Path(scratch) / "run", rows, given)
     record.end()
+
+
+def model_and_rows(folder: Path, data: Path | None) -> list[Example]:
+    """A model in a folder, and a shard of rows that it can answer."""
+    torch.manual_seed(0)
+    candidates = questions(data, 2 * SHARD_ROWS)
+    make_model(candidates, folder)
+    return fitting(candidates, open_model(folder, device="meta"))[:SHARD_ROWS]
 
 
 def fitting(rows: Sequence[Example], family: Family) -> list[Example]:
@@ -68,8 +75,9 @@ def fitting(rows: Sequence[Example], family: Family) -> list[Example]:
     return [row for row in rows if fits(row)]
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.attribution", description=__doc__)
+def arguments(description: str | None) -> argparse.Namespace:
+    """The command line of both attribution benchmarks."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, help="folder of CommonsenseQA as JSON lines; without it rows are made up")
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
@@ -164,13 +172,14 @@ def run_engine(attributing: Engine, rows: Sequence[Example]) -> float:
 
 def write_rows(attributing: Engine, rows: Sequence[Example]) -> float:
     """As the job does it: attributions, and these as Parquet in memory."""
-    import io
-
-    import pyarrow.parquet as pq
-
     found = attributing.attribute(rows, Counter())
-    pq.write_table(to_table([row for row in found if isinstance(row, Attribution)], Attribution), io.BytesIO())
+    write_parquet(found)
     return len(found)
+
+
+def write_parquet(found: Sequence[Attribution | RowError]) -> None:
+    """Rows as a Parquet file in memory."""
+    pq.write_table(to_table([row for row in found if isinstance(row, Attribution)], Attribution), io.BytesIO())
 
 
 class Floor:
@@ -268,12 +277,10 @@ def parts(record: Record, attributing: Engine, rows: Sequence[Example]) -> None:
     family.read = read  # type: ignore[method-assign]
     attributing._attribution = clocked("make rows", originals[2])  # type: ignore[method-assign]
     started = time.perf_counter()
-    write = clocked("write", write_rows)
-    write(attributing, rows)
-    whole = time.perf_counter() - started
+    found = attributing.attribute(rows, Counter())
     family.encode_rows, family.read, attributing._attribution = originals  # type: ignore[method-assign]
-    named = sum(seconds for part, seconds in spent.items() if part != "write")
-    spent["explain and the rest"] = whole - named  # type: ignore[assignment]
+    spent["explain"] = time.perf_counter() - started - sum(spent.values())  # type: ignore[assignment]
+    clocked("to Parquet", write_parquet)(found)
     for part, seconds in spent.items():
         record.figure("a': engine, whole rows", f"time, {part}", seconds / len(rows) * 1000, "ms/row")
 
@@ -298,29 +305,6 @@ def top_words(row: Attribution, k: int) -> set[int]:
 def has_bf16() -> bool:
     """Whether this CPU computes matrix products in bf16 itself."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-# --- under Ray Data ---------------------------------------------------------------------------------------------------
-
-
-def under_ray(record: Record, folder: Path, run: Path, rows: Sequence[Example], given: argparse.Namespace) -> None:
-    from bench.attribution_ray import UnderRay
-
-    with UnderRay(folder, run, rows, given.budget, LIMITS) as bench:
-        found = rates_of(bench.cases(), given.rounds)
-    for case, each in found.items():
-        record.figure(case, "rate", statistics.median(each), "rows/s")
-    record.bar("b: one actor / engine alone", ratio(found, "b: 1 actor", "b: engine alone, 1 thread"), "at_least", 0.9)
-    record.bar("b: two actors / one", ratio(found, "b: 2 actors", "b: 1 actor"), "at_least", 1.7)
-
-
-def rates_of(cases: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Like `rates`, for cases that measure their own rate."""
-    found: dict[str, list[float]] = {case: [] for case in cases}
-    for _ in range(rounds):
-        for case, measure in cases.items():
-            found[case].append(measure())
-    return found
 
 
 if __name__ == "__main__":

@@ -1,15 +1,23 @@
-"""The engine under Ray Data, in the steady state: shards in a run directory, actors, and a plain loop beside them."""
+"""The attribution engine under Ray Data, in the steady state, beside a plain loop over the same shards.
 
-import os
+`make bench-attribution` runs it behind `bench/attribution.py`, with the same model and rows. The loop has a process of its
+own, as an actor has.
+"""
+
+import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import ray
-import torch
 
+from bench.attribution import LIMITS, arguments, model_and_rows
+from bench.record import Record, ratio
 from kd import ray_data
 from kd.attribution.engine import Attribute, AttributionConfig
 from kd.models import ModelConfig, ModelSource
@@ -37,8 +45,7 @@ class UnderRay:
         self._made = 0
 
     def __enter__(self) -> Self:
-        os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-        ray.init(num_cpus=4, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=4, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -54,18 +61,9 @@ class UnderRay:
         }
 
     def _alone(self) -> float:
-        """A plain loop over the same shards, the first of them not timed."""
-        before = torch.get_num_threads()
-        claimed = claim(self._store, self._work(threads=1))
-        assert isinstance(claimed, Claimed)
-        apply = claimed.work.recipe.open()
-        run_shard(self._store, claimed, self._shards[0], apply)
-        started = time.perf_counter()
-        for shard in self._shards[1:]:
-            run_shard(self._store, claimed, shard, apply)
-        seconds = time.perf_counter() - started
-        torch.set_num_threads(before)
-        return sum(shard.rows for shard in self._shards[1:]) / seconds
+        """A plain loop over the same shards with one thread, the first shard not timed."""
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+            return other.submit(loop, self._store, self._work(threads=1), self._shards).result()
 
     def _under_ray(self, actors: int, threads: int) -> float:
         """From when every actor has done its first shard to the end."""
@@ -91,3 +89,40 @@ class UnderRay:
             max_error_frac=0,
             max_error_key="none",
         )
+
+
+def loop(store: Store, work: Work, shards: Sequence[Shard]) -> float:
+    """Rows per second over all shards but the first."""
+    claimed = claim(store, work)
+    assert isinstance(claimed, Claimed)
+    apply = work.recipe.open()
+    run_shard(store, claimed, shards[0], apply)
+    started = time.perf_counter()
+    for shard in shards[1:]:
+        run_shard(store, claimed, shard, apply)
+    return sum(shard.rows for shard in shards[1:]) / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Measure every case in turn, as often as there are rounds, and leave with the bars' status."""
+    given = arguments(__doc__)
+    record = Record("attribution_ray", given.out)
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        folder = Path(scratch) / "model"
+        rows = model_and_rows(folder, given.data)[: given.rows]
+        record.machine(text="CommonsenseQA" if given.data else "made up", rows=len(rows), budget_tokens=given.budget)
+        with UnderRay(folder, Path(scratch) / "run", rows, given.budget, LIMITS) as bench:
+            cases = bench.cases()
+            found: dict[str, list[float]] = {case: [] for case in cases}
+            for _ in range(given.rounds):
+                for case, measure in cases.items():
+                    found[case].append(measure())
+    for case, each in found.items():
+        record.figure(case, "rate", statistics.median(each), "rows/s")
+    record.bar("b: one actor / engine alone", ratio(found, "b: 1 actor", "b: engine alone, 1 thread"), "at_least", 0.9)
+    record.bar("b: two actors / one", ratio(found, "b: 2 actors", "b: 1 actor"), "at_least", 1.7)
+    record.end()
+
+
+if __name__ == "__main__":
+    main()
