@@ -84,10 +84,13 @@ class Stream:
         return Written(shard, places[0], places[-1], Counter(file for file, _ in places), counts)
 
     def _published(self, shard: Shard) -> dict[str, int] | None:
-        """What an earlier attempt counted in a shard; None for one that is not there, or whose uids were changed since."""
+        """What an earlier attempt counted in a shard; None where it is not there, not whole, or has had uids changed since."""
         path = f"{self.folder}/{shard.file}"
-        notes = self.store.read_notes(path) if self.store.exists(path) else {RENAMED: 1}
-        return None if RENAMED in notes else notes
+        try:
+            notes = self.store.read_notes(path) if self.store.exists(path) else None
+        except StoreError:
+            return None
+        return None if notes is None or RENAMED in notes else notes
 
     def _publish(self, shard: Shard, records: Sequence[str]) -> dict[str, int]:
         parsed = (as_example(self.task, self.source_split, record) for record in records)
