@@ -115,22 +115,6 @@ def once_it_works(run: Run, draw: random.Random, act: Callable[[], None]) -> Ite
     other.join()
 
 
-@pytest.fixture(scope="module")
-def local() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.parametrize("seed", ROUNDS)
-def test_an_actor_is_killed(local: None, tmp_path: Path, seed: int) -> None:
-    run, draw = Run.at(tmp_path), random.Random(seed)
-    with once_it_works(run, draw, lambda: os.kill(draw.choice(sorted(run.pids())), signal.SIGKILL)):
-        (found,) = ray_data.run(run.store, [run.work()], TWO, ignore)
-    same_rows(run.store, run.shards, run.undisturbed, found)
-    assert len((run.notes / "done.txt").read_text().split()) <= len(run.shards) + 2, "a kill costs at most what was in hand"
-
-
 @pytest.mark.parametrize("seed", ROUNDS)
 def test_a_node_is_lost(tmp_path: Path, seed: int) -> None:
     run, draw = Run.at(tmp_path), random.Random(seed)
@@ -145,6 +129,22 @@ def test_a_node_is_lost(tmp_path: Path, seed: int) -> None:
         ray.shutdown()
         cluster.shutdown()
     same_rows(run.store, run.shards, run.undisturbed, found)
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[None]:
+    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("seed", ROUNDS)
+def test_an_actor_is_killed(local: None, tmp_path: Path, seed: int) -> None:
+    run, draw = Run.at(tmp_path), random.Random(seed)
+    with once_it_works(run, draw, lambda: os.kill(draw.choice(sorted(run.pids())), signal.SIGKILL)):
+        (found,) = ray_data.run(run.store, [run.work()], TWO, ignore)
+    same_rows(run.store, run.shards, run.undisturbed, found)
+    assert len((run.notes / "done.txt").read_text().split()) <= len(run.shards) + 2, "a kill costs at most what was in hand"
 
 
 DRIVER = """
