@@ -14,6 +14,9 @@ from kd.config import ClusterConfig, Config, read_config
 from kd.errors import ConfigError, UserError
 from kd.store import Store
 
+RETRY = "--retry-errors"
+NO_PROBE = "--no-probe"
+"""Options, no keys of the config: they decide what is done, not what comes out. `plan` has the second, others the first."""
 FAILED, WRONG_CONFIG, INTERRUPTED = 1, 2, 130
 """Exit codes, beside 0."""
 
@@ -27,6 +30,8 @@ class Session:
     console: Console
     exits: ExitStack = field(default_factory=ExitStack)
     job: str = ""
+    retry_errors: bool = False
+    probe: bool = True
 
     def connect(self) -> None:
         """Connect to the cluster, or start a local one; stages with nothing to do never call this."""
@@ -45,15 +50,17 @@ class Session:
 Stage = Callable[[Session], None]
 
 
-def main(stage: Stage, description: str | None) -> None:
+def main(stage: Stage, description: str | None, option: str = RETRY) -> None:
     """Run one stage as a program. Exit codes: 0 done, 1 the stage failed, 2 the config is wrong, 130 interrupted."""
     job = Path(sys.argv[0]).stem
     try:
-        config = read_config(f"python -m jobs.{job}", description or "", sys.argv[1:])
+        arguments = [given for given in sys.argv[1:] if given != option]
+        config = read_config(f"python -m jobs.{job}", description or "", arguments, option)
         check_root(config)
         store = Store.at(config.directory)
         with _log_of(store, job) as log:
-            code = _run(stage, config, store, job, log)
+            given = {option} & set(sys.argv[1:])
+            code = _run(stage, config, store, job, log, given)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         code = WRONG_CONFIG if isinstance(error, ConfigError) else FAILED
@@ -75,11 +82,11 @@ def check_root(config: Config) -> None:
         )
 
 
-def _run(stage: Stage, config: Config, store: Store, job: str, log: Path) -> int:
+def _run(stage: Stage, config: Config, store: Store, job: str, log: Path, given: set[str]) -> int:
     """The stage, with its output sorted: what is for a person to the console, the rest to the log."""
     with console_with_log(log) as console, ExitStack() as exits:
         try:
-            stage(Session(config, store, console, exits, job))
+            stage(Session(config, store, console, exits, job, retry_errors=RETRY in given, probe=NO_PROBE not in given))
         except UserError as error:
             traceback.print_exc()
             console.say(f"\nerror: {error}\n\nThe log is {log}")

@@ -53,11 +53,11 @@ def check_models(config: Config) -> None:
 def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -> list[Manifest]:
     """Do what is left of these works on the cluster, with one progress line for all of them."""
     line = session.console.stage(title)
-    finished = all(is_finished(session.store, work) for work in works)
+    finished = all(is_finished(session.store, work, session.retry_errors) for work in works)
     if not finished:
         session.connect()
     with telling_of_waits(session, line, of_pool(pool)):
-        manifests = ray_data.run(session.store, works, pool, line)
+        manifests = ray_data.run(session.store, works, pool, line, session.retry_errors)
     line.close(("complete already: " if finished else "") + outcome(manifests))
     return manifests
 

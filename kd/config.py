@@ -143,8 +143,10 @@ class _CommandLine(Config, BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-def read_config(program: str, description: str, arguments: Sequence[str]) -> Config:
+def read_config(program: str, description: str, arguments: Sequence[str], option: str = "--retry-errors") -> Config:
     """The config that `arguments` ask for: a YAML file, then overrides. `--help` prints every key and exits.
+
+    `option` is what the program takes beside them, for its usage.
 
     Raises:
         ConfigError: no such file, not YAML, an unknown key, a value that is not possible.
@@ -155,10 +157,12 @@ def read_config(program: str, description: str, arguments: Sequence[str]) -> Con
     overrides = [argument for argument in arguments if argument.startswith("--")]
     files = [argument for argument in arguments if not argument.startswith("-")]
     if "-h" in arguments or "--help" in arguments:
-        _parse_overrides(program, description, ["--help"])
+        _parse_overrides(program, description, ["--help"], option)
     if len(files) != 1:
-        raise ConfigError(f"expected one config file, got {files or 'none'}; usage: {program} CONFIG [--dotted.path=value ...]")
-    data = _merge(read_yaml(files[0]), _parse_overrides(program, description, overrides), [Config])
+        raise ConfigError(
+            f"expected one config file, got {files or 'none'}; usage: {program} CONFIG [{option}] [--dotted.path=value ...]"
+        )
+    data = _merge(read_yaml(files[0]), _parse_overrides(program, description, overrides, option), [Config])
     return validate(data, files[0])
 
 
@@ -185,14 +189,14 @@ def read_yaml(path: str) -> dict[str, Any]:
     return data
 
 
-def _parse_overrides(program: str, description: str, overrides: Sequence[str]) -> dict[str, Any]:
+def _parse_overrides(program: str, description: str, overrides: Sequence[str], option: str) -> dict[str, Any]:
     overrides = [_spelled_out(override) for override in overrides]
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
             _CommandLine,
             root_parser=argparse.ArgumentParser(
                 prog=program,
-                usage=f"{program} CONFIG [--dotted.path=value ...]",
+                usage=f"{program} CONFIG [{option}] [--dotted.path=value ...]",
                 description=description,
                 formatter_class=argparse.RawDescriptionHelpFormatter,
             ),

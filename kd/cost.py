@@ -65,6 +65,16 @@ def explained_row(shape: Shape, input_tokens: int, answer_tokens: int, frozen: b
     return Flops(forward, (2.0 if frozen else 4.0) * weights + 8.0 * pairs)
 
 
+def learned_row(shape: Shape, input_tokens: int, answer_tokens: int) -> float:
+    """One sequence of one training step: forward, and backward to every weight; 6 FLOP per weight and token."""
+    return explained_row(shape, input_tokens, answer_tokens, frozen=False).both
+
+
+def answered_row(shape: Shape, input_tokens: int, answer_tokens: int) -> float:
+    """One row read and its answer generated."""
+    return explained_row(shape, input_tokens, 0).forward + written_row(shape, input_tokens, answer_tokens)
+
+
 def written_row(shape: Shape, input_tokens: int, answer_tokens: int, answers: int = 1) -> float:
     """What one row's answers cost behind an input that has been read: generated, or ranked one after the other."""
     weights = (shape.writer + shape.head) * answer_tokens

@@ -1,5 +1,6 @@
 """From the records of a corpus to shards of examples: what a block of records becomes, and whose examples a folder holds."""
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from kd.store import Manifest, Shard, Store, digest
 from kd.tasks.base import PrepareConfig, SideFile, TaskConfig, content_uid, folder_and_pattern
 from kd.tasks.fields import Record, id_at, optional_text_at
 from kd.tasks.holdout import Holdout
+from kd.uids import RENAMED
 
 Place = tuple[int, int]
 """Where a record is: the index of its file, and its row in there."""
@@ -51,6 +53,8 @@ class Stream:
     folder: str
     rows_per_shard: int
     records: Sequence[int]
+    plan: str = ""
+    """The digest of what is planned: a shard that an earlier attempt at the same has published is not made again."""
 
     @property
     def limit(self) -> int | None:
@@ -70,16 +74,33 @@ class Stream:
         return [taken == (self.split == "validation") for taken in held]
 
     def write(self, places: Sequence[Place], records: Sequence[str]) -> Written:
-        """Parse a block of records and publish it as one shard. Its name depends on what is in it, and where that begins."""
+        """Parse a block of records and publish it as one shard, unless it is there.
+
+        Its name depends on the plan, on the records, and on where they begin.
+        """
+        text = hashlib.sha256("\n".join(records).encode(errors="surrogatepass")).hexdigest()
+        shard = Shard(f"{self.split}-{digest(self.plan, places[0], text)[:12]}", self.split, len(records))
+        counts = self._published(shard) or self._publish(shard, records)
+        return Written(shard, places[0], places[-1], Counter(file for file, _ in places), counts)
+
+    def _published(self, shard: Shard) -> dict[str, int] | None:
+        """What an earlier attempt counted in a shard; None where it is not there, not whole, or has had uids changed since."""
+        path = f"{self.folder}/{shard.file}"
+        try:
+            notes = self.store.read_notes(path) if self.store.exists(path) else None
+        except StoreError:
+            return None
+        return None if notes is None or RENAMED in notes else notes
+
+    def _publish(self, shard: Shard, records: Sequence[str]) -> dict[str, int]:
         parsed = (as_example(self.task, self.source_split, record) for record in records)
         rows = [replace(row, split=self.split) for row in parsed]
         counts: dict[str, int] = {}
         if self.task.llm:
             rows, counts = attach(rows, side_table(self.task.llm))
-        shard = Shard(f"{self.split}-{digest(places[0], [row.uid for row in rows])[:12]}", self.split, len(rows))
         counts = count(rows) | counts
         self.store.publish_rows(f"{self.folder}/{shard.file}", rows, Example, counts)
-        return Written(shard, places[0], places[-1], Counter(file for file, _ in places), counts)
+        return counts
 
     def check(self, written: Sequence[Written]) -> None:
         """The shards of this split follow one another in the order of the files, all but the last full.

@@ -94,7 +94,7 @@ def load(source: ModelSource, device: str) -> Loaded:
         ConfigError: the config asks for a GPU, a package, a tokenizer or a permission that is not there.
         InputError: there is no such model, its weights are incomplete, or it is of no known family.
     """
-    _check_device(device)
+    check_device(device)
     with _quiet(), seeded(source.seed):
         loaded = _from_origin(source, device)
     if not loaded.tokenizer.is_fast:
@@ -214,8 +214,8 @@ def _dtype(config: ModelConfig) -> Any:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
 
 
-def _check_device(device: str) -> None:
-    """A GPU that is asked for is there."""
+def check_device(device: str) -> None:
+    """Raise ConfigError where a GPU is asked for and this process sees none."""
     import torch
 
     if device in ("cuda", "spread") and not torch.cuda.is_available():

@@ -27,7 +27,8 @@ from kd.corpus import Source, find_splits
 from kd.errors import InputError, UserError
 from kd.examples import Place, Stream, Written, check_complete, find_side, finished, plan, side_size
 from kd.ray_data import packed, quiet_context, raise_packed, readable_errors
-from kd.shards import check_errors, summarise
+from kd.rows import Example
+from kd.shards import check_errors, errored_rows, summarise
 from kd.store import Manifest, Shard, Store
 from kd.tasks.base import PrepareConfig, TaskConfig
 from kd.uids import UIDS_PER_BUCKET, Repeats, find_repeats, rename
@@ -61,12 +62,13 @@ def prepare(task: TaskConfig, config: PrepareConfig, store: Store, progress: Pro
     with _users_errors():
         if task.llm:
             figures["llm_side_records"] = ray.get(ray.remote(side_size).remote(task.llm))
-        written = _write_all(_streams(task, config, store, folder, sources), progress)
+        written = _write_all(_streams(task, config, store, folder, sources, planned.digest), progress)
         shards = [item.shard for item in written]
         figures["repeated_records"] = _make_unique(task, store, folder, shards)
     counts: Counter[str] = sum((Counter(item.counts) for item in written), Counter())
     summary = summarise("prepare", counts, time.monotonic() - started, rows_done=counts["rows"])
-    check_errors(summary, config.max_error_frac, "prepare.max_error_frac", store.path(folder))
+    failed = (row.uid for row in errored_rows(store, folder, shards, Example))
+    check_errors(summary, config.max_error_frac, "prepare.max_error_frac", store.path(folder), failed)
     return store.publish_manifest(folder, replace(planned, shards=shards, figures=figures, **summary))
 
 
@@ -94,7 +96,9 @@ class RecordFiles(Datasource):  # type: ignore[misc]
         ]
 
 
-def _streams(task: TaskConfig, config: PrepareConfig, store: Store, folder: str, sources: Mapping[str, Source]) -> list[Stream]:
+def _streams(
+    task: TaskConfig, config: PrepareConfig, store: Store, folder: str, sources: Mapping[str, Source], planned: str
+) -> list[Stream]:
     """The splits to make, in order; train is followed by what is held out of it."""
     streams = []
     count = ray.remote(Source.count)
@@ -104,7 +108,8 @@ def _streams(task: TaskConfig, config: PrepareConfig, store: Store, folder: str,
         by_position = len(splits) > 1 and task.holdout is not None and task.holdout.by == "position"
         counted = by_position or None in limits
         records = ray.get([count.remote(source, index) for index in range(len(source.files))]) if counted else []
-        streams += [Stream(task, source, name, split, store, folder, config.rows_per_shard, records) for split in splits]
+        made = partial(Stream, task, source, name, store=store, folder=folder, rows_per_shard=config.rows_per_shard)
+        streams += [made(split, records=records, plan=planned) for split in splits]
     return streams
 
 

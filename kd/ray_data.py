@@ -5,6 +5,8 @@ the file in memory and publishes it; only counts come back, so the driver and th
 with the corpus. Several works may share one pool: a start costs seconds, and students to evaluate are many.
 """
 
+import dataclasses
+import json
 import pickle
 import time
 import traceback
@@ -49,26 +51,28 @@ class Pool:
         return {"compute": strategy, "label_selector": dict(self.labels) or None, **size}
 
 
-def run(store: Store, works: Sequence[Work], pool: Pool, progress: Progress) -> list[Manifest]:
-    """Do what is still to do of every work, in one pool; their manifests, in order.
+def run(store: Store, works: Sequence[Work], pool: Pool, progress: Progress, retry_errors: bool = False) -> list[Manifest]:
+    """Do what is still to do of every work, in one pool; their manifests, in order. See `claim` for `retry_errors`.
 
     Raises:
         StageError: a stage broke a law, has too many errored rows, or failed for a reason that is no row's fault.
             Finished shards stay: the next call goes on behind them.
     """
-    claimed = [claim(store, work) for work in works]
+    claimed = [claim(store, work, retry_errors) for work in works]
     started = [item for item in claimed if isinstance(item, Claimed)]
     units = [Unit(index, shard) for index, item in enumerate(started) for shard in item.todo]
     spans: dict[int, list[float]] = {index: [] for index in range(len(started))}
+    counted: list[dict[str, dict[str, int]]] = [{} for _ in started]
     total = sum(shard.rows for item in started for shard in item.work.shards)
     done = total - sum(unit.shard.rows for unit in units)
     progress(done, total)
     for result in _results(store, started, units, pool):
         done += result["rows"]
         spans[result["work"]] += [result["started_s"], result["ended_s"]]
+        counted[result["work"]][result["shard"]] = json.loads(result["counted"])
         progress(done, total)
     finished = iter(
-        finish(store, item, max(spans[index], default=0.0) - min(spans[index], default=0.0), pool.device)
+        finish(store, item, max(spans[index], default=0.0) - min(spans[index], default=0.0), pool.device, counted[index])
         for index, item in enumerate(started)
     )
     return [next(finished) if isinstance(item, Claimed) else item for item in claimed]
@@ -83,22 +87,26 @@ class Unit:
 
 
 class ShardWorker:
-    """The actor: opens the recipe of the work it was last handed, and does shard after shard with it."""
+    """The actor: opens the recipe of the work it was last handed, and does shard after shard with it.
 
-    def __init__(self, store: Store, claimed: Sequence[Claimed], units: Sequence[Unit]) -> None:
+    It is made with nothing that grows with the corpus: which shard it is to do comes with each call.
+    """
+
+    def __init__(self, store: Store, claimed: Sequence[Claimed]) -> None:
         self.store = store
         self.claimed = claimed
-        self.units = units
         self.opened: tuple[int, Apply] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        unit = self.units[int(batch["unit"][0])]
-        started, failure = time.time(), b""
+        shard = Shard(str(batch["name"][0]), str(batch["split"][0]), int(batch["rows"][0]))
+        unit = Unit(int(batch["work"][0]), shard)
+        started, failure, counted = time.time(), b"", "{}"
         try:
-            run_shard(self.store, self.claimed[unit.work], unit.shard, self._apply(unit.work))
+            counted = json.dumps(run_shard(self.store, self.claimed[unit.work], unit.shard, self._apply(unit.work)))
         except Exception as error:  # noqa: BLE001 - raised again in the driver
             failure = packed(error, f"{self.claimed[unit.work].work.title}, shard {unit.shard.name}")
-        done = {"work": unit.work, "rows": unit.shard.rows, "started_s": started, "ended_s": time.time(), "failure": failure}
+        done = {"work": unit.work, "shard": unit.shard.name, "rows": unit.shard.rows, "counted": counted}
+        done |= {"started_s": started, "ended_s": time.time(), "failure": failure}
         return {key: [value] for key, value in done.items()}
 
     def _apply(self, work: int) -> Apply:
@@ -113,13 +121,19 @@ def _results(store: Store, claimed: Sequence[Claimed], units: Sequence[Unit], po
     if not units:
         return
     quiet_context()
-    work = ray.data.from_items([{"unit": index} for index in range(len(units))], override_num_blocks=len(units))
-    arguments = {"store": store, "claimed": claimed, "units": units}
-    results = work.map_batches(ShardWorker, batch_size=1, fn_constructor_kwargs=arguments, **pool.options())
+    items = [{"work": unit.work, **dataclasses.asdict(unit.shard)} for unit in units]
+    arguments = {"store": store, "claimed": [_without_shards(item) for item in claimed]}
+    todo = ray.data.from_items(items, override_num_blocks=len(items))
+    results = todo.map_batches(ShardWorker, batch_size=1, fn_constructor_kwargs=arguments, **pool.options())
     with readable_errors():
         for result in results.iter_rows():
             raise_packed(result["failure"])
             yield result
+
+
+def _without_shards(claimed: Claimed) -> Claimed:
+    """What an actor needs to know of a work: all but its list of shards."""
+    return dataclasses.replace(claimed, todo=(), work=dataclasses.replace(claimed.work, shards=()))
 
 
 def quiet_context() -> None:

@@ -1,11 +1,14 @@
 """A stage over shards, without any scheduler: plan, do one shard, finish.
 
 A stage is a recipe that opens to a function from rows to rows. One shard is one unit of work and one output file of
-deterministic name. Ray only decides where and when `run_shard` is called; a plain loop gives the same files.
+deterministic name, a function of the input shard and the config: attempts that overlap can only write the same rows again.
+Ray only decides where and when `run_shard` is called; a plain loop gives the same files.
 """
 
+import itertools
+import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -53,30 +56,57 @@ class Work:
         return digest(self.title, self.config, self.inputs, schema_digest(self.writes), [[s.name, s.rows] for s in self.shards])
 
 
+ATTEMPT = "attempt.json"
+"""Names the newest attempt at a folder's work. It is not needed for correctness: it tells an older one to stop."""
+
+
 @dataclass(frozen=True)
 class Claimed:
-    """Work with its folder in a run directory, and the shards that are still to do, largest first."""
+    """Work with its folder in a run directory, this attempt's token, and the shards that are still to do, largest first.
+
+    `again` are shards that are there, with rows that got an error which are to be tried once more.
+    """
 
     work: Work
     folder: str
+    attempt: str
     todo: Sequence[Shard]
+    again: frozenset[str] = frozenset()
 
 
-def claim(store: Store, work: Work) -> Claimed | Manifest:
-    """Take the folder for this work; its manifest if it is complete already."""
+def claim(store: Store, work: Work, retry_errors: bool = False) -> Claimed | Manifest:
+    """Take the folder for this work; its manifest if it is complete already.
+
+    With `retry_errors` the shards that hold rows with an error of this stage are to be done again, for these rows alone.
+    """
     folder = store.folder_for(work.target, work.digest)
     manifest = store.manifest(folder)
-    if manifest is not None:
+    if manifest is not None and not (retry_errors and added_errors(manifest.errors, manifest.counts)):
         return manifest
-    done = set(store.names(folder))
-    todo = [shard for shard in work.shards if shard.file not in done]
-    return Claimed(work, folder, sorted(todo, key=lambda shard: -shard.rows))
+    there = set(store.names(folder))
+    again = _with_errors(store, folder, [shard for shard in work.shards if shard.file in there]) if retry_errors else []
+    todo = [shard for shard in work.shards if shard.file not in there] + again
+    attempt = uuid.uuid4().hex
+    store.publish_json(f"{folder}/{ATTEMPT}", {"attempt": attempt})
+    by_size = sorted(todo, key=lambda shard: -shard.rows)
+    return Claimed(work, folder, attempt, by_size, frozenset(shard.name for shard in again))
 
 
-def is_finished(store: Store, work: Work) -> bool:
-    """Whether the work has a manifest."""
+def check_newest(store: Store, claimed: Claimed) -> None:
+    """Raise StageError where another attempt has taken over; what this one has published stays and is as good."""
+    newest = store.read_json(f"{claimed.folder}/{ATTEMPT}")["attempt"]
+    if newest != claimed.attempt:
+        raise StageError(
+            f"{claimed.work.title}: another job has started this stage in {store.path(claimed.folder)} and goes on with it;"
+            " this one stops. Its finished shards are kept. Run one job at a time on a run directory"
+        )
+
+
+def is_finished(store: Store, work: Work, retry_errors: bool = False) -> bool:
+    """Whether the work has a manifest, and with `retry_errors` no row in it that got an error here."""
     folder = store.find_folder(work.target, work.digest)
-    return folder is not None and store.manifest(folder) is not None
+    manifest = store.manifest(folder) if folder else None
+    return manifest is not None and not (retry_errors and added_errors(manifest.errors, manifest.counts))
 
 
 def completed(store: Store, work: Work) -> tuple[str, Manifest]:
@@ -95,8 +125,10 @@ def completed(store: Store, work: Work) -> tuple[str, Manifest]:
 def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply) -> dict[str, int]:
     """Read one shard, do the work, check the laws, publish the result; what it counted comes back.
 
+    A shard that is done again keeps its rows and does only those that got an error here.
+
     Raises:
-        StageError: the function lost, added or reordered rows, or the shard is shorter than planned.
+        StageError: the function lost, added or reordered rows, the shard is shorter than planned, or this attempt was overtaken.
     """
     work = claimed.work
     rows = store.read_rows(f"{work.source}/{shard.file}", work.reads)[: shard.rows]
@@ -104,45 +136,57 @@ def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply) -> dic
         raise StageError(
             f"{work.source}/{shard.file}: expected {shard.rows} rows, got {len(rows)}; run prepare into a new run name"
         )
-    good = [row for row in rows if row.error is None]
-    tally: Counter[str] = Counter()
+    target = f"{claimed.folder}/{shard.file}"
+    before = store.read_rows(target, work.writes) if shard.name in claimed.again else []
+    kept = {row.uid: row for row in before if row.error is None}
+    tally = _told(store.read_notes(target), before) if before else Counter()
+    good = [row for row in rows if row.error is None and row.uid not in kept]
     results = apply(good, tally)
     if len(results) != len(good):
         raise StageError(f"{work.title}: {len(good)} rows went in and {len(results)} came out of {shard.file}")
     answers = iter(results)
-    finished = [_settle(row, row.error or next(answers), work.writes) for row in rows]
+    finished = [kept.get(row.uid) or _settle(row, row.error or next(answers), work.writes) for row in rows]
     try:
         check_conserved(rows, finished)
     except ValueError as error:
         raise StageError(f"{work.title}, {shard.file}: {error}") from error
     counted = count(finished) | _count_inherited(rows) | tally
-    store.publish_rows(f"{claimed.folder}/{shard.file}", finished, work.writes, counted)
+    check_newest(store, claimed)
+    store.publish_rows(target, finished, work.writes, counted)
     return counted
 
 
-def finish(store: Store, claimed: Claimed, seconds: float, device: str) -> Manifest:
+def finish(
+    store: Store, claimed: Claimed, seconds: float, device: str, counted: Mapping[str, Mapping[str, int]] | None = None
+) -> Manifest:
     """Write the manifest of work whose shards are all there, with the counts of every shard, resumed ones too.
 
+    `counted` is what `run_shard` gave, by the shard's name; of the others the files' footers are read.
+
     Raises:
-        StageError: a shard is missing, or more rows got an error here than the config allows.
+        StageError: a shard is missing, more rows got an error here than the config allows, or this attempt was overtaken.
     """
     work = claimed.work
+    check_newest(store, claimed)
     missing = {shard.file for shard in work.shards} - set(store.names(claimed.folder))
     if missing:
         raise StageError(
             f"{work.title}: {len(missing)} of {len(work.shards)} shards are missing, {min(missing)} first; run it again"
         )
-    with ThreadPoolExecutor(8) as readers:
-        notes = readers.map(lambda shard: store.read_notes(f"{claimed.folder}/{shard.file}"), work.shards)
-        counts: Counter[str] = sum((Counter(note) for note in notes), Counter())
+    counts: Counter[str] = Counter()
+    for here in (counted or {}).values():
+        counts.update(here)
+    for _, notes in _notes(store, claimed.folder, [shard for shard in work.shards if shard.name not in (counted or {})]):
+        counts.update(notes)
     manifest = summarise(work.title, counts, seconds, rows_done=sum(shard.rows for shard in claimed.todo))
-    check_errors(manifest, work.max_error_frac, work.max_error_key, store.path(claimed.folder))
+    failed = (row.uid for row in errored_rows(store, claimed.folder, work.shards, work.writes))
+    check_errors(manifest, work.max_error_frac, work.max_error_key, store.path(claimed.folder), failed)
     return store.publish_manifest(
         claimed.folder,
         Manifest(
             **manifest
             | {
-                "digest": work.digest,
+                "digest": digest(work.digest, added_errors(manifest["errors"], manifest["counts"])),
                 "config": dict(work.config),
                 "inputs": dict(work.inputs),
                 "row_type": work.writes.__name__,
@@ -171,24 +215,61 @@ def summarise(stage: str, counts: Mapping[str, int], seconds: float, rows_done: 
     return {
         "stage": stage,
         "rows": counts.get("rows", 0),
-        "errors": {key.removeprefix("error."): n for key, n in counts.items() if key.startswith("error.")},
+        "errors": _by_reason(counts),
         "counts": {key: n for key, n in counts.items() if key != "rows" and not key.startswith("error.")},
         "seconds": round(seconds, 3),
         "rows_per_s": round(rows_done / seconds, 3) if seconds and rows_done else None,
     }
 
 
-def check_errors(summary: Mapping[str, Any], max_error_frac: float, key: str, where: str) -> None:
-    """Raise StageError where more of the rows that came without an error got one than the config's `key` allows."""
-    inherited = {reason: summary["counts"].get(f"inherited_{reason}", 0) for reason in summary["errors"]}
-    new = {reason: n - inherited[reason] for reason, n in sorted(summary["errors"].items()) if n > inherited[reason]}
-    failed, rows = sum(new.values()), summary["rows"] - sum(inherited.values())
+def added_errors(errors: Mapping[str, int], counts: Mapping[str, int]) -> dict[str, int]:
+    """Rows that got an error in this stage, by its reason: those of a manifest without those that came with one."""
+    new = {reason: n - counts.get(f"inherited_{reason}", 0) for reason, n in sorted(errors.items())}
+    return {reason: n for reason, n in new.items() if n}
+
+
+def check_errors(summary: Mapping[str, Any], max_error_frac: float, key: str, where: str, failed_uids: Iterator[str]) -> None:
+    """Raise StageError where more of the rows that came without an error got one than the config's `key` allows.
+
+    `failed_uids` are of rows with an error; the first three stand in the message, more are not read.
+    """
+    new = added_errors(summary["errors"], summary["counts"])
+    failed, rows = sum(new.values()), summary["rows"] - sum(summary["errors"].values()) + sum(new.values())
     if failed > max_error_frac * rows:
         reasons = ", ".join(f"{reason} {n}" for reason, n in new.items())
         raise StageError(
-            f"{summary['stage']}: {failed} of {rows} rows got an error ({reasons}), more than {key} = {max_error_frac}."
-            f" The rows are in {where} with their error; mend the corpus or raise {key}, then run it again."
+            f"{summary['stage']}: {failed} of {rows} rows got an error ({reasons}), more than {key} = {max_error_frac};"
+            f" for example {', '.join(itertools.islice(failed_uids, 3))}. The rows are in {where} with their error; mend the"
+            f" corpus or raise {key}, then run it again. With --retry-errors these rows are tried once more."
         )
+
+
+def errored_rows(store: Store, folder: str, shards: Sequence[Shard], row_type: type[Row]) -> Iterator[Row]:
+    """Rows with an error, shard by shard; only shards that hold some are read."""
+    for shard, notes in _notes(store, folder, shards):
+        if any(key.startswith("error.") for key in notes):
+            yield from (row for row in store.read_rows(f"{folder}/{shard.file}", row_type) if row.error is not None)
+
+
+def _with_errors(store: Store, folder: str, shards: Sequence[Shard]) -> list[Shard]:
+    """The shards that hold rows which got an error in this stage."""
+    return [shard for shard, notes in _notes(store, folder, shards) if added_errors(_by_reason(notes), notes)]
+
+
+def _notes(store: Store, folder: str, shards: Sequence[Shard]) -> Iterator[tuple[Shard, dict[str, int]]]:
+    """What every shard counted, from the files' footers."""
+    with ThreadPoolExecutor(8) as readers:
+        yield from zip(shards, readers.map(lambda shard: store.read_notes(f"{folder}/{shard.file}"), shards), strict=True)
+
+
+def _told(notes: Mapping[str, int], rows: Sequence[Row]) -> Counter[str]:
+    """What the work told beside its rows when it did a shard before."""
+    of_rows = count(rows)
+    return Counter({key: n for key, n in notes.items() if key not in of_rows and not key.startswith("inherited_")})
+
+
+def _by_reason(counts: Mapping[str, int]) -> dict[str, int]:
+    return {key.removeprefix("error."): n for key, n in counts.items() if key.startswith("error.")}
 
 
 def _settle(row: Row, result: Row | RowError, row_type: type[Row]) -> Row:

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -32,6 +33,8 @@ R = TypeVar("R", bound=Row)
 FOLDER_NAME = re.compile(r"[a-z0-9_-]+")
 MANIFEST = "manifest.json"
 CLAIM = "claim.json"
+SHARDS_PER_PART = 10_000
+"""A manifest with more shards than this lists them in files of their own, of so many each (0.8 MB)."""
 RECORDED_LIBRARIES = ("ray", "torch", "transformers", "captum", "deepspeed", "datasets", "pyarrow", "numpy")
 
 
@@ -168,7 +171,8 @@ class Store:
 
     def read_rows(self, relative: str, row_type: type[R]) -> list[R]:
         """The rows of one Parquet file, its contract checked."""
-        table = pq.read_table(io.BytesIO(self.read(relative)))
+        with _readable(self.path(relative)):
+            table = pq.read_table(io.BytesIO(self.read(relative)))
         try:
             return from_table(table.replace_schema_metadata(), row_type)
         except ValueError as error:
@@ -183,9 +187,12 @@ class Store:
 
     def publish_rows(self, relative: str, rows: Sequence[R], row_type: type[R], notes: Mapping[str, Any]) -> None:
         """Rows as one Parquet file, built in memory; `notes` go into its footer as JSON."""
-        table = to_table(rows, row_type).replace_schema_metadata({"notes": json.dumps(notes)})
+        self.publish_table(relative, to_table(rows, row_type), notes)
+
+    def publish_table(self, relative: str, table: pa.Table, notes: Mapping[str, Any]) -> None:
+        """A table that keeps a row type's contract, likewise."""
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table.replace_schema_metadata({"notes": json.dumps(notes)}), buffer, compression="zstd")
         self.publish(relative, buffer.getvalue())
 
     def read_notes(self, relative: str) -> dict[str, Any]:
@@ -210,17 +217,26 @@ class Store:
             return None
         known = {item.name for item in dataclasses.fields(Manifest)}
         content = self.read_json(relative)
+        parts = range(content.pop("shard_parts", 0))
         if set(content) - known:
             raise StoreError(f"{self.path(relative)} was written by another version; use a new run name")
-        return Manifest(**content | {"shards": [Shard(**shard) for shard in content["shards"]]})
+        shards = content["shards"] + [shard for part in parts for shard in self.read_json(_part(folder, part))["shards"]]
+        return Manifest(**content | {"shards": [Shard(**shard) for shard in shards]})
 
     def publish_manifest(self, folder: str, manifest: Manifest) -> Manifest:
-        """The last act of a stage. What it was made with is filled in here."""
+        """The last act of a stage. What it was made with is filled in here; a long list of shards goes into parts beside it."""
         revision, dirty = _code_revision()
         stamped = dataclasses.replace(
             manifest, code_revision=revision, code_dirty=dirty, versions=_versions(), finished_unix_s=round(time.time(), 3)
         )
-        self.publish_json(f"{folder}/{MANIFEST}", dataclasses.asdict(stamped))
+        content = dataclasses.asdict(stamped)
+        shards = content["shards"]
+        if len(shards) > SHARDS_PER_PART:
+            parts = [shards[at : at + SHARDS_PER_PART] for at in range(0, len(shards), SHARDS_PER_PART)]
+            for number, part in enumerate(parts):
+                self.publish_json(_part(folder, number), {"shards": part})
+            content |= {"shards": [], "shard_parts": len(parts)}
+        self.publish_json(f"{folder}/{MANIFEST}", content)
         return stamped
 
     def folder_for(self, folder: str, digest: str) -> str:
@@ -264,6 +280,8 @@ def _readable(path: str) -> Iterator[None]:
             yield
         except FileNotFoundError as error:
             raise StoreError(f"{path} is not there; run the stage that writes it") from error
+        except pa.ArrowInvalid as error:
+            raise StoreError(f"{path} is not a whole Parquet file: {error}; delete it and run the stage again") from error
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -275,6 +293,10 @@ def _replace(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _part(folder: str, number: int) -> str:
+    return f"{folder}/manifest-{number:05d}.json"
 
 
 def _candidates(folder: str, digest: str) -> tuple[str, str]:

@@ -20,6 +20,8 @@ from kd.tasks.base import is_content_uid
 UIDS_PER_BUCKET = 2**24
 """128 MiB of hashes in the task of a bucket."""
 READERS = 16
+RENAMED = "renamed"
+"""Counted in the footer of a shard whose uids were changed after it was made: it is no longer what its records make."""
 
 Renames = Mapping[str, Mapping[int, str]]
 """For each shard's name, from the position of a row in it to the row's new uid."""
@@ -49,7 +51,7 @@ def rename(store: Store, folder: str, shard: Shard, *renames: Renames) -> int:
     path = f"{folder}/{shard.file}"
     rows = store.read_rows(path, Example)
     renamed = [replace(row, uid=new.get(position, row.uid)) for position, row in enumerate(rows)]
-    store.publish_rows(path, renamed, Example, store.read_notes(path))
+    store.publish_rows(path, renamed, Example, store.read_notes(path) | {RENAMED: len(new)})
     return len(new)
 
 

@@ -51,13 +51,14 @@ def _texts(store: Store, folder: str, examples: Manifest, phrases: Sequence[str]
     left = SAMPLE_ROWS
     for shard in examples.shards_of("train"):
         for row in store.read_rows(f"{folder}/{shard.file}", Example)[:left]:
-            yield from _strings(row)
+            yield from strings_of(row)
         left -= shard.rows
         if left <= 0:
             return
 
 
-def _strings(row: Example) -> Iterator[str]:
+def strings_of(row: Example) -> Iterator[str]:
+    """Every string of a row that a model reads or writes."""
     yield "".join(segment.text for segment in row.segments)
     yield from (text for text in (row.target, row.llm_rationale) if text)
     yield from row.label_set

@@ -1,5 +1,6 @@
 """What a block of records becomes, without any scheduler: rows with their errors, one shard, places that prove order."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from kd.rows import Example
 from kd.store import Shard, Store
 from kd.tasks.base import SideFile, TaskConfig, is_content_uid
 from kd.tasks.svamp import SAMPLE, Svamp
+from kd.uids import rename
 from tests.test_corpus import write_jsonl
 
 FILES = tuple(SourceFile(f"/c/{name}", name, 1, "jsonl") for name in ("train-0.jsonl", "train-1.jsonl"))
@@ -53,14 +55,30 @@ def test_a_block_becomes_one_shard_of_the_split_and_comes_back_as_counts(tmp_pat
     assert done.shard.rows == 3
 
 
-def test_the_name_of_a_shard_is_made_of_its_uids_and_where_it_begins(tmp_path: Path) -> None:
+def test_the_name_of_a_shard_is_made_of_the_plan_its_records_and_where_they_begin(tmp_path: Path) -> None:
     making = stream(tmp_path, Svamp())
+    assert (
+        dataclasses.replace(making, plan="b").write([(0, 0)], [record(1)]).shard.name
+        != making.write([(0, 0)], [record(1)]).shard.name
+    )
     name = making.write([(0, 0)], [record(1)]).shard.name
     assert name == making.write([(0, 0)], [record(1)]).shard.name
     assert name != making.write([(0, 0)], [record(2)]).shard.name
     assert name != making.write([(0, 1)], [record(1)]).shard.name
     assert name.startswith("train-")
     assert len(name) == len("train-") + 12
+
+
+def test_a_shard_that_is_there_is_not_made_again_unless_its_uids_were_changed(tmp_path: Path) -> None:
+    making = stream(tmp_path, Svamp())
+    first = making.write([(0, 0), (0, 1)], [record(1), "no object"])
+    path = f"examples/{first.shard.file}"
+    before = Path(making.store.path(path)).stat().st_mtime_ns
+    assert making.write([(0, 0), (0, 1)], [record(1), "no object"]) == first
+    assert Path(making.store.path(path)).stat().st_mtime_ns == before
+    rename(making.store, "examples", first.shard, {first.shard.name: {0: "train/1-2"}})
+    assert making.write([(0, 0), (0, 1)], [record(1), "no object"]) == first
+    assert making.store.read_column(path, "uid")[0] == "train/1"
 
 
 @pytest.mark.parametrize("by", ["position", "uid"])

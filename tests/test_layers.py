@@ -28,6 +28,7 @@ LAYERS = [
     ("kd.families", "kd.batching", "kd.cost", "kd.vocabulary"),
     ("kd.attribution", "kd.rationales", "kd.training", "kd.evaluation"),
     ("kd.config", "kd.reporting"),
+    ("kd.planning",),
     ("kd.ray_corpus", "kd.ray_data", "kd.ray_train"),
     ("jobs",),
 ]

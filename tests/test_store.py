@@ -127,6 +127,16 @@ def test_a_manifest_means_complete_and_comes_back_as_it_was(store: Store) -> Non
     assert read.finished_unix_s > 1.7e9
 
 
+def test_a_long_list_of_shards_lies_in_parts_beside_the_manifest(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kd.store.SHARDS_PER_PART", 2)
+    shards = [Shard(f"train-{number}", "train", 3) for number in range(5)]
+    written = store.publish_manifest("stage", Manifest(stage="s", digest="d", config={}, inputs={}, shards=shards, rows=15))
+    assert store.names("stage") == ["manifest-00000.json", "manifest-00001.json", "manifest-00002.json", "manifest.json"]
+    assert store.read_json("stage/manifest.json")["shards"] == []
+    assert store.manifest("stage") == written
+    assert written.shards == shards
+
+
 def test_a_manifest_of_another_version_is_refused(store: Store) -> None:
     store.publish("x/manifest.json", json.dumps({"stage": "x", "colour": "red"}).encode())
     with pytest.raises(StoreError, match="written by another version"):

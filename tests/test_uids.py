@@ -56,10 +56,10 @@ def test_unique_uids_are_left_alone(tmp_path: Path) -> None:
     assert (repeats.ids, repeats.shards, renames) == ([], [], {})
 
 
-def test_a_renamed_shard_keeps_its_notes_and_its_other_rows(tmp_path: Path) -> None:
+def test_a_renamed_shard_keeps_its_notes_and_other_rows_and_says_that_it_was_renamed(tmp_path: Path) -> None:
     store = Store.at(str(tmp_path))
     one = shard(store, "one", [A, "train/1"])
     notes = store.read_notes("examples/one.parquet")
     assert rename(store, "examples", one, {"one": {0: "train/new"}, "other": {1: "x"}}) == 1
     assert uids(store, [one]) == ["train/new", "train/1"]
-    assert store.read_notes("examples/one.parquet") == notes
+    assert store.read_notes("examples/one.parquet") == notes | {"renamed": 1}

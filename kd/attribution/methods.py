@@ -45,6 +45,13 @@ class Explanation(NamedTuple):
     completeness_gap: Float[Tensor, "b"] | None
 
 
+class Passes(NamedTuple):
+    """How often a row goes through the model to be explained, the reading included: forward, and forward's backward."""
+
+    forward: int
+    backward: int
+
+
 class Saliency(Frozen):
     """How strongly the answer reacts to a token: the norm of the gradient at its embedding. Never negative.
 
@@ -57,6 +64,10 @@ class Saliency(Frozen):
     type: Literal["saliency"] = "saliency"
     norm: Literal["l1", "l2"] = "l1"
     """Sum of the absolute values over the embedding, or their Euclidean length."""
+
+    def passes(self, words: int) -> Passes:  # noqa: ARG002
+        """For a row of so many words."""
+        return Passes(forward=1, backward=1)
 
     def explain(self, case: Case) -> Explanation:
         from captum.attr import Saliency as Gradient
@@ -75,6 +86,9 @@ class InputXGradient(Frozen):
 
     at_the_input: ClassVar[bool] = True
     type: Literal["input_x_gradient"] = "input_x_gradient"
+
+    def passes(self, words: int) -> Passes:  # noqa: ARG002
+        return Passes(forward=1, backward=1)
 
     def explain(self, case: Case) -> Explanation:
         from captum.attr import InputXGradient as Product
@@ -96,6 +110,9 @@ class IntegratedGradients(Frozen):
     type: Literal["integrated_gradients"] = "integrated_gradients"
     n_steps: int = Field(default=50, ge=1)
     """Points on the path; the cost is that many times that of saliency."""
+
+    def passes(self, words: int) -> Passes:  # noqa: ARG002
+        return Passes(forward=self.n_steps + 2, backward=self.n_steps)  # two for the gap: both ends of the path
 
     def explain(self, case: Case) -> Explanation:
         from captum.attr import IntegratedGradients as Path
@@ -122,6 +139,9 @@ class Occlusion(Frozen):
 
     at_the_input: ClassVar[bool] = False
     type: Literal["occlusion"] = "occlusion"
+
+    def passes(self, words: int) -> Passes:
+        return Passes(forward=words + 1, backward=0)
 
     def explain(self, case: Case) -> Explanation:
         import torch

@@ -1,0 +1,47 @@
+"""Say what a run will take before it is paid for: rows, lengths, GPU-hours, price, output; attribution measured on this machine.
+
+With `--no-probe` no model's weights are loaded, and it takes seconds.
+"""
+
+from typing import TYPE_CHECKING
+
+from jobs.cli import NO_PROBE, Session, main
+
+if TYPE_CHECKING:
+    from jobs.wiring import Wiring
+    from kd.models import ModelSource
+
+
+def run(session: Session) -> None:
+    """Sample, plan, print, and write plan.json. What is heavy is imported here, after the config was read."""
+    from jobs.wiring import EXAMPLES, Wiring
+    from kd.planning import sample
+    from kd.planning.planner import make_plan
+    from kd.planning.price import read_prices
+    from kd.planning.tables import to_text
+
+    prices = read_prices()
+    works = Wiring(session.config, session.store)
+    line = session.console.stage("plan")
+    examples = works.examples_if_any
+    samples = sample.of_examples(session.store, EXAMPLES, examples) if examples else sample.of_corpus(session.config.task)
+    plan = make_plan(session.config, samples, prices, _taught(works), session.probe)
+    session.store.publish_json("plan.json", plan.as_json())
+    session.console.say(f"\n{to_text(plan)}")
+    line.close(session.store.path("plan.json"))
+
+
+def _taught(works: "Wiring") -> "ModelSource | None":
+    """The teacher as `teach` left it; None if it has not, or is not to."""
+    from kd.errors import StageError
+
+    if works.config.teach is None or works.examples_if_any is None:
+        return None
+    try:
+        return works.teacher
+    except StageError:
+        return None
+
+
+if __name__ == "__main__":
+    main(run, __doc__, NO_PROBE)

@@ -1,0 +1,148 @@
+"""What a plan says, as plain data, and the arithmetic of its time and its price."""
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kd.planning.price import Gpu, Prices
+from kd.planning.probe import Probe
+
+SHARD_SECONDS = 60.0
+"""A shard is what a lost worker costs: about this much work of one actor at most."""
+SHARDS_PER_ACTOR = 4
+"""Fewer, and the last shards leave actors idle."""
+DEADLINE_SECONDS = 3600.0
+"""The time for which a number of actors is suggested."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitPlan:
+    """One split. `counted` says where `rows` comes from; `explained` of them are attributed.
+
+    Of `sampled` rows `bad` could not be read and `faults` not be taken by the teacher, by reason. Histogram: the lower end
+    of each bin of input tokens, and how many rows are in it.
+    """
+
+    rows: int
+    counted: str
+    explained: int
+    sampled: int
+    bad: int
+    faults: Mapping[str, int]
+    mean_input_tokens: float
+    median_input_tokens: float
+    longest_input_tokens: int
+    histogram: Sequence[tuple[int, int]]
+    truncated_frac: float
+    attribution_gflop_per_row: float
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage that needs a model: rows that go through it, its floating-point operations, and what must lie in memory.
+
+    `memory_gib` are weights, and for training their gradients and the optimizer's states, before ZeRO divides them;
+    activations come on top.
+    """
+
+    rows: int
+    flops: float
+    memory_gib: float
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Micro-batches of attribution: the budget, the share of padding within it, and rows of one on average."""
+
+    batch_tokens: int
+    padding_frac: float
+    rows: float
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """One type of GPU: hours by stage, their sum and price, and how many of them attribute within an hour.
+
+    `too_small` are the stages whose model does not fit on one.
+    """
+
+    type: str
+    hours: Mapping[str, float]
+    total_hours: float
+    usd: float
+    to_attribute_in_an_hour: int
+    too_small: Sequence[str]
+
+
+@dataclass(frozen=True)
+class TimePlan:
+    """Attribution on actors like the probed ones: `seconds` with the config's, and how many finish within an hour."""
+
+    actors: int
+    seconds: float
+    actors_for_an_hour: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All of it. `output_bytes` is by folder of the run directory; `probe` and `attribution` are None without a probe."""
+
+    name: str
+    splits: Mapping[str, SplitPlan]
+    stages: Mapping[str, StagePlan]
+    batches: BatchPlan
+    gpus: Sequence[GpuPlan]
+    share_of_peak: float
+    output_bytes: Mapping[str, int]
+    probe: Probe | None
+    attribution: TimePlan | None
+    rows_per_shard: int
+    """The suggested one."""
+    notes: Sequence[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as data for a JSON file."""
+        return asdict(self)
+
+
+def on_gpu(gpu: Gpu, prices: Prices, stages: Mapping[str, StagePlan]) -> GpuPlan:
+    """What the stages take of one type of GPU."""
+    hours = {title: prices.hours(gpu, stage.flops) for title, stage in stages.items()}
+    total = sum(hours.values())
+    small = [title for title, stage in stages.items() if stage.memory_gib > gpu.memory_gib]
+    return GpuPlan(gpu.type, hours, total, total * gpu.usd_per_hour, max(1, math.ceil(hours["attribute"])), small)
+
+
+def on_actors(probe: Probe, actors: int, shards: Sequence[int]) -> TimePlan:
+    """How long actors like the probed one take for shards of so many rows."""
+    left = max(1.0, DEADLINE_SECONDS - probe.load_s)
+    wanted = math.ceil(sum(shards) / (probe.rows_per_s * left))
+    return TimePlan(actors, probe.load_s + makespan(shards, actors) / probe.rows_per_s, max(1, wanted))
+
+
+def makespan(shards: Sequence[int], actors: int) -> int:
+    """The rows of the busiest actor where each takes the longest shard that is left, as the stage does."""
+    busy = [0] * actors
+    for rows in sorted(shards, reverse=True):
+        heapq.heapreplace(busy, busy[0] + rows)
+    return max(busy)
+
+
+def cut_in_shards(rows: int, rows_per_shard: int) -> list[int]:
+    """The rows of each shard of a split."""
+    whole, rest = divmod(rows, rows_per_shard)
+    return [rows_per_shard] * whole + [rest] * (rest > 0)
+
+
+def suggested_shard(rows: int, actors: int, configured: int, rows_per_s: float | None) -> int:
+    """Rows of a shard: enough shards for every actor, and a minute of work at most; without a rate no more than configured."""
+    most = configured if rows_per_s is None else rows_per_s * SHARD_SECONDS
+    return _rounded(max(1, math.floor(min(most, rows / (SHARDS_PER_ACTOR * actors)))))
+
+
+def _rounded(number: int) -> int:
+    """The number with two leading digits, rounded down."""
+    unit: int = 10 ** max(0, len(str(number)) - 2)
+    return number // unit * unit

@@ -1,0 +1,189 @@
+"""Makes a plan from a config, a sample of its corpus and a table of prices."""
+
+import statistics
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+from kd.attribution.engine import Attribute
+from kd.batching import cut, padding_frac
+from kd.config import Config
+from kd.cost import shape_of
+from kd.families.base import Family
+from kd.models import ModelSource
+from kd.planning.compute import answered, attributed, trained
+from kd.planning.lengths import histogram, openable
+from kd.planning.plan import BatchPlan, Plan, SplitPlan, StagePlan, cut_in_shards, on_actors, on_gpu, suggested_shard
+from kd.planning.price import Prices
+from kd.planning.probe import Probe, actors_here, probe, spread
+from kd.planning.rows import bytes_per_row
+from kd.planning.sample import SplitSample
+from kd.planning.sampled import Sampled, read
+from kd.rows import Attribution, Example, Features, RationaleRow
+
+TRAINING_BYTES = 16
+"""Of a weight in training: itself, its gradient, AdamW's two states and, in bfloat16, the copy in float32."""
+
+
+def make_plan(
+    config: Config, samples: Mapping[str, SplitSample], prices: Prices, teacher: ModelSource | None, probing: bool
+) -> Plan:
+    """The plan of a run.
+
+    Args:
+        samples: by split. teacher: the one that `teach` left, if it has; else its starting weights stand for it.
+        probing: whether rows are explained here, to see how fast; otherwise no weights are loaded.
+
+    Raises:
+        ConfigError, InputError: a model cannot be opened, or no sampled row can be read or learned by it.
+    """
+    phrases = sorted({phrase for variant in config.training.variants for phrase in variant.objective.prefixes})
+    rows = samples["train"].examples
+    with ExitStack() as opened:
+        source = teacher or opened.enter_context(openable(config.teacher, rows, phrases))
+        student = opened.enter_context(openable(config.student, rows, phrases))
+        sampled = Sampled(config, samples, source, student)
+        found = _probed(sampled) if probing else None
+        return _planned(sampled, prices, found, starting=config.teach is not None and teacher is None)
+
+
+def _planned(sampled: Sampled, prices: Prices, found: Probe | None, starting: bool) -> Plan:
+    config, splits = sampled.config, _splits(sampled)
+    stages = _stages(sampled, splits)
+    shards = [size for rows in sampled.explained.values() for size in cut_in_shards(rows, config.prepare.rows_per_shard)]
+    actors, rate = config.cluster.max_actors, found.rows_per_s if found else None
+    return Plan(
+        name=config.name,
+        splits=splits,
+        stages=stages,
+        batches=_batches(sampled),
+        gpus=[on_gpu(gpu, prices, stages) for gpu in prices.gpus],
+        share_of_peak=prices.share_of_peak,
+        output_bytes=_output_bytes(sampled, stages, found),
+        probe=found,
+        attribution=on_actors(found, actors, shards) if found else None,
+        rows_per_shard=suggested_shard(sum(shards), actors, config.prepare.rows_per_shard, rate),
+        notes=_notes(config, prices, starting and found is not None),
+    )
+
+
+def _probed(sampled: Sampled) -> Probe:
+    """A shard's rows explained on this machine."""
+    config, cluster = sampled.config, sampled.config.cluster
+    recipe = Attribute(config.attribution, sampled.teacher, cluster.model_device, cluster.threads_per_actor)
+    rows = sampled.lengths[sampled.largest].rows
+    return probe(recipe, spread(rows, min(len(rows), config.prepare.rows_per_shard)), actors_here(cluster))
+
+
+def _splits(sampled: Sampled) -> dict[str, SplitPlan]:
+    shape = shape_of(sampled.teacher_family.loaded)
+    found = {}
+    for split, sample in sampled.samples.items():
+        lengths = sampled.lengths[split]
+        flops = [attributed(shape, sampled.config.attribution, row) for row in lengths.of_rows]
+        found[split] = SplitPlan(
+            rows=sample.rows,
+            counted=sample.counted,
+            explained=sampled.explained.get(split, 0),
+            sampled=len(sample.examples) + sample.bad,
+            bad=sample.bad,
+            faults=dict(lengths.faults),
+            mean_input_tokens=statistics.fmean(lengths.inputs),
+            median_input_tokens=statistics.median(lengths.inputs),
+            longest_input_tokens=max(lengths.inputs),
+            histogram=histogram(lengths.inputs),
+            truncated_frac=lengths.truncated_frac,
+            attribution_gflop_per_row=statistics.fmean(flops) / 1e9,
+        )
+    return found
+
+
+def _batches(sampled: Sampled) -> BatchPlan:
+    """How the rows of one shard are cut."""
+    budget = sampled.config.attribution.batch_tokens
+    sizes = [row.size for row in sampled.lengths[sampled.largest].of_rows][: sampled.config.prepare.rows_per_shard]
+    found = cut(sizes, budget)
+    return BatchPlan(budget, padding_frac(sizes, found), len(sizes) / len(found))
+
+
+# --- the stages that need a model -------------------------------------------------------------------------------------
+
+
+def _stages(sampled: Sampled, splits: Mapping[str, SplitPlan]) -> dict[str, StagePlan]:
+    """In the order in which they run."""
+    teach = {"teach": _teaching(sampled)} if sampled.config.teach else {}
+    explained = sum(split.explained * split.attribution_gflop_per_row * 1e9 for split in splits.values())
+    attribute = StagePlan(sum(sampled.explained.values()), explained, _gib(sampled.teacher_family))
+    return {**teach, "attribute": attribute, "train": _training(sampled), "evaluate": _evaluation(sampled)}
+
+
+def _teaching(sampled: Sampled) -> StagePlan:
+    teach, family = sampled.config.teach, sampled.teacher_family
+    assert teach is not None  # asked only where there is one
+    flops = trained(shape_of(family.loaded), teach, sampled.taught, _validation(sampled))
+    return StagePlan(teach.steps * teach.batch_rows, flops, _gib(family, TRAINING_BYTES))
+
+
+def _training(sampled: Sampled) -> StagePlan:
+    training, family = sampled.config.training, sampled.student_family
+    shape, validation = shape_of(family.loaded), _validation(sampled)
+    flops = sum(trained(shape, training, rows, validation) for rows in sampled.learned.values())
+    rows = training.steps * training.batch_rows * sampled.students
+    return StagePlan(rows, flops * len(training.seeds), _gib(family, TRAINING_BYTES))
+
+
+def _evaluation(sampled: Sampled) -> StagePlan:
+    """The teacher and every student answer the evaluated split."""
+    config = sampled.config.evaluation
+    sample = sampled.samples[config.split]
+    rows = min(sample.rows, config.limit_rows or sample.rows)
+    flops = 0.0
+    for family, models in ((sampled.teacher_family, 1), (sampled.student_family, sampled.students)):
+        shape = shape_of(family.loaded)
+        flops += models * rows * statistics.fmean(answered(shape, row) for row in read(family, sample).of_rows)
+    return StagePlan(rows * (1 + sampled.students), flops, max(_gib(sampled.teacher_family), _gib(sampled.student_family)))
+
+
+def _validation(sampled: Sampled) -> int:
+    return sampled.samples["validation"].rows if "validation" in sampled.samples else 0
+
+
+def _gib(family: Family, bytes_per_weight: int | None = None) -> float:
+    """A model's weights, or what training keeps of each."""
+    weights = sum(weight.numel() for weight in family.model.parameters())
+    return float(weights * (bytes_per_weight or family.model.dtype.itemsize) / 2**30)
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def _output_bytes(sampled: Sampled, stages: Mapping[str, StagePlan], found: Probe | None) -> dict[str, int]:
+    """By folder of the run directory. Models are counted as their weights."""
+    explained, train = sum(sampled.explained.values()), sampled.samples["train"].rows
+    example = bytes_per_row(sampled.lengths["train"].rows, Example)
+    attribution = found.bytes_per_row if found and found.bytes_per_row else bytes_per_row(sampled.attributed, Attribution)
+    rationale = sum(bytes_per_row(rows, RationaleRow) for rows in sampled.rationales.values())
+    features = sum(bytes_per_row(rows, Features) for rows in sampled.learned.values())
+    students = sampled.students * _gib(sampled.student_family) * 2**30
+    teacher = train * bytes_per_row(sampled.taught, Features) + _gib(sampled.teacher_family) * 2**30
+    sizes = {
+        "examples": sum(sample.rows for sample in sampled.samples.values()) * example,
+        **({"teacher": teacher} if sampled.config.teach else {}),
+        "attributions": explained * attribution,
+        "rationales": explained * rationale,
+        "students": sampled.explained["train"] * features + students,
+        "predictions": stages["evaluate"].rows * example,
+    }
+    return {folder: round(size) for folder, size in sizes.items()}
+
+
+def _notes(config: Config, prices: Prices, starting: bool) -> list[str]:
+    """What limits the numbers, in sentences. `starting`: the probe used a teacher that is yet to be fine-tuned."""
+    precisions = {config.teacher.dtype, config.training.precision, *([config.teach.precision] if config.teach else [])}
+    said = {
+        f"GPU-hours assume {prices.share_of_peak:.0%} of the bfloat16 peak, and no padding.": True,
+        "Prices are examples: edit configs/prices.yaml.": True,
+        "Something here is float32, which GPUs multiply at a fraction of that peak.": "float32" in precisions,
+        "The probe used the teacher's starting weights; once fine-tuned it may end its answers sooner.": starting,
+        "How many rows of train are held out for validation is approximate.": config.task.holdout is not None,
+    }
+    return [note for note, applies in said.items() if applies]

@@ -1,0 +1,67 @@
+"""Rows as the stages will write them, made of the sample: as large and as long as the real ones, with scores that are drawn."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from kd.planning.lengths import Length, Lengths
+from kd.rationales import RationalesConfig, Rationalise
+from kd.rows import Attribution, Example, RationaleRow, Row, extended
+from kd.shards import Recipe
+from kd.spans import words
+from kd.store import Store
+
+R = TypeVar("R", bound=Row)
+
+
+def attributions(sample: Lengths, method: str) -> list[Attribution]:
+    """The sampled rows as if they were attributed: which words matter is drawn, how many there are is true."""
+    draw = random.Random(0)
+    return [_attributed(row, length, method, draw) for row, length in zip(sample.rows, sample.of_rows, strict=True)]
+
+
+def _attributed(row: Example, length: Length, method: str, draw: random.Random) -> Attribution:
+    answer = row.target or next(iter(row.label_set), None)
+    scored = [span for span in length.encoded.spans if span] or words(row.segments)
+    return extended(
+        row,
+        Attribution,
+        model="a model's name, and the commit or digest of its weights",
+        method=method,
+        explained="gold",
+        explained_answer=answer,
+        generated=answer,
+        ranked=answer if row.label_set else None,
+        choice_logprobs=[draw.random() for _ in row.label_set],
+        target_logprob=draw.random(),
+        tokens=[row.segments[span.segment].text[span.start : span.end] for span in scored],
+        token_segment=[span.segment for span in scored],
+        token_start=[span.start for span in scored],
+        token_end=[span.end for span in scored],
+        scores=[draw.random() for _ in scored],
+        completeness_gap=None,
+        truncated_tokens=length.encoded.truncated_tokens,
+        fold=0,
+    )
+
+
+def rationales(config: RationalesConfig, rows: Sequence[Attribution]) -> dict[str, list[RationaleRow]]:
+    """What each source of rationales makes of attributed rows, by its name."""
+    return {source.name: done(Rationalise(config, source), rows, RationaleRow) for source in config.sources}
+
+
+def done(recipe: Recipe, rows: Sequence[Row], row_type: type[R]) -> list[R]:
+    """A stage's work on these rows in this process; rows with an error are left out."""
+    return [row for row in recipe.open()(list(rows), Counter()) if isinstance(row, row_type)]
+
+
+def bytes_per_row(rows: Sequence[R], row_type: type[R]) -> float:
+    """What a row takes in a shard, in bytes; 0 where there is none."""
+    if not rows:
+        return 0.0
+    with TemporaryDirectory() as folder:
+        Store.at(folder).publish_rows("rows.parquet", rows, row_type, {})
+        return Path(folder, "rows.parquet").stat().st_size / len(rows)
