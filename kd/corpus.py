@@ -54,15 +54,30 @@ class Place:
         return {"root": self.root}
 
     def exists(self) -> bool:
-        """Whether there is such a folder."""
+        """Whether there is such a folder. Raises InputError if its file system does not answer."""
         filesystem, base = self.where
-        return bool(filesystem.get_file_info(base).type != pafs.FileType.NotFound)
+        with self._answering():
+            return bool(filesystem.get_file_info(base).type != pafs.FileType.NotFound)
 
     def glob(self, pattern: str) -> dict[str, int | None]:
-        """Paths that match a pattern below the folder, and their sizes in bytes; none for a folder."""
+        """Paths that match a pattern below the folder, and their sizes in bytes; none for a folder. Raises like `exists`."""
         filesystem, base = self.where
-        found = ArrowFSWrapper(filesystem).glob(f"{base}/{pattern}", detail=True)
+        with self._answering():
+            found = ArrowFSWrapper(filesystem).glob(f"{base}/{pattern}", detail=True)
         return {path: info["size"] if info["type"] == "file" else None for path, info in found.items()}
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """What a file system says where it cannot be asked. The hub's client has errors of its own beside OSError."""
+        refusals: tuple[type[Exception], ...] = (OSError,)
+        if self.root.startswith("hf://"):
+            from huggingface_hub.errors import HTTPError
+
+            refusals += (HTTPError, ValueError)
+        try:
+            yield
+        except refusals as error:
+            raise InputError(f"cannot list {self.root}: {error}; check the path, the network and the credentials") from error
 
 
 @dataclass(frozen=True)
@@ -129,7 +144,7 @@ def is_there(path: str, pattern: str = "*") -> bool:
     place = Place(path)
     try:
         return place.exists() and bool(place.glob(pattern))
-    except Exception:  # noqa: BLE001 - every file system has errors of its own
+    except InputError:
         return False
 
 
@@ -141,14 +156,11 @@ def find(path: str, pattern: str, wanted: str, key: str) -> Source:
     """
     place = Place(path if "://" in path else str(Path(path).absolute()))
     owner = key.partition(".files")[0].removesuffix(".path")
-    try:
-        if not place.exists():
-            raise InputError(f"there is no folder {place.root}; set {owner}.path to where the data are")
-        sizes = {name: size for part in pattern.split("|") for name, size in place.glob(part.strip()).items() if size is not None}
-        there = [] if sizes else sorted(PurePosixPath(name).name for name in place.glob("*"))[:10]
-    except OSError as error:
-        raise InputError(f"cannot list {place.root}: {error}; check the path and the credentials") from error
+    if not place.exists():
+        raise InputError(f"there is no folder {place.root}; set {owner}.path to where the data are")
+    sizes = {name: size for part in pattern.split("|") for name, size in place.glob(part.strip()).items() if size is not None}
     if not sizes:
+        there = sorted(PurePosixPath(name).name for name in place.glob("*"))[:10]
         raise InputError(f"{key}: {pattern!r} matches no file in {place.root}; there are: {', '.join(there) or 'no files'}")
     base = place.where[1]
     return Source(

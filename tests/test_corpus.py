@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kd.corpus import Place, decoded, find, find_splits
+from kd.corpus import Place, decoded, find, find_splits, is_there
 from kd.errors import InputError
 from kd.examples import as_example
 from kd.tasks.svamp import Svamp
@@ -157,6 +157,22 @@ def test_the_hub_is_read_through_its_file_system(tmp_path: Path, monkeypatch: py
     source = find("hf://datasets/me/mine", "train[.-]*", "auto", "task.files.train")
     assert [file.name for file in source.files] == ["train-00000-of-00001.parquet"]
     assert [decoded(text) for text in source.all_records()] == RECORDS
+
+
+@pytest.mark.parametrize("says", [OSError("no route"), ValueError("no such kind of name"), "HTTPError"])
+def test_a_hub_that_does_not_answer_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, says: Exception | str) -> None:
+    import huggingface_hub
+    from fsspec.implementations.memory import MemoryFileSystem
+    from huggingface_hub.errors import HTTPError
+
+    class Silent(MemoryFileSystem):
+        def info(self, path: str, **_: object) -> dict[str, object]:
+            raise HTTPError("name not known") if isinstance(says, str) else says
+
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", Silent)
+    with pytest.raises(InputError, match=r"cannot list hf://datasets/me/mine: .*no.*; check the path, the network and"):
+        find("hf://datasets/me/mine", "*", "auto", "task.files.train")
+    assert not is_there("hf://datasets/me/mine")
 
 
 @pytest.mark.parametrize(
