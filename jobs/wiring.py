@@ -6,6 +6,7 @@ upstream is not finished is a StageError that names the one to run.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from jobs.slices import features_slice, first_rows, model_slice, stage_slice
 from kd.attribution.engine import Attribute
@@ -74,16 +75,11 @@ class Wiring:
         recipe = Featurise(teach.objective, self._untrained(self.config.teacher, teach.seed))
         return Work(
             title="teach features",
-            recipe=recipe,
-            source=EXAMPLES,
             target=f"{TEACHER}/features",
             reads=Example,
-            writes=Features,
-            shards=self.examples.shards_of("train"),
-            config=features_slice(recipe, self._teacher_identity),
-            inputs={EXAMPLES: self.examples.digest},
             max_error_frac=teach.max_error_frac,
             max_error_key="teach.max_error_frac",
+            **_features(recipe, self._teacher_identity, EXAMPLES, self.examples),
         )
 
     def teaching(self) -> Run:
@@ -193,16 +189,11 @@ class Wiring:
         recipe = Featurise(variant.objective, self._untrained(self.config.student, 0), training.answers)
         return Work(
             title="features",
-            recipe=recipe,
-            source=folder,
             target=f"students/{variant.name}/features",
             reads=RationaleRow,
-            writes=Features,
-            shards=manifest.shards_of("train"),
-            config=features_slice(recipe, self._student_identity),
-            inputs={folder: manifest.digest},
             max_error_frac=training.max_error_frac,
             max_error_key="training.max_error_frac",
+            **_features(recipe, self._student_identity, folder, manifest),
         )
 
     @cached_property
@@ -281,3 +272,15 @@ class Wiring:
             target=target,
             inputs={EXAMPLES: self.examples.digest, "features": work.digest},
         )
+
+
+def _features(recipe: Featurise, model: str, folder: str, rows: Manifest) -> dict[str, Any]:
+    """What works that make features have in common: the training rows of a folder, for a model of this identity."""
+    return {
+        "recipe": recipe,
+        "source": folder,
+        "writes": Features,
+        "shards": rows.shards_of("train"),
+        "config": features_slice(recipe, model),
+        "inputs": {folder: rows.digest},
+    }

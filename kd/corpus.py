@@ -71,7 +71,7 @@ class Place:
         """What a file system says where it cannot be asked. The hub's client has errors of its own beside OSError."""
         refusals: tuple[type[Exception], ...] = (OSError,)
         if self.root.startswith("hf://"):
-            from huggingface_hub.errors import HTTPError
+            from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
             refusals += (HTTPError, ValueError)
         try:
