@@ -26,14 +26,9 @@ from kd.models import Loaded, load
 from kd.rows import Attribution, Example, Row, RowError, Segment, Span, text_of
 from kd.spans import overlap, words
 from tests import tiny
+from tests.tiny_known import steered, toy_teacher
 
 METHODS: list[MethodConfig] = [Saliency(), Saliency(norm="l2"), InputXGradient(), IntegratedGradients(n_steps=8), Occlusion()]
-KINDS = ["t5", "bart", "pair", "llama", "gpt2", "classifier", "pooled", "scorer"]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
-    return tiny.tiny_models(tmp_path_factory.mktemp("run"))
 
 
 def attribute(loaded: Loaded, rows: list[Example], **config: object) -> list[Attribution]:
@@ -56,7 +51,7 @@ TOY_ROW = tiny.example("yes no", choices=(), target="no")
 
 
 def toy(method: MethodConfig) -> Attribution:
-    return attribute(tiny.toy_teacher(), [TOY_ROW], method=method)[0]
+    return attribute(toy_teacher(), [TOY_ROW], method=method)[0]
 
 
 def test_saliency_is_the_norm_of_the_gradient() -> None:
@@ -84,7 +79,7 @@ def test_integrated_gradients_share_out_what_the_input_changed() -> None:
 def test_one_step_of_integrated_gradients_is_off_by_a_known_gap() -> None:
     """Half-way to three times "yes" its probability is 8/12; along the whole way the answer loses 2 ln(68/5)."""
     row = tiny.example("yes yes yes", choices=(), target="no")
-    (found,) = attribute(tiny.toy_teacher(), [row], method=IntegratedGradients(n_steps=1))
+    (found,) = attribute(toy_teacher(), [row], method=IntegratedGradients(n_steps=1))
     assert found.scores == pytest.approx([-2 * 8 / 12 * math.log(4)] * 3)
     assert found.completeness_gap == pytest.approx(-4 * math.log(4) + 2 * math.log(68 / 5))
 
@@ -96,7 +91,7 @@ def test_the_explained_scalar_is_the_log_probability_of_the_whole_answer() -> No
 
 
 def test_the_teacher_generates_and_ranks() -> None:
-    (found,) = attribute(tiny.toy_teacher(), [tiny.example("no no", choices=("no", "yes"), target="no")])
+    (found,) = attribute(toy_teacher(), [tiny.example("no no", choices=("no", "yes"), target="no")])
     assert found.choice_logprobs == pytest.approx([2 * math.log(1 / 8), math.log(1 / 2) + math.log(1 / 8)])
     assert found.ranked == "yes"
     assert found.generated == "yes yes yes yes yes yes yes yes"
@@ -158,7 +153,7 @@ def captum_scores(
     return (gradient.sum(-1) if method.norm == "l1" else gradient.pow(2).sum(-1).sqrt()).tolist()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiny.KINDS)
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_scores_equal_row_by_row_captum(models: dict[str, Loaded], kind: str, method: MethodConfig) -> None:
     loaded = models[kind]
@@ -176,7 +171,7 @@ def test_scores_equal_row_by_row_captum(models: dict[str, Loaded], kind: str, me
         assert any(abs(score) > 1e-3 for score in row.scores)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiny.KINDS)
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_batch_mates_padding_budget_and_threads_change_no_score(
     models: dict[str, Loaded], kind: str, method: MethodConfig
@@ -222,7 +217,7 @@ def test_on_t5_the_encoder_s_tokens_are_attributed(models: dict[str, Loaded]) ->
         loaded.model.float()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiny.KINDS)
 def test_integrated_gradients_say_how_incomplete_they_are(models: dict[str, Loaded], kind: str) -> None:
     row = tiny.rows_for(kind)[0]
     coarse, fine = (attribute(models[kind], [row], method=IntegratedGradients(n_steps=n))[0] for n in (2, 400))
@@ -273,7 +268,7 @@ def test_a_target_outside_the_label_set_is_explained_but_not_ranked(models: dict
 
 def test_a_generated_label_is_spelt_as_the_label_set_spells_it_unless_two_labels_sound_alike(models: dict[str, Loaded]) -> None:
     said = tiny.family(models["pair"]).encode_answer("coffee cake")
-    loaded = tiny.steered(models["pair"], said)
+    loaded = steered(models["pair"], said)
     rows = [
         tiny.example(choices=choices, target="money") for choices in (("Coffee Cake", "money"), ("Coffee Cake", "COFFEE cake"))
     ]
@@ -281,7 +276,7 @@ def test_a_generated_label_is_spelt_as_the_label_set_spells_it_unless_two_labels
 
 
 def test_scores_are_of_tokens_of_segments_in_reading_order(models: dict[str, Loaded]) -> None:
-    for kind in KINDS:
+    for kind in tiny.KINDS:
         (row,) = attribute(models[kind], tiny.rows_for(kind)[:1])
         spans = list(map(Span, row.token_segment, row.token_start, row.token_end))
         assert spans == sorted(spans, key=lambda span: (span.segment, span.start))

@@ -18,15 +18,7 @@ from kd.models import Loaded
 from kd.rows import Segment, Span
 from kd.vocabulary import train_tokenizer
 from tests import tiny
-
-KINDS = ["t5", "bart", "pair", "llama", "gpt2", "classifier", "pooled", "scorer"]
-SEQ2SEQ = ["t5", "bart", "pair"]
-WRITERS = [*SEQ2SEQ, "llama", "gpt2"]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
-    return tiny.tiny_models(tmp_path_factory.mktemp("run"))
+from tests.tiny_known import steered
 
 
 def covered(encoded: Encoded, segments: list[Segment]) -> list[str | None]:
@@ -96,7 +88,7 @@ def test_unknown_words_keep_their_span_and_special_tokens_in_the_text_have_none(
 
 
 @pytest.mark.parametrize("segments", [[], [Segment("text", "")], [Segment("text", " \n"), Segment("prompt", "")]])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "scorer"])
+@pytest.mark.parametrize("kind", [kind for kind in tiny.KINDS if kind != "scorer"])
 def test_a_row_without_text_is_an_error(models: dict[str, Loaded], kind: str, segments: list[Segment]) -> None:
     with pytest.raises(RowFault) as caught:
         tiny.family(models[kind]).encode(segments)
@@ -193,7 +185,7 @@ def test_an_answer_is_never_cut(models: dict[str, Loaded]) -> None:
     assert caught.value.reason == "too_long"
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", tiny.WRITERS)
 def test_greedy_answers_are_those_of_transformers(models: dict[str, Loaded], kind: str) -> None:
     family = tiny.family(models[kind])
     batch = family.encode_rows([row.segments for row in tiny.examples()])
@@ -206,7 +198,7 @@ def test_greedy_answers_are_those_of_transformers(models: dict[str, Loaded], kin
 
 
 def test_an_answer_that_ends_is_finished_and_unknown_words_stay_visible(models: dict[str, Loaded]) -> None:
-    loaded = tiny.steered(models["t5"], [5, 2, 1])
+    loaded = steered(models["t5"], [5, 2, 1])
     (said,) = tiny.family(loaded, max_answer_tokens=3).read(tiny.of_ids([3, 4, 1])).generate()
     word = models["t5"].tokenizer.convert_ids_to_tokens(5).lstrip("▁")
     assert (said.ids, said.finished) == ([5, 2, 1], True)
@@ -216,7 +208,7 @@ def test_an_answer_that_ends_is_finished_and_unknown_words_stay_visible(models: 
 
 
 def test_rows_that_end_early_wait_for_the_others(models: dict[str, Loaded]) -> None:
-    loaded = tiny.steered(models["t5"], [5, 6, 1], [1])
+    loaded = steered(models["t5"], [5, 6, 1], [1])
     first, second = tiny.family(loaded).read(tiny.of_ids([3, 1], [4, 1])).generate()
     assert (first.ids, second.ids) == ([5, 6, 1], [1])
     assert (second.text, second.finished) == ("", True)
@@ -258,7 +250,7 @@ def plain_logprob(loaded: Loaded, ids: list[int], answer: list[int]) -> float:
     return logits.log_softmax(-1)[0, range(len(answer)), answer].sum().item()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "scorer"])
+@pytest.mark.parametrize("kind", [kind for kind in tiny.KINDS if kind != "scorer"])
 def test_log_probabilities_of_answers_are_the_sums_over_their_tokens(models: dict[str, Loaded], kind: str) -> None:
     family, rows = tiny.family(models[kind]), tiny.rows_for(kind)
     batch = family.encode_rows([row.segments for row in rows])
@@ -283,7 +275,7 @@ def test_a_scorer_shares_out_the_probability_over_the_choices_of_a_row(models: d
     assert found == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", [*WRITERS, "classifier", "pooled"])
+@pytest.mark.parametrize("kind", [*tiny.WRITERS, "classifier", "pooled"])
 @pytest.mark.parametrize("differentiable", [True, False])
 def test_the_input_is_read_once_for_answer_ranking_and_explanation(
     models: dict[str, Loaded], kind: str, differentiable: bool
@@ -312,11 +304,11 @@ def test_the_input_is_read_once_for_answer_ranking_and_explanation(
         hook.remove()
 
 
-@pytest.mark.parametrize("kind", [*WRITERS, "classifier", "pooled"])
+@pytest.mark.parametrize("kind", [*tiny.WRITERS, "classifier", "pooled"])
 def test_sequence_nll_is_the_summed_loss_of_each_sequence_and_trains(models: dict[str, Loaded], kind: str) -> None:
     family, model = tiny.family(models[kind]), models[kind].model
     batch = [family.encode(row.segments).ids for row in tiny.rows_for(kind)[:3]]
-    answers = ("river", "coffee cake", "money in the bank") if kind in WRITERS else tiny.CLASSES
+    answers = ("river", "coffee cake", "money in the bank") if kind in tiny.WRITERS else tiny.CLASSES
     targets = [family.encode_answer(text) for text in answers]
     nll = family.sequence_nll(model, batch, targets)
     expected = [-plain_logprob(models[kind], ids, target) for ids, target in zip(batch, targets, strict=True)]
@@ -326,7 +318,7 @@ def test_sequence_nll_is_the_summed_loss_of_each_sequence_and_trains(models: dic
     assert gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize("kind", [*WRITERS, "classifier", "pooled"])
+@pytest.mark.parametrize("kind", [*tiny.WRITERS, "classifier", "pooled"])
 def test_what_is_explained_is_float32_whatever_the_weights_are(models: dict[str, Loaded], kind: str) -> None:
     loaded = dataclasses.replace(models[kind], model=copy.deepcopy(models[kind].model).to(torch.bfloat16))
     family, row = tiny.family(loaded), tiny.rows_for(kind)[0]
