@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kd.families.base import Family
 from kd.families.opening import open_family
 from kd.families.text import Encoded
-from kd.models import Loaded, ModelConfig, ModelSource, load, seeded
+from kd.models import Loaded, ModelConfig, ModelSource, load, save, seeded
 from kd.rows import Example, Segment
 from kd.specs import T5Spec
 from kd.store import Store
@@ -73,6 +75,12 @@ def tiny_source(folder: Path, spec: T5Spec = SPEC, seed: int = 0, **limits: Any)
 def tiny_t5(folder: Path, seed: int = 0) -> Loaded:
     """A random T5 in float32."""
     return load(tiny_source(folder, seed=seed), "cpu")
+
+
+def saved_t5(folder: Path) -> Path:
+    """A tiny T5 as save_pretrained leaves it, below `folder`."""
+    save(tiny_t5(folder / "run"), folder / "model")
+    return folder / "model"
 
 
 def tiny_bart(seed: int = 0) -> Loaded:
@@ -176,6 +184,12 @@ def tiny_models(folder: Path) -> dict[str, Loaded]:
         "pooled": tiny_pooled(),
         "scorer": tiny_classifier(("good",)),
     }
+
+
+def same_weights(one: Loaded, other: Loaded) -> bool:
+    """Whether two models have the same parameters, bit by bit."""
+    first, second = one.model.state_dict(), other.model.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def rows_for(kind: str) -> list[Example]:
