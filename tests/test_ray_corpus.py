@@ -20,7 +20,7 @@ from kd.tasks.commonsense_qa import CommonsenseQA
 from kd.tasks.esnli import ESNLI
 from kd.tasks.svamp import Svamp
 from tests.test_corpus import write_jsonl
-from tests.tiny_corpus import connect, in_order, made, mine, names, only, record, rows, write_corpus
+from tests.tiny_corpus import connect, in_order, made, mine, names, only, record, rows, write_files
 
 SHARED = Path(os.environ.get("KD_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
@@ -28,7 +28,7 @@ needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+    return write_files(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

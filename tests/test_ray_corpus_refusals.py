@@ -12,12 +12,12 @@ import ray
 from kd.errors import InputError, StageError, StoreError
 from kd.store import Store
 from tests.test_corpus import write_jsonl
-from tests.tiny_corpus import connect, made, mine, names, only, record, rows, write_corpus
+from tests.tiny_corpus import connect, made, mine, names, only, record, rows, write_files
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+    return write_files(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ def connect(cpus: int) -> None:
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
 
 
-def write_corpus(folder: Path) -> Path:
+def write_files(folder: Path) -> Path:
     """Files of all formats; a record says its file and its place there."""
     for name, size in SIZES.items():
         WRITERS["x" + name[name.index(".") :]](folder / name, [record(f"{name}-{number}") for number in range(size)])
