@@ -11,6 +11,7 @@ from jobs.wiring import EXAMPLES, Wiring
 from kd.config import Config, validate
 from kd.corpus import find_splits
 from kd.examples import Stream, plan
+from kd.planning.price import Gpu, Prices
 from kd.shards import Work, claim, finish, run_shard
 from kd.store import Manifest, Store
 from kd.tasks.planted import generate
@@ -53,6 +54,8 @@ MINI: dict[str, Any] = {
     },
     "cluster": {"min_actors": 2, "max_actors": 2, "local_object_store_bytes": 100_000_000},
 }
+PRICES = Prices(share_of_peak=0.5, gpus=(Gpu(type="G", peak_tflops=100, memory_gib=10, usd_per_hour=2),))
+"""What a plan of it is priced by: round numbers."""
 
 
 def write_mini(folder: Path) -> Path:

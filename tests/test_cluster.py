@@ -24,7 +24,7 @@ from kd.ray_data import Pool
 from kd.shards import Apply
 from kd.store import Store
 from tests.mini import mini_config, write_mini
-from tests.test_shards import Shout, corpus, work
+from tests.tiny_shards import Shout, corpus, work
 
 ROOT = Path(__file__).parents[1]
 SPOT, ON_DEMAND = {"market": "spot"}, {"market": "on-demand"}

@@ -8,14 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd.cost import Shape, explained_row, shape_of, written_row
 from kd.models import Loaded, ModelConfig, ModelSource, load
-from tests import tiny
 
 KINDS = ["t5", "bart", "pair", "llama", "gpt2", "classifier"]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
-    return tiny.tiny_models(tmp_path_factory.mktemp("run"))
 
 
 def test_a_row_costs_two_flop_per_weight_and_token_forward_and_as_much_backward() -> None:

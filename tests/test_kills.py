@@ -23,7 +23,7 @@ from kd.ray_data import Pool
 from kd.rows import Example, RowError
 from kd.shards import Apply, Work
 from kd.store import Manifest, Shard, Store
-from tests.test_shards import corpus, loop, work
+from tests.tiny_shards import corpus, loop, work
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -1,161 +1,35 @@
-"""What a plan reckons, by hand; what it reads of a corpus; and the job, with a probe and without."""
+"""What a plan reads of a corpus and measures with a probe; and the job, with a probe and without."""
 
 import gzip
 import json
 import os
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from kd.attribution.engine import Attribute, AttributionConfig
-from kd.attribution.methods import Case, InputXGradient, IntegratedGradients, MethodConfig, Occlusion, Saliency
 from kd.config import Config
 from kd.corpus import SourceFile, find_splits
-from kd.cost import Shape, answered_row, explained_row, learned_row, written_row
 from kd.errors import ConfigError, InputError
 from kd.models import save
 from kd.planning import sample
-from kd.planning.compute import attributed, trained
-from kd.planning.lengths import Length, histogram, measured
-from kd.planning.plan import Plan, StagePlan, cut_in_shards, makespan, on_actors, on_gpu, suggested_shard
+from kd.planning.lengths import measured
+from kd.planning.plan import Plan
 from kd.planning.planner import make_plan
-from kd.planning.price import Gpu, Prices, read_prices
-from kd.planning.probe import Probe, measure, probe, spread
+from kd.planning.price import Gpu, Prices
+from kd.planning.probe import measure, probe, spread
 from kd.planning.rows import attributions, rationales
 from kd.planning.sample import SplitSample, bytes_per_record, of_corpus, of_examples
 from kd.planning.tables import to_text
 from kd.rationales import AttributionSource, NoSource, RationalesConfig, TopK
-from kd.rows import Features
 from kd.tasks.columns import Columns
-from kd.training.config import LoopConfig
-from tests.mini import TINY, mini_config, prepared, write_mini
-from tests.tiny import example, examples, family, tiny_source, tiny_t5
+from tests.mini import PRICES, TINY, mini_config, prepared, write_mini
+from tests.tiny import examples, family, tiny_source, tiny_t5
 
 ROOT = Path(__file__).parents[1]
-PRICES = Prices(share_of_peak=0.5, gpus=(Gpu(type="G", peak_tflops=100, memory_gib=10, usd_per_hour=2),))
-SHAPE = Shape(reader=1000, crossed=100, writer=500, head=50, reads=64, writes=32, crosses=16)
-ROW = Length(encoded=None, words=7, target=3, answers=[3, 5], size=(10, 5))  # type: ignore[arg-type]
-
-
-# --- arithmetic -------------------------------------------------------------------------------------------------------
-
-
-def test_gpu_hours_are_operations_over_the_share_of_the_peak_and_price_is_hours_times_the_rate() -> None:
-    stages = {"attribute": StagePlan(1, 50e12 * 3600, 1.0), "train": StagePlan(1, 25e12 * 3600, 11.0)}
-    found = on_gpu(PRICES.gpus[0], PRICES, stages)
-    assert found.hours == {"attribute": pytest.approx(1.0), "train": pytest.approx(0.5)}
-    assert (found.total_hours, found.usd, found.too_small) == (pytest.approx(1.5), pytest.approx(3.0), ["train"])
-    twice = {"attribute": StagePlan(1, 110e12 * 3600, 1.0)}
-    assert (found.to_attribute_in_an_hour, on_gpu(PRICES.gpus[0], PRICES, twice).to_attribute_in_an_hour) == (1, 3)
-
-
-def test_a_million_rows_of_a_three_billion_teacher_take_half_an_hour_of_an_h100() -> None:
-    """0.78 TFLOP a row at 40 % of 989 TFLOP/s."""
-    prices = read_prices()
-    hours = {gpu.type: prices.hours(gpu, 0.78e12 * 1e6) for gpu in prices.gpus}
-    assert hours == {
-        "H200": pytest.approx(0.55, abs=0.01),
-        "H100": pytest.approx(0.55, abs=0.01),
-        "A100": pytest.approx(1.74, abs=0.01),
-        "L4": pytest.approx(4.48, abs=0.01),
-    }
-
-
-def test_a_table_of_prices_with_an_unknown_key_is_refused_with_its_place(tmp_path: Path) -> None:
-    (tmp_path / "prices.yaml").write_text("share_of_peak: 0.4\ngpus:\n  - {type: X, peak_tflops: 1, memory_gib: 1, eur: 1}\n")
-    with pytest.raises(ConfigError, match=r"prices.yaml is no table of prices: gpus.0.usd_per_hour: .*; gpus.0.eur: "):
-        read_prices(tmp_path / "prices.yaml")
-
-
-def test_an_explained_row_costs_its_passes_and_the_answers_that_are_wanted() -> None:
-    gold, longest = explained_row(SHAPE, 10, 3), explained_row(SHAPE, 10, 5)
-    answers = sum(written_row(SHAPE, 10, tokens) for tokens in (5, 3, 5))  # generated, then each candidate ranked
-    cheap = AttributionConfig(answers=False)
-    assert attributed(SHAPE, cheap, ROW) == gold.both
-    assert attributed(SHAPE, AttributionConfig(), ROW) == gold.both + answers
-    assert attributed(SHAPE, cheap.model_copy(update={"explained": "predicted"}), ROW) == longest.both + answers
-    assert attributed(SHAPE, cheap, replace(ROW, target=None)) == longest.both + answers
-    steps = AttributionConfig(answers=False, method=IntegratedGradients(n_steps=20))
-    assert attributed(SHAPE, steps, ROW) == pytest.approx(22 * gold.forward + 20 * gold.backward)
-    words = AttributionConfig(answers=False, method=Occlusion())
-    assert attributed(SHAPE, words, ROW) == 8 * gold.forward
-
-
-def test_training_costs_six_flop_per_weight_and_token_and_the_validations_their_answers() -> None:
-    weights = Shape(reader=1000, crossed=0, writer=500, head=0, reads=0, writes=0, crosses=0)
-    assert learned_row(weights, 10, 4) == 6 * (10 * 1000 + 4 * 500)
-    assert answered_row(weights, 10, 4) == 2 * (10 * 1000 + 4 * 500)
-    row = Features(
-        uid="r", error=None, term=[0, 1], input_ids=[[1] * 10, [1] * 12], target_ids=[[1] * 4, [1] * 6], truncated=False
-    )
-    loop = LoopConfig(steps=100, batch_rows=8, eval_every_steps=40, eval_rows=50)
-    updates = 100 * 8 * 6 * (10 * 1000 + 4 * 500 + 12 * 1000 + 6 * 500)
-    assert trained(weights, loop, [row], eval_rows=30) == pytest.approx(updates + 2 * 30 * 2 * (10 * 1000 + 4 * 500))
-
-
-def test_the_busiest_actor_decides_the_time() -> None:
-    assert cut_in_shards(25, 10) == [10, 10, 5]
-    assert cut_in_shards(20, 10) == [10, 10]
-    assert makespan([10, 10, 10], 2) == 20
-    assert makespan([5, 10, 5], 2) == 10
-    assert makespan([], 2) == 0
-    measured_here = Probe("cpu", 2, 1, 5.0, 100, 0, rows_per_s=2.0, tokens_per_s=0.0, padding_frac=0.0, bytes_per_row=1.0)
-    found = on_actors(measured_here, 2, [10, 10, 10])
-    assert (found.seconds, found.actors_for_an_hour) == (15.0, 1)
-    assert on_actors(measured_here, 2, [1000] * 20).actors_for_an_hour == 3  # 20,000 rows at 7,190 an hour
-
-
-@pytest.mark.parametrize(
-    ("rows", "actors", "configured", "rate", "suggested"),
-    [
-        (6000, 2, 1000, 100.0, 750),  # four shards for each actor
-        (10_000_000, 2, 1000, 100.0, 6000),  # a minute of work
-        (10_000_000, 2, 1000, None, 1000),  # nothing is known of the work
-        (1_239_000, 1, 1_000_000, None, 300_000),
-        (3, 2, 1000, 1e9, 1),
-    ],
-)
-def test_a_shard_is_a_minute_of_work_at_most_and_there_are_four_per_actor(
-    rows: int, actors: int, configured: int, rate: float | None, suggested: int
-) -> None:
-    assert suggested_shard(rows, actors, configured, rate) == suggested
-
-
-def test_a_histogram_has_a_bin_for_every_length_up_to_the_longest() -> None:
-    assert histogram([0, 1, 1, 3]) == [(0, 1), (1, 2), (2, 0), (3, 1)]
-    assert histogram([100]) == [(0, 0), (16, 0), (32, 0), (48, 0), (64, 0), (80, 0), (96, 1)]
-    assert histogram([]) == []
-
-
-METHODS: Sequence[MethodConfig] = (Saliency(), InputXGradient(), IntegratedGradients(n_steps=6), Occlusion())
-
-
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.type)
-def test_a_method_takes_the_passes_that_it_says(method: MethodConfig, tmp_path: Path) -> None:
-    """Counted in rows that enter the model; the reading is one of them, and what uses it takes no other."""
-    teacher = family(tiny_t5(tmp_path))
-    reading = teacher.read([teacher.encode(example().segments)], differentiable=method.at_the_input)
-    what = reading.explained([teacher.encode_answer("money")])
-    passed: Counter[str] = Counter()
-
-    def counted(embeds: Float[Tensor, "n t d"], rows: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
-        passed["forward"] += len(embeds)
-        out = what.forward(embeds, rows)
-        if out.requires_grad:
-            out.register_hook(lambda _: passed.update(backward=len(embeds)))
-        return out
-
-    words = what.laid_out([[place // 2 for place in range(len(row.ids))] for row in what.encoded])
-    method.explain(Case(replace(what, forward=counted), lambda: words, rows_at_once=4))
-    assert method.passes(int(words.max()) + 1) == (passed["forward"], passed["backward"])
 
 
 # --- the sample -------------------------------------------------------------------------------------------------------

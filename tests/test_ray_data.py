@@ -12,7 +12,7 @@ from kd.errors import InputError, StageError
 from kd.ray_data import Pool
 from kd.shards import Apply
 from kd.store import Store
-from tests.test_shards import Shout, corpus, loop, work
+from tests.tiny_shards import Shout, corpus, loop, work
 
 ONE = Pool(min_actors=1, max_actors=1, cpus_per_actor=1, gpus_per_actor=0)
 TWO = Pool(min_actors=2, max_actors=2, cpus_per_actor=1, gpus_per_actor=0)

@@ -1,19 +1,14 @@
-"""Tiny models for tests: random ones of each family, and one whose scores can be worked out by hand."""
+"""Tiny random models of each family for tests, and rows for them."""
 
-import math
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
 
 from kd.families.base import Family
 from kd.families.opening import open_family
 from kd.families.text import Encoded
-from kd.models import Loaded, ModelConfig, ModelSource, load, seeded
+from kd.models import Loaded, ModelConfig, ModelSource, load, save, seeded
 from kd.rows import Example, Segment
 from kd.specs import T5Spec
 from kd.store import Store
@@ -27,6 +22,10 @@ TEXTS = [
 ]
 
 CLASSES = ("yes", "no", "maybe")
+
+WRITERS = ["t5", "bart", "pair", "llama", "gpt2"]
+KINDS = [*WRITERS, "classifier", "pooled", "scorer"]
+"""What `tiny_models` makes; the writers generate their answers token by token."""
 
 SPEC = T5Spec(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=120)
 
@@ -76,6 +75,12 @@ def tiny_source(folder: Path, spec: T5Spec = SPEC, seed: int = 0, **limits: Any)
 def tiny_t5(folder: Path, seed: int = 0) -> Loaded:
     """A random T5 in float32."""
     return load(tiny_source(folder, seed=seed), "cpu")
+
+
+def saved_t5(folder: Path) -> Path:
+    """A tiny T5 as save_pretrained leaves it, below `folder`."""
+    save(tiny_t5(folder / "run"), folder / "model")
+    return folder / "model"
 
 
 def tiny_bart(seed: int = 0) -> Loaded:
@@ -181,6 +186,12 @@ def tiny_models(folder: Path) -> dict[str, Loaded]:
     }
 
 
+def same_weights(one: Loaded, other: Loaded) -> bool:
+    """Whether two models have the same parameters, bit by bit."""
+    first, second = one.model.state_dict(), other.model.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 def rows_for(kind: str) -> list[Example]:
     """Rows of different length that a model of this kind can answer."""
     if kind == "scorer":
@@ -203,93 +214,9 @@ def of_ids(*rows: list[int]) -> list[Encoded]:
     return [Encoded(ids, [None] * len(ids), [""] * len(ids), 0) for ids in rows]
 
 
-class ToyTeacher(nn.Module):
-    """A linear teacher: the logits of every answer token are the sum of the input's embeddings, one per vocabulary entry.
-
-    The vocabulary is <pad>, </s>, <unk>, yes, no. Every embedding is zero, but that of "yes" is ln 4 for "yes". So an
-    input with one "yes" has the probabilities 1/8 1/8 1/8 4/8 1/8, an input without it 1/5 each.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(5, 5)
-        with torch.no_grad():
-            self.embedding.weight.zero_()
-            self.embedding.weight[3, 3] = math.log(4)
-        self.config = self.generation_config = _ToyConfig(decoder_start_token_id=0, eos_token_id=1)
-        self.device, self.dtype = torch.device("cpu"), torch.float32
-
-    def get_encoder(self) -> "ToyTeacher":
-        return self
-
-    def get_decoder(self) -> "ToyTeacher":
-        return self
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embedding
-
-    def forward(
-        self,
-        attention_mask: Int[Tensor, "b t"],
-        input_ids: Int[Tensor, "b t"] | None = None,
-        inputs_embeds: Float[Tensor, "b t d"] | None = None,
-        encoder_outputs: BaseModelOutput | None = None,
-        decoder_input_ids: Int[Tensor, "b a"] | None = None,
-        past_key_values: None = None,
-        use_cache: bool = False,
-    ) -> Any:
-        if input_ids is not None:
-            inputs_embeds = self.embedding(input_ids)
-        states = inputs_embeds if encoder_outputs is None else encoder_outputs.last_hidden_state
-        if decoder_input_ids is None:
-            return BaseModelOutput(last_hidden_state=states)
-        logits = (states * attention_mask.unsqueeze(-1)).sum(1, keepdim=True)
-        return SimpleNamespace(logits=logits.expand(-1, decoder_input_ids.shape[1], -1), past_key_values=None)
-
-
-def toy_teacher() -> Loaded:
-    """The linear teacher with its tokenizer."""
-    tokenizer = train_tokenizer(T5Spec(vocab_size=8), ["yes yes no"])
-    assert tokenizer.convert_ids_to_tokens(range(5)) == ["<pad>", "</s>", "<unk>", "▁yes", "▁no"]
-    return Loaded(ToyTeacher().eval(), tokenizer, "toy@1")  # type: ignore[arg-type]
-
-
-class Steered(nn.Module):
-    """A model that generates what it is told, row by row, whatever it reads; everything else is the model's own."""
-
-    def __init__(self, inner: Any, answers: list[list[int]]) -> None:
-        super().__init__()
-        self.inner, self.answers = inner, answers
-        self.config, self.generation_config = inner.config, inner.generation_config
-        self.device, self.dtype = inner.device, inner.dtype
-        self.get_encoder, self.get_decoder = inner.get_encoder, inner.get_decoder
-
-    def forward(self, use_cache: bool, past_key_values: Any = None, **given: Any) -> Any:
-        written = past_key_values.get_seq_length() if past_key_values is not None else 0
-        out = self.inner(use_cache=use_cache, past_key_values=past_key_values, **given)
-        for row in range(len(out.logits) if use_cache else 0):
-            answer = self.answers[min(row, len(self.answers) - 1)]
-            out.logits[row, -1, answer[min(written, len(answer) - 1)]] = 1e4
-        return out
-
-
-def steered(loaded: Loaded, *answers: list[int]) -> Loaded:
-    """A model that generates these target ids, one answer per row, the last one for all rows after it."""
-    return Loaded(Steered(loaded.model, list(answers)), loaded.tokenizer, "steered")  # type: ignore[arg-type]
-
-
 _CAUSAL_IDS = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
 _BART_HALF = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
 _BERT_HALF = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-
-
-class _ToyConfig(SimpleNamespace):
-    attribute_map: ClassVar[dict[str, str]] = {}
-
-    def to_dict(self) -> dict[str, Any]:
-        return vars(self)
-
-    to_diff_dict = to_dict
 
 
 def _bert_like_tokenizer() -> Any:

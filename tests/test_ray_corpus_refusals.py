@@ -1,0 +1,125 @@
+"""What is refused of a corpus: bad records and files, ids twice, and another corpus or config for finished examples."""
+
+import gzip
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from kd.errors import InputError, StageError, StoreError
+from kd.store import Store
+from tests.test_corpus import write_jsonl
+from tests.tiny_corpus import connect, made, mine, names, only, record, rows, write_files
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    connect(cpus=6)
+    yield
+    ray.shutdown()
+
+
+def test_bad_records_stay_in_their_places_and_say_why(cluster: None, tmp_path: Path) -> None:
+    task = only(tmp_path / "corpus", [record("a"), record("b", q=" "), record("c", a=None), record("d")])
+    with (tmp_path / "corpus" / "all.jsonl").open("a") as file:
+        file.write('{"id": "half\n[]\n' + json.dumps(record("z")))
+    store = Store.at(str(tmp_path / "run"))
+    manifest = made(task, store, rows_per_shard=3, max_error_frac=0.6)
+    reasons = [row.error and row.error.reason for row in rows(store, manifest, "train")]
+    assert reasons == [None, "empty_text", "missing_field", None, "unparsable", "unparsable", None]
+    assert manifest.errors == {"empty_text": 1, "missing_field": 1, "unparsable": 2}
+    assert [uid for uid in names(store, manifest, "train") if "#" not in uid] == ["a", "b", "c", "d", "z"]
+
+
+def test_more_bad_records_than_allowed_fail_the_stage_and_a_higher_share_mends_it(cluster: None, tmp_path: Path) -> None:
+    task = only(tmp_path / "corpus", [record("a"), record("b", q="")])
+    store = Store.at(str(tmp_path / "run"))
+    with pytest.raises(StageError, match=r"1 of 2 rows got an error \(empty_text 1\), more than prepare.max_error_frac = 0.01"):
+        made(task, store)
+    assert store.manifest("examples") is None
+    assert made(task, store, max_error_frac=0.5).rows == 2
+
+
+def test_the_same_id_may_be_in_two_splits_but_not_twice_in_one(cluster: None, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for split in ("train", "test"):
+        write_jsonl(folder / f"{split}.jsonl", [record(str(number)) for number in range(5)])
+    assert made(mine(folder), Store.at(str(tmp_path / "good"))).rows == 10
+    write_jsonl(folder / "train-more.jsonl", [record(str(number)) for number in (9, 4, 3, 2, 1)])
+    with pytest.raises(InputError, match=r"task\.id: .* 'id' in .*corpus has train/1, train/2, train/3 more than once") as caught:
+        made(mine(folder), Store.at(str(tmp_path / "bad")), rows_per_shard=3)
+    assert type(caught.value) is InputError
+
+
+@pytest.mark.parametrize("limit", [None, 50_000])
+def test_a_file_that_breaks_off_is_named(cluster: None, tmp_path: Path, limit: int | None) -> None:
+    lines = "".join(json.dumps(record(str(number))) + "\n" for number in range(20_000))
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-1000])
+    task = mine(tmp_path, files={"train": "train*"}, limit_rows={"train": limit})
+    with pytest.raises(InputError, match=r"cannot read .*train\.jsonl\.gz as jsonl: Truncated") as caught:
+        made(task, Store.at(str(tmp_path / "run")))
+    assert type(caught.value) is InputError
+
+
+def test_a_missing_column_is_told_before_anything_is_written(cluster: None, corpus: Path, tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path))
+    with pytest.raises(
+        InputError, match=r"reads the column answer, which the train records .* they have a, id, q\. Set task\.target"
+    ):
+        made(mine(corpus, target="answer"), store)
+    assert store.names("examples") == []
+
+
+def test_a_split_without_rows_is_an_error(cluster: None, tmp_path: Path) -> None:
+    task = only(tmp_path / "corpus", [record("a")], holdout={"fraction": 0.5, "by": "position"})
+    with pytest.raises(InputError, match=r"the train split of .* has no rows: the hold-out left it none"):
+        made(task, Store.at(str(tmp_path / "run")))
+
+
+# --- finished examples ------------------------------------------------------------------------------------------------
+
+
+def test_a_second_call_is_a_look_and_another_config_is_refused(cluster: None, corpus: Path, tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path))
+    manifest = made(mine(corpus), store, rows_per_shard=10)
+    assert made(mine(corpus), store, rows_per_shard=10) == manifest
+    assert made(mine(corpus), store, rows_per_shard=10, max_error_frac=1) == manifest
+    with pytest.raises(StoreError, match=r"as these differ: rows_per_shard\. Use a new run name"):
+        made(mine(corpus), store, rows_per_shard=9)
+    with pytest.raises(StoreError, match=r"as these differ: name, prompt\. Use"):
+        made(mine(corpus, name="other", prompt=[{"column": "a"}]), store, rows_per_shard=10)
+    with pytest.raises(StoreError, match=r"as these differ: files, files of train\. Use"):
+        made(mine(corpus, files={"train": "train-0*", "test": "test*"}), store, rows_per_shard=10)
+
+
+def test_a_corpus_may_move(cluster: None, tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path / "run"))
+    manifest = made(only(tmp_path / "here", [record("a")]), store)
+    there = only(tmp_path / "there", [record("a")])
+    assert made(there, store) == manifest
+    write_jsonl(tmp_path / "there" / "all.jsonl", [record("other")])
+    with pytest.raises(StoreError, match=r"as these differ: files of train\. Use a new run name"):
+        made(there, store)
+
+
+def test_finished_examples_need_their_corpus_and_its_side_file_no_more(cluster: None, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "side.jsonl", [{"id": "a", "why": "because"}])
+    task = only(tmp_path / "corpus", [record("a")], llm={"path": str(tmp_path / "side.jsonl"), "rationale": "why"})
+    store = Store.at(str(tmp_path / "run"))
+    manifest = made(task, store)
+    write_jsonl(tmp_path / "side.jsonl", [{"id": "a", "why": "for another reason"}])
+    with pytest.raises(StoreError, match=r"as these differ: files of llm\. Use a new run name"):
+        made(task, store)
+    (tmp_path / "side.jsonl").unlink()
+    assert made(task, store) == manifest
+    shutil.rmtree(tmp_path / "corpus")
+    assert made(task, store) == manifest

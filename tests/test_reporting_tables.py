@@ -1,0 +1,61 @@
+"""The tables of a report: what is missing is a dash with its reason, and nothing breaks or widens them."""
+
+from kd.evaluation.metrics import About, Counts
+from kd.reporting.tables import Table, accuracy_table, as_markdown, as_text, rationale_table, stage_table, terminal_table
+from tests.tiny_reports import FULL, answers, manifest, rationales, unlabelled
+
+
+def test_the_accuracy_table_has_the_teacher_each_variant_and_chance() -> None:
+    table = accuracy_table(FULL)
+    assert table.rows[0] == ("teacher", "95.0", "–", "95.0", "100", "100.0", "0.0")
+    assert table.rows[2] == ("words", "58.0", "2.8", "56.0 60.0", "100", "98.0", "0.0")
+    assert table.rows[-1][:2] == ("chance", "25.0")
+    assert table.notes == ["No spread for teacher: a single seed has none."]
+
+
+def test_the_teachers_accuracy_of_another_stage_is_not_mixed_in() -> None:
+    other = Counts(ok=100, correct=10).metrics(About("teacher", "teach", "teacher", 0, "toy", "validation"))
+    assert accuracy_table([*FULL, *other]) == accuracy_table(FULL)
+
+
+def test_rows_without_labels_have_a_dash_and_the_reason() -> None:
+    table = accuracy_table(unlabelled("plain"))
+    assert table.rows[0] == ("plain", "–", "–", "–", "50", "100.0", "0.0")
+    assert table.notes[0] == "No accuracy for plain: the rows have no labels; the predictions are kept."
+    assert table.notes[1].startswith("No chance level")
+
+
+def test_rationales_without_evidence_have_a_dash_and_the_reason() -> None:
+    table = rationale_table(rationales("llm", 0, with_evidence=0))
+    assert table.rows[0] == ("llm", "–", "–", "3.0", "0.5", "200", "0")
+    assert table.notes == ["No hit rate for llm: the rows have no human evidence."]
+
+
+def test_a_stage_says_its_errors_by_reason_and_an_absent_one_that_it_is_absent() -> None:
+    done = manifest(
+        rows=1200, errors={"too_long": 1, "empty_text": 3}, rows_per_s=600.0, counts={"ok": 1196}, figures={"loss": 0.12345}
+    )
+    table = stage_table({"prepare": done, "train": None})
+    assert table.rows[0] == ("prepare", "1,200", "3 empty_text, 1 too_long", "2.0", "600.0", "cpu", "ok 1,196, loss 0.1235")
+    assert table.rows[1] == ("train", *["–"] * 6)
+    assert table.notes == ["Not complete: train."]
+
+
+def test_the_terminal_table_is_aligned_and_at_most_100_columns_wide() -> None:
+    metrics = [*answers("a" * 80, *range(40, 70)), *answers("b", 50)]
+    lines = terminal_table(metrics).splitlines()
+    assert max(map(len, lines)) == 100
+    assert lines[0].rstrip().endswith("cut %")
+    assert [line[-5:] for line in lines[2:4]] == ["  0.0"] * 2
+    assert len(lines[2]) == len(lines[3])
+    assert "…" in lines[2]
+
+
+def test_numbers_are_never_clipped_to_make_room_for_a_name() -> None:
+    table = Table("t", ("model", "mean %"), [("x" * 50, "58.0")], left=frozenset({"model"}))
+    assert as_text(table, width=20).splitlines()[2] == "x" * 11 + "…    58.0"
+
+
+def test_markdown_cells_cannot_break_the_table() -> None:
+    table = Table("t", ("model", "mean %"), [("a|b\nc", "58.0")], notes=["note"], left=frozenset({"model"}))
+    assert as_markdown(table) == "## t\n\n| model | mean % |\n| --- | ---: |\n| a\\|b c | 58.0 |\n\nnote"
