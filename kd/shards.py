@@ -86,18 +86,22 @@ def claim(store: Store, work: Work, retry_errors: bool = False) -> Claimed | Man
     there = set(store.names(folder))
     again = _with_errors(store, folder, [shard for shard in work.shards if shard.file in there]) if retry_errors else []
     todo = [shard for shard in work.shards if shard.file not in there] + again
+    by_size = sorted(todo, key=lambda shard: -shard.rows)
+    return Claimed(work, folder, begin_attempt(store, folder), by_size, frozenset(shard.name for shard in again))
+
+
+def begin_attempt(store: Store, folder: str) -> str:
+    """Take a folder's work over from any other attempt; the token of this one."""
     attempt = uuid.uuid4().hex
     store.publish_json(f"{folder}/{ATTEMPT}", {"attempt": attempt})
-    by_size = sorted(todo, key=lambda shard: -shard.rows)
-    return Claimed(work, folder, attempt, by_size, frozenset(shard.name for shard in again))
+    return attempt
 
 
-def check_newest(store: Store, claimed: Claimed) -> None:
+def check_newest(store: Store, folder: str, attempt: str, title: str) -> None:
     """Raise StageError where another attempt has taken over; what this one has published stays and is as good."""
-    newest = store.read_json(f"{claimed.folder}/{ATTEMPT}")["attempt"]
-    if newest != claimed.attempt:
+    if store.read_json(f"{folder}/{ATTEMPT}")["attempt"] != attempt:
         raise StageError(
-            f"{claimed.work.title}: another job has started this stage in {store.path(claimed.folder)} and goes on with it;"
+            f"{title}: another job has started this stage in {store.path(folder)} and goes on with it;"
             " this one stops. Its finished shards are kept. Run one job at a time on a run directory"
         )
 
@@ -151,7 +155,7 @@ def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply) -> dic
     except ValueError as error:
         raise StageError(f"{work.title}, {shard.file}: {error}") from error
     counted = count(finished) | _count_inherited(rows) | tally
-    check_newest(store, claimed)
+    check_newest(store, claimed.folder, claimed.attempt, work.title)
     store.publish_rows(target, finished, work.writes, counted)
     return counted
 
@@ -167,7 +171,7 @@ def finish(
         StageError: a shard is missing, more rows got an error here than the config allows, or this attempt was overtaken.
     """
     work = claimed.work
-    check_newest(store, claimed)
+    check_newest(store, claimed.folder, claimed.attempt, work.title)
     missing = {shard.file for shard in work.shards} - set(store.names(claimed.folder))
     if missing:
         raise StageError(
