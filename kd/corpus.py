@@ -5,15 +5,17 @@ guessed from the first rows of a file. A record that cannot be read stays in the
 """
 
 import csv
+import hashlib
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -27,6 +29,13 @@ from kd.tasks.base import TaskConfig
 FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}
 PROBED_RECORDS = 100
 LONGEST_CELL = 2**31 - 1
+
+
+class Found(NamedTuple):
+    """What a listing says of a file: its size, and when it was changed, in UTC; None where the file system does not say."""
+
+    size_bytes: int
+    modified: str | None
 
 
 @dataclass(frozen=True)
@@ -59,12 +68,12 @@ class Place:
         with self._answering():
             return bool(filesystem.get_file_info(base).type != pafs.FileType.NotFound)
 
-    def glob(self, pattern: str) -> dict[str, int | None]:
-        """Paths that match a pattern below the folder, and their sizes in bytes; none for a folder. Raises like `exists`."""
+    def glob(self, pattern: str) -> dict[str, Found | None]:
+        """Paths that match a pattern below the folder, and what is said of each; None for a folder. Raises like `exists`."""
         filesystem, base = self.where
         with self._answering():
             found = ArrowFSWrapper(filesystem).glob(f"{base}/{pattern}", detail=True)
-        return {path: info["size"] if info["type"] == "file" else None for path, info in found.items()}
+        return {path: _said(info) if info["type"] == "file" else None for path, info in found.items()}
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
@@ -82,12 +91,16 @@ class Place:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file: its path in its file system, its name below the folder, its size, `parquet`, `jsonl` or `csv`."""
+    """One file: its path in its file system, its name below the folder, its size, `parquet`, `jsonl` or `csv`.
+
+    `modified` is when it was changed last, as text that sorts by time; None where its file system does not say.
+    """
 
     path: str
     name: str
     size_bytes: int
     format: str
+    modified: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,16 +111,29 @@ class Source:
     files: tuple[SourceFile, ...]
 
     @property
+    def size_bytes(self) -> int:
+        """The size of all the files."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
     def fingerprint(self) -> str:
         """What identifies these files in a manifest: how many, and a digest of their names and sizes."""
         marks = [[file.name, file.size_bytes] for file in self.files]
-        return f"{len(self.files)} files, {sum(file.size_bytes for file in self.files)} bytes, {digest(marks)}"
+        return f"{len(self.files)} files, {self.size_bytes} bytes, {digest(marks)}"
 
     def records(self, index: int) -> Iterator[str]:
         """The records of one file as JSON text, streamed. Raises InputError if the file cannot be read."""
         file = self.files[index]
         with _readable(file):
             yield from _READERS[file.format](self.place.where[0], file.path)
+
+    def sha256(self, index: int) -> str:
+        """The digest of one file's bytes. Raises InputError if it cannot be read."""
+        file, found = self.files[index], hashlib.sha256()
+        with _readable(file), self.place.where[0].open_input_stream(file.path, compression=None) as stream:
+            while some := stream.read(2**20):
+                found.update(some)
+        return found.hexdigest()
 
     def count(self, index: int) -> int:
         """How many records a file has: Parquet says so itself, others are read. Raises InputError if it cannot be read."""
@@ -158,16 +184,16 @@ def find(path: str, pattern: str, wanted: str, key: str) -> Source:
     owner = key.partition(".files")[0].removesuffix(".path")
     if not place.exists():
         raise InputError(f"there is no folder {place.root}; set {owner}.path to where the data are")
-    sizes = {name: size for part in pattern.split("|") for name, size in place.glob(part.strip()).items() if size is not None}
-    if not sizes:
+    files = {name: said for part in pattern.split("|") for name, said in place.glob(part.strip()).items() if said is not None}
+    if not files:
         there = sorted(PurePosixPath(name).name for name in place.glob("*"))[:10]
         raise InputError(f"{key}: {pattern!r} matches no file in {place.root}; there are: {', '.join(there) or 'no files'}")
     base = place.where[1]
     return Source(
         place,
         tuple(
-            SourceFile(name, name.removeprefix(base).lstrip("/"), size, _format_of(name, wanted, owner))
-            for name, size in sorted(sizes.items())
+            SourceFile(name, name.removeprefix(base).lstrip("/"), size, _format_of(name, wanted, owner), modified)
+            for name, (size, modified) in sorted(files.items())
         ),
     )
 
@@ -200,6 +226,11 @@ def _readable(file: SourceFile) -> Iterator[None]:
         raise InputError(
             f"cannot read {file.path} as {file.format}: {error}; mend it, or move it out of the corpus, or set its format"
         ) from error
+
+
+def _said(info: Mapping[str, Any]) -> Found:
+    modified = info["mtime"]
+    return Found(info["size"], modified and modified.astimezone(UTC).isoformat(timespec="microseconds"))
 
 
 def _format_of(name: str, wanted: str, owner: str) -> str:
