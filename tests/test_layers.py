@@ -17,6 +17,8 @@ LAYERS = [
         "kd.corpus",
         "kd.examples",
         "kd.uids",
+        "kd.side",
+        "kd.sources",
         "kd.store",
         "kd.shards",
         "kd.specs",

@@ -25,8 +25,11 @@ from kd.planning.rows import attributions, rationales
 from kd.planning.sample import SplitSample, bytes_per_record, of_corpus, of_examples
 from kd.planning.tables import to_text
 from kd.rationales import AttributionSource, NoSource, RationalesConfig, TopK
+from kd.rows import Example
+from kd.store import Manifest, Shard, Store
 from kd.tasks.columns import Columns
 from tests.mini import PRICES, TINY, mini_config, prepared, write_mini
+from tests.test_rows import example
 from tests.tiny import examples, family, tiny_source, tiny_t5
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +85,23 @@ def test_a_prepared_corpus_is_taken_from_its_shards(tmp_path: Path) -> None:
         "validation": (20, "prepared", 20),
         "test": (20, "prepared", 20),
     }
+
+
+def test_of_many_shards_rows_are_taken_from_some_at_even_distances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, shards = Store.at(str(tmp_path)), []
+    for number in range(8):
+        shards.append(Shard(f"train-{number}", "train", 3))
+        rows = [example(f"{number}-{row}") for row in range(3)]
+        store.publish_rows(f"examples/{shards[-1].file}", rows, Example, {})
+    manifest = Manifest(stage="prepare", digest="", config={}, inputs={}, shards=shards)
+
+    def sampled(most: int) -> list[str]:
+        monkeypatch.setattr(sample, "SAMPLED_ROWS", most)
+        return [row.uid for row in of_examples(store, "examples", manifest)["train"].examples]
+
+    assert sampled(8) == [f"{number}-{row}" for number in (0, 2, 4, 6) for row in (0, 1)]
+    assert sampled(18) == [f"{number}-{row}" for number in (0, 1, 2, 4, 5, 6) for row in range(3)]
+    assert len(sampled(1000)) == 24
 
 
 def test_rows_are_taken_at_even_distances() -> None:

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 from kd.corpus import Source, SourceFile, decoded, find_splits
 from kd.errors import InputError
-from kd.examples import as_example, attach, side_table
+from kd.examples import as_example
 from kd.rows import Example
+from kd.side import attach, find_side, side_table
 from kd.store import Manifest, Store
 from kd.tasks.base import TaskConfig
 
 SAMPLED_ROWS = 1000
 """Rows of a split that are read, about."""
 SAMPLED_FILES = 4
-"""Files of a split that they are read from, at most: the first, and others at even distances."""
+"""Files of a split that they are read from: the first, and others at even distances. Of small shards it takes more."""
 COUNTED_BYTES = 64 * 2**20
 """Up to this size files that do not say how many records they have are read to the end."""
 
@@ -37,10 +38,11 @@ def of_examples(store: Store, folder: str, examples: Manifest) -> dict[str, Spli
     """The splits of a corpus that is prepared, by name."""
     found = {}
     for split in dict.fromkeys(shard.split for shard in examples.shards):
-        shards, rows = examples.shards_of(split), list[Example]()
-        for shard in shards:
-            if len(rows) < SAMPLED_ROWS:
-                rows += store.read_rows(f"{folder}/{shard.file}", Example)[: SAMPLED_ROWS - len(rows)]
+        shards = examples.shards_of(split)
+        needed = math.ceil(SAMPLED_ROWS / max(shard.rows for shard in shards))
+        chosen = [shards[place] for place in _places(len(shards), max(SAMPLED_FILES, needed))]
+        each = math.ceil(SAMPLED_ROWS / len(chosen))
+        rows = [row for shard in chosen for row in store.read_rows(f"{folder}/{shard.file}", Example)[:each]]
         found[split] = _sampled(split, sum(shard.rows for shard in shards), "prepared", rows)
     return found
 
@@ -63,7 +65,7 @@ def _of_source(task: TaskConfig, split: str, source: Source) -> list[SplitSample
     records = _records(source)
     rows = [as_example(task, split, record) for record in records]
     if task.llm:
-        rows, _ = attach(rows, side_table(task.llm))
+        rows, _ = attach(rows, side_table(task.llm, find_side(task.llm)))
     total, counted = _count(source, records)
     held = math.ceil(task.holdout.fraction * total) if task.holdout and split == "train" else 0
     parts = [(split, total - held), *([("validation", held)] if held else [])]
@@ -80,16 +82,20 @@ def _sampled(split: str, rows: int, counted: str, examples: Sequence[Example]) -
 
 def _records(source: Source) -> list[str]:
     """The first records of some of the files."""
-    files = len(source.files)
-    chosen = sorted({place * files // SAMPLED_FILES for place in range(SAMPLED_FILES)})
+    chosen = _places(len(source.files), SAMPLED_FILES)
     each = SAMPLED_ROWS // len(chosen)
     return [record for index in chosen for record in itertools.islice(source.records(index), each)]
+
+
+def _places(files: int, most: int) -> list[int]:
+    """The first of so many files, and others at even distances."""
+    return sorted({place * files // most for place in range(most)})
 
 
 def _count(source: Source, records: Sequence[str]) -> tuple[int, str]:
     """How many records the files hold, and how that is known."""
     says_so = all(file.format == "parquet" for file in source.files)
-    size = sum(file.size_bytes for file in source.files)
+    size = source.size_bytes
     if says_so or size <= COUNTED_BYTES:
         with ThreadPoolExecutor(16) as readers:
             return sum(readers.map(source.count, range(len(source.files)))), "file footers" if says_so else "counted"
