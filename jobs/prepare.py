@@ -10,12 +10,14 @@ def run(session: Session) -> None:
     from kd.ray_corpus import prepare
 
     line = session.console.stage("prepare")
-    finished = session.store.manifest(EXAMPLES) is not None
-    if not finished:
+    there = session.store.manifest(EXAMPLES)
+    complete = there is not None and not (session.retry_errors and there.errors)
+    if not complete:
         session.connect()
-    manifest = prepare(session.config.task, session.config.prepare, session.store, line)
+    config = session.config
+    manifest = prepare(config.task, config.prepare, session.store, line, EXAMPLES, session.retry_errors)
     session.remember()
-    line.close(("complete already: " if finished else "") + outcome([manifest]))
+    line.close(("complete already: " if complete else "") + outcome([manifest]))
 
 
 if __name__ == "__main__":

@@ -10,20 +10,18 @@ from functools import lru_cache
 import numpy as np
 
 from kd.arrow import schema_digest
-from kd.corpus import Source, decoded, find, find_splits, is_there
+from kd.corpus import Source, decoded
 from kd.errors import InputError, RowFault, StageError, StoreError
 from kd.rows import Example
-from kd.shards import count
+from kd.shards import check_newest, count
+from kd.side import attach, find_side, side_digest, side_table
+from kd.sources import check_unchanged, sources_still_there
 from kd.store import Manifest, Shard, Store, digest
-from kd.tasks.base import PrepareConfig, SideFile, TaskConfig, content_uid, folder_and_pattern
-from kd.tasks.fields import Record, id_at, optional_text_at
+from kd.tasks.base import PrepareConfig, SideFile, TaskConfig, content_uid
 from kd.tasks.holdout import Holdout
-from kd.uids import RENAMED
 
 Place = tuple[int, int]
 """Where a record is: the index of its file, and its row in there."""
-SideTable = Mapping[str, tuple[str | None, str | None]]
-"""From a record's id to another model's rationale and answer."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,12 @@ class Stream:
     records: Sequence[int]
     plan: str = ""
     """The digest of what is planned: a shard that an earlier attempt at the same has published is not made again."""
+    llm: Source | None = None
+    """The files of the side file, if the task has one."""
+    attempt: str | None = None
+    """The token of this attempt, which stops where it finds a newer one; None: nobody else can be at work."""
+    retry_errors: bool = False
+    """Whether a shard that holds errors is made again although it is there."""
 
     @property
     def limit(self) -> int | None:
@@ -76,29 +80,40 @@ class Stream:
     def write(self, places: Sequence[Place], records: Sequence[str]) -> Written:
         """Parse a block of records and publish it as one shard, unless it is there.
 
-        Its name depends on the plan, on the records, and on where they begin.
+        Its name depends on the plan, on what the side file says, on the records, and on where they begin.
         """
         text = hashlib.sha256("\n".join(records).encode(errors="surrogatepass")).hexdigest()
-        shard = Shard(f"{self.split}-{digest(self.plan, places[0], text)[:12]}", self.split, len(records))
+        side = side_digest(*self._side) if self._side else None
+        shard = Shard(f"{self.split}-{digest(self.plan, side, places[0], text)[:12]}", self.split, len(records))
         counts = self._published(shard) or self._publish(shard, records)
         return Written(shard, places[0], places[-1], Counter(file for file, _ in places), counts)
 
+    @property
+    def _side(self) -> tuple[SideFile, Source] | None:
+        config = self.task.llm
+        return (config, self.llm or find_side(config)) if config else None
+
     def _published(self, shard: Shard) -> dict[str, int] | None:
-        """What an earlier attempt counted in a shard; None where it is not there, not whole, or has had uids changed since."""
+        """What an earlier attempt counted in a shard; None where it is not there, not whole, or is to be made again."""
         path = f"{self.folder}/{shard.file}"
         try:
             notes = self.store.read_notes(path) if self.store.exists(path) else None
-        except StoreError:
-            return None
-        return None if notes is None or RENAMED in notes else notes
+        except StoreError as error:
+            if isinstance(error.__cause__, ValueError):  # no Parquet; what cannot be read at all is an OSError
+                return None
+            raise
+        again = self.retry_errors and notes is not None and any(key.startswith("error.") for key in notes)
+        return None if again else notes
 
     def _publish(self, shard: Shard, records: Sequence[str]) -> dict[str, int]:
         parsed = (as_example(self.task, self.source_split, record) for record in records)
         rows = [replace(row, split=self.split) for row in parsed]
         counts: dict[str, int] = {}
-        if self.task.llm:
-            rows, counts = attach(rows, side_table(self.task.llm))
+        if self._side:
+            rows, counts = attach(rows, side_table(*self._side))
         counts = count(rows) | counts
+        if self.attempt:
+            check_newest(self.store, self.folder, self.attempt, "prepare")
         self.store.publish_rows(f"{self.folder}/{shard.file}", rows, Example, counts)
         return counts
 
@@ -141,26 +156,29 @@ def plan(task: TaskConfig, config: PrepareConfig, sources: Mapping[str, Source])
     )
 
 
-def finished(store: Store, folder: str, task: TaskConfig, config: PrepareConfig) -> Manifest | None:
-    """The manifest of a task's examples, if they are complete. No record is read.
+def finished(store: Store, folder: str, task: TaskConfig, config: PrepareConfig, retry_errors: bool = False) -> Manifest | None:
+    """The manifest of a task's examples, if they are complete; with `retry_errors` only if no row has an error.
 
-    Files are compared by name and size as long as they are there: what is finished does without its corpus.
+    No record is read. The files are looked at as long as they are there: what is finished does without its corpus.
 
     Raises:
-        StoreError: the folder holds the examples of another corpus or config.
+        StoreError: the folder holds the examples of another corpus or config, or a file has changed since.
         InputError: the corpus' folder holds other files than the task asks for.
     """
     found = store.manifest(folder)
     if found is None:
         return None
-    there, asked = _marks(found), _marks(plan(task, config, _sources_still_there(task)))
+    sources = sources_still_there(task)
+    there, asked = _marks(found), _marks(plan(task, config, sources))
+    if found.config["task"] == task.described:
+        check_unchanged(store, folder, sources)
     differs = [key for key, value in sorted(asked.items()) if there.get(key) != value]
     if differs:
         raise StoreError(
             f"{store.path(folder)} holds the examples of another corpus or config, as these differ: {', '.join(differs)}."
             " Use a new run name"
         )
-    return found
+    return None if retry_errors and found.errors else found
 
 
 def _marks(manifest: Manifest) -> dict[str, object]:
@@ -168,13 +186,6 @@ def _marks(manifest: Manifest) -> dict[str, object]:
     files = {f"files of {name}": fingerprint for name, fingerprint in manifest.inputs.items()}
     rows = {"rows_per_shard": manifest.config["rows_per_shard"], "row type": manifest.schema_digest}
     return {**manifest.config["task"], **rows, **files}
-
-
-def _sources_still_there(task: TaskConfig) -> dict[str, Source]:
-    sources = find_splits(task) if is_there(task.path) else {}
-    if task.llm and is_there(*_side_place(task.llm)):
-        sources["llm"] = find_side(task.llm)
-    return sources
 
 
 def check_complete(source: Source, records: Sequence[int], written: Iterable[Written]) -> None:
@@ -200,51 +211,6 @@ def uid_of(task: TaskConfig, split: str, text: str) -> str:
     """The uid of that row, without the rest of it."""
     record = decoded(text)
     return content_uid({"unreadable": text}, split) if record is None else task.uid(record, split)
-
-
-def attach(rows: Sequence[Example], side: SideTable) -> tuple[list[Example], dict[str, int]]:
-    """The rows with the side file's rationales in place of their own, and how many have one there."""
-    found = [side.get(row.uid.partition("/")[2]) if row.error is None else None for row in rows]
-    attached = sum(entry is not None for entry in found)
-    pairs = ((row, entry or (None, None)) for row, entry in zip(rows, found, strict=True))
-    changed = [replace(row, llm_rationale=rationale, llm_label=label) for row, (rationale, label) in pairs]
-    return changed, {"llm_attached": attached, "llm_missing": len(rows) - attached}
-
-
-def find_side(config: SideFile) -> Source:
-    """The files of a side file. Raises InputError."""
-    folder, pattern = _side_place(config)
-    return find(folder, pattern, config.format, "task.llm.path")
-
-
-def _side_place(config: SideFile) -> tuple[str, str]:
-    """The folder, and the pattern of the files in it."""
-    folder, pattern = folder_and_pattern(config.path)
-    return folder, pattern or "*"
-
-
-@lru_cache(maxsize=1)
-def side_table(config: SideFile) -> SideTable:
-    """A side file in memory, read once per process. Raises InputError where a record has no id, or another's."""
-    table: dict[str, tuple[str | None, str | None]] = {}
-    for text in find_side(config).all_records():
-        record: Record = decoded(text) or {}
-        try:
-            key = id_at(record, config.id)
-            entry = optional_text_at(record, config.rationale), optional_text_at(record, config.label)
-        except RowFault as fault:
-            raise InputError(
-                f"{config.path}: {fault.detail} in {text[:80]!a}; mend it, or name the column in task.llm"
-            ) from fault
-        if key in table:
-            raise InputError(f"{config.path}: id {key!r} occurs twice; a side file has one record per id")
-        table[key] = entry
-    return table
-
-
-def side_size(config: SideFile) -> int:
-    """How many records a side file has. Raises InputError, like `side_table`."""
-    return len(side_table(config))
 
 
 @lru_cache(maxsize=1)

@@ -23,13 +23,15 @@ import ray.exceptions
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from kd.corpus import Source, find_splits
+from kd.corpus import Source
 from kd.errors import InputError, UserError
-from kd.examples import Place, Stream, Written, check_complete, find_side, finished, plan, side_size
+from kd.examples import Place, Stream, Written, check_complete, finished, plan
 from kd.ray_data import packed, quiet_context, raise_packed, readable_errors
 from kd.rows import Example
-from kd.shards import check_errors, errored_rows, summarise
-from kd.store import Manifest, Shard, Store
+from kd.shards import begin_attempt, check_errors, check_newest, errored_rows, summarise
+from kd.side import side_size
+from kd.sources import check_unchanged, find_sources, freeze, sources_still_there
+from kd.store import Manifest, Shard, Store, digest
 from kd.tasks.base import PrepareConfig, TaskConfig
 from kd.uids import UIDS_PER_BUCKET, Repeats, find_repeats, rename
 
@@ -39,37 +41,52 @@ READ_AT_ONCE = 1000
 READ_BLOCK_BYTES = 16 * 2**20
 
 
-def prepare(task: TaskConfig, config: PrepareConfig, store: Store, progress: Progress, folder: str = "examples") -> Manifest:
+def prepare(
+    task: TaskConfig,
+    config: PrepareConfig,
+    store: Store,
+    progress: Progress,
+    folder: str = "examples",
+    retry_errors: bool = False,
+) -> Manifest:
     """Read a task's corpus, publish its examples as shards below `folder`, and say so in a manifest.
 
-    Rows keep the order of the files. Every shard of a split but the last has exactly `config.rows_per_shard` rows.
+    Rows keep the order of the files. Every shard of a split but the last has exactly `config.rows_per_shard` rows. With
+    `retry_errors` the shards that hold errors are made again, also of a corpus that is complete.
 
     Raises:
         InputError: no such files, unreadable ones, a column that is not there, an id that occurs twice, an empty split.
-        StoreError: the folder holds examples of another corpus or config.
-        StageError: records were lost, or more of them are bad than the config allows.
+        StoreError: the folder holds examples of another corpus or config, or a file has changed since they were begun.
+        StageError: records were lost, more of them are bad than the config allows, or another attempt has taken over.
     """
     started = time.monotonic()
-    complete = finished(store, folder, task, config)
+    complete = finished(store, folder, task, config, retry_errors)
     if complete:
         return complete
-    sources = find_splits(task)
-    planned = plan(task, config, sources | ({"llm": find_side(task.llm)} if task.llm else {}))
-    may_have_more = any(source.may_have_more_columns() for source in sources.values())
-    task.check_columns({split: source.columns() for split, source in sources.items()}, may_have_more)
+    sources = find_sources(task)
+    splits = {name: source for name, source in sources.items() if name != "llm"}
+    may_have_more = any(source.may_have_more_columns() for source in splits.values())
+    task.check_columns({split: source.columns() for split, source in splits.items()}, may_have_more)
+    attempt = begin_attempt(store, folder)
+    freeze(store, folder, sources)
+    planned, llm = plan(task, config, sources), sources.get("llm")
+    made = partial(Stream, task, store=store, folder=folder, rows_per_shard=config.rows_per_shard, plan=planned.digest, llm=llm)
     quiet_context()
     figures: dict[str, float | str | None] = {}
     with _users_errors():
-        if task.llm:
-            figures["llm_side_records"] = ray.get(ray.remote(side_size).remote(task.llm))
-        written = _write_all(_streams(task, config, store, folder, sources, planned.digest), progress)
-        shards = [item.shard for item in written]
-        figures["repeated_records"] = _make_unique(task, store, folder, shards)
+        if llm:
+            figures["llm_side_records"] = ray.get(ray.remote(side_size).remote(task.llm, llm))
+        streams = _streams(task, splits, partial(made, attempt=attempt, retry_errors=retry_errors))
+        written = _write_all(streams, progress)
+        shards, figures["repeated_records"] = _make_unique(task, store, folder, attempt, [item.shard for item in written])
     counts: Counter[str] = sum((Counter(item.counts) for item in written), Counter())
     summary = summarise("prepare", counts, time.monotonic() - started, rows_done=counts["rows"])
     failed = (row.uid for row in errored_rows(store, folder, shards, Example))
     check_errors(summary, config.max_error_frac, "prepare.max_error_frac", store.path(folder), failed)
-    return store.publish_manifest(folder, replace(planned, shards=shards, figures=figures, **summary))
+    check_unchanged(store, folder, sources_still_there(task))
+    check_newest(store, folder, attempt, "prepare")
+    identified = digest(planned.digest, summary["errors"])
+    return store.publish_manifest(folder, replace(planned, digest=identified, shards=shards, figures=figures, **summary))
 
 
 class RecordFiles(Datasource):  # type: ignore[misc]
@@ -84,7 +101,7 @@ class RecordFiles(Datasource):  # type: ignore[misc]
         self.stream = stream
 
     def estimate_inmemory_data_size(self) -> int | None:
-        return sum(file.size_bytes for file in self.stream.source.files)
+        return self.stream.source.size_bytes
 
     def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
         return [
@@ -96,9 +113,7 @@ class RecordFiles(Datasource):  # type: ignore[misc]
         ]
 
 
-def _streams(
-    task: TaskConfig, config: PrepareConfig, store: Store, folder: str, sources: Mapping[str, Source], planned: str
-) -> list[Stream]:
+def _streams(task: TaskConfig, sources: Mapping[str, Source], made: Callable[..., Stream]) -> list[Stream]:
     """The splits to make, in order; train is followed by what is held out of it."""
     streams = []
     count = ray.remote(Source.count)
@@ -108,8 +123,7 @@ def _streams(
         by_position = len(splits) > 1 and task.holdout is not None and task.holdout.by == "position"
         counted = by_position or None in limits
         records = ray.get([count.remote(source, index) for index in range(len(source.files))]) if counted else []
-        made = partial(Stream, task, source, name, store=store, folder=folder, rows_per_shard=config.rows_per_shard)
-        streams += [made(split, records=records, plan=planned) for split in splits]
+        streams += [made(source, name, split, records=records) for split in splits]
     return streams
 
 
@@ -184,8 +198,8 @@ def _check_complete(parts: Sequence[Stream], written: Mapping[str, Sequence[Writ
         check_complete(parts[0].source, parts[0].records, [item for part in parts for item in written[part.split]])
 
 
-def _make_unique(task: TaskConfig, store: Store, folder: str, shards: Sequence[Shard]) -> int:
-    """Rename equal records apart; how many. Raises InputError where an id occurs twice."""
+def _make_unique(task: TaskConfig, store: Store, folder: str, attempt: str, shards: Sequence[Shard]) -> tuple[list[Shard], int]:
+    """The shards with equal records named apart, and how many these are. Raises InputError where an id occurs twice."""
     buckets = math.ceil(sum(shard.rows for shard in shards) / UIDS_PER_BUCKET)
     find = ray.remote(num_returns=2)(find_repeats)
     tasks = [find.remote(store, folder, shards, bucket, buckets) for bucket in range(buckets)]
@@ -199,7 +213,10 @@ def _make_unique(task: TaskConfig, store: Store, folder: str, shards: Sequence[S
     changed = {name for repeats in found for name in repeats.shards}
     renames = [renames for _, renames in tasks]
     again = ray.remote(rename)
-    return sum(ray.get([again.remote(store, folder, shard, *renames) for shard in shards if shard.name in changed]))
+    waiting = {shard.name: again.remote(store, folder, attempt, shard, *renames) for shard in shards if shard.name in changed}
+    renamed: dict[str, tuple[Shard, int]] = dict(zip(waiting, ray.get(list(waiting.values())), strict=True))
+    unique = [renamed[shard.name][0] if shard.name in renamed else shard for shard in shards]
+    return unique, sum(count for _, count in renamed.values())
 
 
 @contextmanager

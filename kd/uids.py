@@ -14,14 +14,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kd.rows import Example
-from kd.store import Shard, Store
+from kd.shards import check_newest
+from kd.store import Shard, Store, digest
 from kd.tasks.base import is_content_uid
 
 UIDS_PER_BUCKET = 2**24
 """128 MiB of hashes in the task of a bucket."""
 READERS = 16
 RENAMED = "renamed"
-"""Counted in the footer of a shard whose uids were changed after it was made: it is no longer what its records make."""
+"""Counted in the footer of a shard whose uids were changed, and a part of its name."""
 
 Renames = Mapping[str, Mapping[int, str]]
 """For each shard's name, from the position of a row in it to the row's new uid."""
@@ -45,14 +46,24 @@ def find_repeats(store: Store, folder: str, shards: Sequence[Shard], bucket: int
     return _confirm(store, folder, shards, suspects)
 
 
-def rename(store: Store, folder: str, shard: Shard, *renames: Renames) -> int:
-    """Publish a shard again, with the new uids of its rows; how many these are."""
+def rename(store: Store, folder: str, attempt: str, shard: Shard, *renames: Renames) -> tuple[Shard, int]:
+    """Publish a shard with the new uids of its rows as another one, unless that is there; how many uids these are.
+
+    The shard itself stays as its records make it, and the name of the other depends on what is in it: whoever writes either
+    of them once more, however late, changes nothing.
+
+    Raises:
+        StageError: this attempt was overtaken.
+    """
     new = {position: uid for bucket in renames for position, uid in bucket.get(shard.name, {}).items()}
     path = f"{folder}/{shard.file}"
-    rows = store.read_rows(path, Example)
-    renamed = [replace(row, uid=new.get(position, row.uid)) for position, row in enumerate(rows)]
-    store.publish_rows(path, renamed, Example, store.read_notes(path) | {RENAMED: len(new)})
-    return len(new)
+    content = hashlib.sha256(store.read(path)).hexdigest()
+    renamed = replace(shard, name=f"{shard.name}-{RENAMED}-{digest(content, sorted(new.items()))[:8]}")
+    if not store.exists(f"{folder}/{renamed.file}"):
+        rows = [replace(row, uid=new.get(at, row.uid)) for at, row in enumerate(store.read_rows(path, Example))]
+        check_newest(store, folder, attempt, "prepare")
+        store.publish_rows(f"{folder}/{renamed.file}", rows, Example, store.read_notes(path) | {RENAMED: len(new)})
+    return renamed, len(new)
 
 
 def _confirm(store: Store, folder: str, shards: Sequence[Shard], suspects: Collection[int]) -> tuple[Repeats, Renames]:

@@ -13,6 +13,7 @@ from kd.corpus import find_splits
 from kd.examples import Stream, plan
 from kd.planning.price import Gpu, Prices
 from kd.shards import Work, claim, finish, run_shard
+from kd.sources import freeze
 from kd.store import Manifest, Store
 from kd.tasks.planted import generate
 from kd.training.session import train_here
@@ -87,6 +88,7 @@ def prepared(config: Config) -> Wiring:
         for start in range(0, len(records), size):
             block = records[start : start + size]
             shards.append(stream.write([(0, start + row) for row in range(len(block))], block).shard)
+    freeze(store, EXAMPLES, sources)
     done = plan(config.task, config.prepare, sources)
     store.publish_manifest(EXAMPLES, replace(done, shards=shards, rows=sum(shard.rows for shard in shards)))
     wiring = Wiring(config, store)

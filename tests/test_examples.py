@@ -10,13 +10,15 @@ import pytest
 
 from kd.corpus import Place as Folder
 from kd.corpus import Source, SourceFile
-from kd.errors import InputError, StageError
-from kd.examples import Place, Stream, Written, as_example, attach, check_complete, side_table, uid_of
+from kd.errors import InputError, StageError, StoreError
+from kd.examples import Place, Stream, Written, as_example, check_complete, uid_of
 from kd.rows import Example
+from kd.shards import begin_attempt
+from kd.side import attach, find_side, side_table
 from kd.store import Shard, Store
 from kd.tasks.base import SideFile, TaskConfig, is_content_uid
 from kd.tasks.svamp import SAMPLE, Svamp
-from kd.uids import rename
+from kd.uids import find_repeats, rename
 from tests.test_corpus import write_jsonl
 
 FILES = tuple(SourceFile(f"/c/{name}", name, 1, "jsonl") for name in ("train-0.jsonl", "train-1.jsonl"))
@@ -69,16 +71,75 @@ def test_the_name_of_a_shard_is_made_of_the_plan_its_records_and_where_they_begi
     assert len(name) == len("train-") + 12
 
 
-def test_a_shard_that_is_there_is_not_made_again_unless_its_uids_were_changed(tmp_path: Path) -> None:
+def touched(making: Stream, done: Written) -> int:
+    return Path(making.store.path(f"examples/{done.shard.file}")).stat().st_mtime_ns
+
+
+def test_a_shard_that_is_there_is_made_again_only_for_its_errors(tmp_path: Path) -> None:
     making = stream(tmp_path, Svamp())
-    first = making.write([(0, 0), (0, 1)], [record(1), "no object"])
-    path = f"examples/{first.shard.file}"
-    before = Path(making.store.path(path)).stat().st_mtime_ns
-    assert making.write([(0, 0), (0, 1)], [record(1), "no object"]) == first
-    assert Path(making.store.path(path)).stat().st_mtime_ns == before
-    rename(making.store, "examples", first.shard, {first.shard.name: {0: "train/1-2"}})
-    assert making.write([(0, 0), (0, 1)], [record(1), "no object"]) == first
-    assert making.store.read_column(path, "uid")[0] == "train/1"
+    good, bad = [record(1), record(2)], [record(3), "no object"]
+    done = [making.write([(0, 0), (0, 1)], good), making.write([(0, 2), (0, 3)], bad)]
+    before = [touched(making, each) for each in done]
+    assert [making.write([(0, 0), (0, 1)], good), making.write([(0, 2), (0, 3)], bad)] == done
+    assert [touched(making, each) for each in done] == before
+    again = dataclasses.replace(making, retry_errors=True)
+    assert [again.write([(0, 0), (0, 1)], good), again.write([(0, 2), (0, 3)], bad)] == done
+    assert touched(making, done[0]) == before[0]
+    assert touched(making, done[1]) > before[1]
+
+
+def test_a_shard_that_is_not_whole_is_made_again_and_one_that_may_not_be_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making = stream(tmp_path, Svamp())
+    done = making.write([(0, 0)], [record(1)])
+    path = f"examples/{done.shard.file}"
+    whole = making.store.read(path)
+    making.store.publish(path, whole[:-9])
+    assert making.write([(0, 0)], [record(1)]) == done
+    assert making.store.read(path) == whole
+
+    def refused(_: str) -> dict[str, Any]:
+        raise StoreError("cannot read it") from PermissionError("permission denied")
+
+    monkeypatch.setitem(making.store.__dict__, "read_notes", refused)
+    with pytest.raises(StoreError, match="cannot read it"):
+        making.write([(0, 0)], [record(1)])
+
+
+def block(making: Stream, file: int) -> Written:
+    """A shard of two records, the second of which every such shard has."""
+    return making.write([(file, 0), (file, 1)], [record(file), record(7)])
+
+
+def unique(making: Stream, shards: Sequence[Shard]) -> list[Shard]:
+    """The shards with repeats renamed apart."""
+    assert making.attempt is not None
+    _, renames = find_repeats(making.store, "examples", shards, 0, 1)
+    return [
+        rename(making.store, "examples", making.attempt, shard, renames)[0] if shard.name in renames else shard
+        for shard in shards
+    ]
+
+
+def test_of_two_attempts_the_older_is_overtaken_and_every_uid_is_there_once(tmp_path: Path) -> None:
+    alone = stream(tmp_path, Svamp(id=None))
+    older = dataclasses.replace(alone, attempt=begin_attempt(alone.store, "examples"))
+    first = block(older, 0)
+    newer = dataclasses.replace(alone, attempt=begin_attempt(alone.store, "examples"))
+    with pytest.raises(StageError, match="prepare: another job has started this stage in .*examples and goes on with it"):
+        block(older, 1)
+    assert block(older, 0) == block(newer, 0) == first
+    made = [first.shard, block(newer, 1).shard]
+    renamed = unique(newer, made)
+    with pytest.raises(StageError, match="another job has started this stage"):
+        unique(older, [*made, block(newer, 2).shard])
+    for late in (0, 1):  # a task of an attempt that is long gone
+        alone.store.publish(f"examples/{made[late].file}", b"")
+        block(alone, late)
+    uids = [row.uid for shard in renamed for row in alone.store.read_rows(f"examples/{shard.file}", Example)]
+    assert len(set(uids)) == len(uids) == 4
+    assert sum(uid.endswith("-2") for uid in uids) == 1
 
 
 @pytest.mark.parametrize("by", ["position", "uid"])
@@ -135,7 +196,7 @@ def side(folder: Path, records: list[dict[str, Any]]) -> SideFile:
 def test_a_side_file_replaces_rationales_by_id_and_counts_what_has_none(tmp_path: Path) -> None:
     config = side(tmp_path, [{"key": 1, "why": "since one", "said": "1"}, {"key": "9", "why": None}])
     rows = [as_example(Svamp(), "train", text) for text in (record(1), record(2), "no object")]
-    changed, counts = attach(rows, side_table(config))
+    changed, counts = attach(rows, side_table(config, find_side(config)))
     assert [(row.llm_rationale, row.llm_label) for row in changed] == [("since one", "1"), (None, None), (None, None)]
     assert counts == {"llm_attached": 1, "llm_missing": 2}
     assert [row.uid for row in changed] == [row.uid for row in rows]
@@ -150,8 +211,9 @@ def test_a_side_file_replaces_rationales_by_id_and_counts_what_has_none(tmp_path
     ],
 )
 def test_a_side_file_that_cannot_be_joined_is_refused(tmp_path: Path, records: list[dict[str, Any]], message: str) -> None:
+    config = side(tmp_path, records)
     with pytest.raises(InputError, match=message):
-        side_table(side(tmp_path, records))
+        side_table(config, find_side(config))
 
 
 def test_a_shard_is_written_with_the_side_files_rationales(tmp_path: Path) -> None:
@@ -161,3 +223,14 @@ def test_a_shard_is_written_with_the_side_files_rationales(tmp_path: Path) -> No
     rows = making.store.read_rows(f"examples/{done.shard.file}", Example)
     assert [row.llm_rationale for row in rows] == ["since one", None]
     assert done.counts == {"rows": 2, "llm_attached": 1, "llm_missing": 1}
+
+
+def test_a_shard_is_another_one_when_the_side_file_says_something_else(tmp_path: Path) -> None:
+    names = set()
+    for why in ("since one", "since two", "since one"):
+        making = stream(tmp_path, Svamp(llm=side(tmp_path, [{"key": 1, "why": why}])))
+        done = making.write([(0, 0)], [record(1)])
+        (row,) = making.store.read_rows(f"examples/{done.shard.file}", Example)
+        assert row.llm_rationale == why
+        names.add(done.shard.name)
+    assert len(names) == 2

@@ -65,7 +65,12 @@ def test_rows_are_in_the_order_of_the_files_in_full_shards(alone: Store) -> None
     assert [shard.rows for shard in manifest.shards_of("train")] == [4, 4, 4, 4, 3]
     assert [shard.rows for shard in manifest.shards_of("test")] == [4, 4, 1]
     assert (manifest.rows, manifest.errors, manifest.row_type) == (28, {}, "Example")
-    assert set(alone.names("examples")) == {"manifest.json", *(shard.file for shard in manifest.shards)}
+    assert set(alone.names("examples")) == {
+        "attempt.json",
+        "manifest.json",
+        "sources.json",
+        *(shard.file for shard in manifest.shards),
+    }
 
 
 def test_a_file_that_takes_longer_to_read_still_comes_first(cluster: None, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_corpus_may_move(cluster: None, tmp_path: Path) -> None:
     there = only(tmp_path / "there", [record("a")])
     assert made(there, store) == manifest
     write_jsonl(tmp_path / "there" / "all.jsonl", [record("other")])
-    with pytest.raises(StoreError, match=r"as these differ: files of train\. Use a new run name"):
+    with pytest.raises(StoreError, match=r"there/all\.jsonl, a file of train, is not .*: it had .* bytes and has .*new run name"):
         made(there, store)
 
 
@@ -117,7 +117,7 @@ def test_finished_examples_need_their_corpus_and_its_side_file_no_more(cluster: 
     store = Store.at(str(tmp_path / "run"))
     manifest = made(task, store)
     write_jsonl(tmp_path / "side.jsonl", [{"id": "a", "why": "for another reason"}])
-    with pytest.raises(StoreError, match=r"as these differ: files of llm\. Use a new run name"):
+    with pytest.raises(StoreError, match=r"side\.jsonl, a file of llm, is not .*: it had .* bytes and has .*new run name"):
         made(task, store)
     (tmp_path / "side.jsonl").unlink()
     assert made(task, store) == manifest

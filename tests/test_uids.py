@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from kd.errors import StageError
 from kd.rows import Example
-from kd.shards import count
+from kd.shards import begin_attempt, count
 from kd.store import Shard, Store
 from kd.tasks.base import content_uid
 from kd.uids import find_repeats, rename
@@ -27,10 +28,10 @@ def uids(store: Store, shards: Sequence[Shard]) -> list[str]:
 
 def apart(store: Store, shards: Sequence[Shard], buckets: int) -> list[str]:
     found = [find_repeats(store, "examples", shards, bucket, buckets) for bucket in range(buckets)]
-    for one in shards:
-        if any(one.name in repeats.shards for repeats, _ in found):
-            rename(store, "examples", one, *(renames for _, renames in found))
-    return uids(store, shards)
+    attempt, renames = begin_attempt(store, "examples"), [renames for _, renames in found]
+    changed = {name for repeats, _ in found for name in repeats.shards}
+    made = [rename(store, "examples", attempt, one, *renames)[0] if one.name in changed else one for one in shards]
+    return uids(store, made)
 
 
 @pytest.mark.parametrize("buckets", [1, 3])
@@ -58,8 +59,32 @@ def test_unique_uids_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_renamed_shard_keeps_its_notes_and_other_rows_and_says_that_it_was_renamed(tmp_path: Path) -> None:
     store = Store.at(str(tmp_path))
-    one = shard(store, "one", [A, "train/1"])
-    notes = store.read_notes("examples/one.parquet")
-    assert rename(store, "examples", one, {"one": {0: "train/new"}, "other": {1: "x"}}) == 1
-    assert uids(store, [one]) == ["train/new", "train/1"]
-    assert store.read_notes("examples/one.parquet") == notes | {"renamed": 1}
+    one, attempt = shard(store, "one", [A, "train/1"]), begin_attempt(store, "examples")
+    made = store.read("examples/one.parquet")
+    renamed, number = rename(store, "examples", attempt, one, {"one": {0: "train/new"}, "other": {1: "x"}})
+    assert (number, renamed.split, renamed.rows) == (1, one.split, one.rows)
+    assert uids(store, [renamed]) == ["train/new", "train/1"]
+    assert store.read_notes(f"examples/{renamed.file}") == store.read_notes("examples/one.parquet") | {"renamed": 1}
+    assert store.read("examples/one.parquet") == made
+
+
+def test_the_name_of_a_renamed_shard_says_what_is_in_it(tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path))
+    one, attempt = shard(store, "one", [A, B]), begin_attempt(store, "examples")
+    renamed, _ = rename(store, "examples", attempt, one, {"one": {0: "x"}})
+    before = Path(store.path(f"examples/{renamed.file}")).stat().st_mtime_ns
+    assert rename(store, "examples", attempt, one, {"one": {0: "x"}}) == (renamed, 1)
+    assert Path(store.path(f"examples/{renamed.file}")).stat().st_mtime_ns == before
+    others = [rename(store, "examples", attempt, one, {"one": {0: "y"}})[0]]
+    others += [rename(store, "examples", attempt, shard(store, "one", [A, A]), {"one": {0: "x"}})[0]]
+    assert len({each.name for each in (one, renamed, *others)}) == 4
+
+
+def test_an_attempt_that_was_overtaken_renames_nothing(tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path))
+    one, attempt = shard(store, "one", [A, B]), begin_attempt(store, "examples")
+    begin_attempt(store, "examples")
+    before = store.names("examples")
+    with pytest.raises(StageError, match="prepare: another job has started this stage in .*examples and goes on with it"):
+        rename(store, "examples", attempt, one, {"one": {0: "x"}})
+    assert store.names("examples") == before

@@ -131,7 +131,7 @@ def test_the_examples_of_other_files_are_refused_by_every_stage(wiring: Wiring, 
     assert moved.attributions().digest == wiring.attributions().digest
     with (tmp_path / "moved" / "test.jsonl").open("a") as file:
         file.write("{}\n")
-    with pytest.raises(StoreError, match=r"as these differ: files of test\. Use a new run name"):
+    with pytest.raises(StoreError, match=r"moved/test\.jsonl, a file of test, is not .*: it had .* bytes and has"):
         changed(moved, "task").attributions()
     (tmp_path / "moved" / "test.jsonl").rename(tmp_path / "moved" / "other.jsonl")
     with pytest.raises(InputError, match=r"task\.files\.test: .* matches no file"):

@@ -48,9 +48,11 @@ def only(folder: Path, records: list[dict[str, Any]], **fields: Any) -> Columns:
     return mine(folder, files={"train": "all.jsonl"}, **fields)
 
 
-def made(task: TaskConfig, store: Store, rows_per_shard: int = 1000, max_error_frac: float = 0.01) -> Manifest:
+def made(
+    task: TaskConfig, store: Store, rows_per_shard: int = 1000, max_error_frac: float = 0.01, retry_errors: bool = False
+) -> Manifest:
     config = PrepareConfig(rows_per_shard=rows_per_shard, max_error_frac=max_error_frac)
-    return prepare(task, config, store, lambda done, total: None)
+    return prepare(task, config, store, lambda done, total: None, retry_errors=retry_errors)
 
 
 def rows(store: Store, manifest: Manifest, split: str) -> list[Example]:
