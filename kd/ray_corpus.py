@@ -31,7 +31,7 @@ from kd.rows import Example
 from kd.shards import begin_attempt, check_errors, check_newest, errored_rows, summarise
 from kd.side import side_size
 from kd.sources import check_unchanged, find_sources, freeze, sources_still_there
-from kd.store import Manifest, Shard, Store, digest
+from kd.store import MANIFEST, Manifest, Shard, Store, digest
 from kd.tasks.base import PrepareConfig, TaskConfig
 from kd.uids import UIDS_PER_BUCKET, Repeats, find_repeats, rename
 
@@ -52,7 +52,7 @@ def prepare(
     """Read a task's corpus, publish its examples as shards below `folder`, and say so in a manifest.
 
     Rows keep the order of the files. Every shard of a split but the last has exactly `config.rows_per_shard` rows. With
-    `retry_errors` the shards that hold errors are made again, also of a corpus that is complete.
+    `retry_errors` the shards that hold errors are made again, also of a corpus that is complete, which it is not from then on.
 
     Raises:
         InputError: no such files, unreadable ones, a column that is not there, an id that occurs twice, an empty split.
@@ -69,6 +69,8 @@ def prepare(
     task.check_columns({split: source.columns() for split, source in splits.items()}, may_have_more)
     attempt = begin_attempt(store, folder)
     freeze(store, folder, sources)
+    if retry_errors:
+        store.delete(f"{folder}/{MANIFEST}")
     planned, llm = plan(task, config, sources), sources.get("llm")
     made = partial(Stream, task, store=store, folder=folder, rows_per_shard=config.rows_per_shard, plan=planned.digest, llm=llm)
     quiet_context()

@@ -1,8 +1,8 @@
 """Runs plain stages over the shards of a run directory on the cluster.
 
 One shard is one unit of work, scheduled by Ray Data over a pool of actors. An actor reads its shard, computes, builds
-the file in memory and publishes it; only counts come back, so the driver and the object store hold nothing that grows
-with the corpus. Several works may share one pool: a start costs seconds, and students to evaluate are many.
+the file in memory and publishes it; only counts come back, so the driver and the object store hold the list of shards and
+never a row. Several works may share one pool: a start costs seconds, and students to evaluate are many.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import json
 import pickle
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import ray.data
 import ray.exceptions
 
 from kd.errors import StageError, UserError
-from kd.shards import Apply, Claimed, Work, claim, finish, run_shard
+from kd.shards import Apply, Claimed, Work, claim, finish, noted_try, run_shard
 from kd.store import Manifest, Shard, Store
 
 Progress = Callable[[int, int], None]
@@ -61,20 +62,20 @@ def run(store: Store, works: Sequence[Work], pool: Pool, progress: Progress, ret
     claimed = [claim(store, work, retry_errors) for work in works]
     started = [item for item in claimed if isinstance(item, Claimed)]
     units = [Unit(index, shard) for index, item in enumerate(started) for shard in item.todo]
-    spans: dict[int, list[float]] = {index: [] for index in range(len(started))}
-    counted: list[dict[str, dict[str, int]]] = [{} for _ in started]
+    spans: list[tuple[float, float] | None] = [None] * len(started)
+    counted: list[Counter[str]] = [Counter() for _ in started]
     total = sum(shard.rows for item in started for shard in item.work.shards)
     done = total - sum(unit.shard.rows for unit in units)
     progress(done, total)
     for result in _results(store, started, units, pool):
         done += result["rows"]
-        spans[result["work"]] += [result["started_s"], result["ended_s"]]
-        counted[result["work"]][result["shard"]] = json.loads(result["counted"])
+        index = result["work"]
+        first, last = spans[index] or (result["started_s"], result["ended_s"])
+        spans[index] = min(first, result["started_s"]), max(last, result["ended_s"])
+        counted[index].update(json.loads(result["counted"]))
         progress(done, total)
-    finished = iter(
-        finish(store, item, max(spans[index], default=0.0) - min(spans[index], default=0.0), pool.device, counted[index])
-        for index, item in enumerate(started)
-    )
+    seconds = [span[1] - span[0] if span else 0.0 for span in spans]
+    finished = iter(finish(store, item, seconds[index], pool.device, counted[index]) for index, item in enumerate(started))
     return [next(finished) if isinstance(item, Claimed) else item for item in claimed]
 
 
@@ -89,7 +90,7 @@ class Unit:
 class ShardWorker:
     """The actor: opens the recipe of the work it was last handed, and does shard after shard with it.
 
-    It is made with nothing that grows with the corpus: which shard it is to do comes with each call.
+    It is made without the list of shards: which one it is to do comes with each call.
     """
 
     def __init__(self, store: Store, claimed: Sequence[Claimed]) -> None:
@@ -102,10 +103,12 @@ class ShardWorker:
         unit = Unit(int(batch["work"][0]), shard)
         started, failure, counted = time.time(), b"", "{}"
         try:
-            counted = json.dumps(run_shard(self.store, self.claimed[unit.work], unit.shard, self._apply(unit.work)))
+            claimed = self.claimed[unit.work]
+            with noted_try(self.store, claimed, unit.shard):
+                counted = json.dumps(run_shard(self.store, claimed, unit.shard, self._apply(unit.work)))
         except Exception as error:  # noqa: BLE001 - raised again in the driver
             failure = packed(error, f"{self.claimed[unit.work].work.title}, shard {unit.shard.name}")
-        done = {"work": unit.work, "shard": unit.shard.name, "rows": unit.shard.rows, "counted": counted}
+        done = {"work": unit.work, "rows": unit.shard.rows, "counted": counted}
         done |= {"started_s": started, "ended_s": time.time(), "failure": failure}
         return {key: [value] for key, value in done.items()}
 

@@ -10,13 +10,14 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kd.arrow import schema_digest
 from kd.errors import StageError
 from kd.rows import Row, RowError, as_errored, check_conserved
-from kd.store import Manifest, Shard, Store, digest
+from kd.store import MANIFEST, Manifest, Shard, Store, digest
 
 Apply = Callable[[list[Any], Counter[str]], list[Any]]
 """Good rows in; for each, in order, its result or the RowError that says why there is none. The counter is for what the
@@ -56,6 +57,9 @@ class Work:
         return digest(self.title, self.config, self.inputs, schema_digest(self.writes), [[s.name, s.rows] for s in self.shards])
 
 
+MOST_TRIES = 10
+"""How often a shard is begun in one attempt. A machine that is taken away is no fault of the shard, but one that ends its
+process every time, as a lack of memory does, would be begun for ever."""
 ATTEMPT = "attempt.json"
 """Names the newest attempt at a folder's work. It is not needed for correctness: it tells an older one to stop."""
 
@@ -77,15 +81,18 @@ class Claimed:
 def claim(store: Store, work: Work, retry_errors: bool = False) -> Claimed | Manifest:
     """Take the folder for this work; its manifest if it is complete already.
 
-    With `retry_errors` the shards that hold rows with an error of this stage are to be done again, for these rows alone.
+    With `retry_errors` the shards that hold rows with an error of this stage are to be done again, for these rows alone. The
+    stage is unfinished from then on: what is made from it waits for the new manifest.
     """
     folder = store.folder_for(work.target, work.digest)
     manifest = store.manifest(folder)
     if manifest is not None and not (retry_errors and added_errors(manifest.errors, manifest.counts)):
         return manifest
     there = set(store.names(folder))
-    again = _with_errors(store, folder, [shard for shard in work.shards if shard.file in there]) if retry_errors else []
+    again = list(_with_errors(store, folder, [shard for shard in work.shards if shard.file in there])) if retry_errors else []
     todo = [shard for shard in work.shards if shard.file not in there] + again
+    if manifest is not None:
+        store.delete(f"{folder}/{MANIFEST}")
     by_size = sorted(todo, key=lambda shard: -shard.rows)
     return Claimed(work, folder, begin_attempt(store, folder), by_size, frozenset(shard.name for shard in again))
 
@@ -126,6 +133,24 @@ def completed(store: Store, work: Work) -> tuple[str, Manifest]:
     return folder, manifest
 
 
+@contextmanager
+def noted_try(store: Store, claimed: Claimed, shard: Shard) -> Iterator[None]:
+    """Inside, a shard is being done, and a note says so that outlives its process. Raises StageError at one try too many."""
+    note = f"{claimed.folder}/tries/{shard.name}.json"
+    before = store.read_json(note) if store.exists(note) else {}
+    tries = before["tries"] + 1 if before.get("attempt") == claimed.attempt else 1
+    if tries > MOST_TRIES:
+        raise StageError(
+            f"{claimed.work.title}, shard {shard.name}: its process ended {MOST_TRIES} times without a word, which is how a"
+            " machine's memory runs out; finished shards are kept. Give an actor more memory, or less to do at once"
+        )
+    store.publish_json(note, {"attempt": claimed.attempt, "tries": tries})
+    try:
+        yield
+    finally:
+        store.delete(note)
+
+
 def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply) -> dict[str, int]:
     """Read one shard, do the work, check the laws, publish the result; what it counted comes back.
 
@@ -160,12 +185,11 @@ def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply) -> dic
     return counted
 
 
-def finish(
-    store: Store, claimed: Claimed, seconds: float, device: str, counted: Mapping[str, Mapping[str, int]] | None = None
-) -> Manifest:
+def finish(store: Store, claimed: Claimed, seconds: float, device: str, counted: Mapping[str, int] | None = None) -> Manifest:
     """Write the manifest of work whose shards are all there, with the counts of every shard, resumed ones too.
 
-    `counted` is what `run_shard` gave, by the shard's name; of the others the files' footers are read.
+    `counted` is the sum of what `run_shard` gave for the shards of this attempt; of the others, or where it is not given of
+    all, the files' footers are read.
 
     Raises:
         StageError: a shard is missing, more rows got an error here than the config allows, or this attempt was overtaken.
@@ -177,13 +201,13 @@ def finish(
         raise StageError(
             f"{work.title}: {len(missing)} of {len(work.shards)} shards are missing, {min(missing)} first; run it again"
         )
-    counts: Counter[str] = Counter()
-    for here in (counted or {}).values():
-        counts.update(here)
-    for _, notes in _notes(store, claimed.folder, [shard for shard in work.shards if shard.name not in (counted or {})]):
+    counts = Counter(counted)
+    here = {shard.name for shard in claimed.todo} if counted is not None else set()
+    for _, notes in _notes(store, claimed.folder, [shard for shard in work.shards if shard.name not in here]):
         counts.update(notes)
-    manifest = summarise(work.title, counts, seconds, rows_done=sum(shard.rows for shard in claimed.todo))
-    failed = (row.uid for row in errored_rows(store, claimed.folder, work.shards, work.writes))
+    rows_done = sum(shard.rows for shard in claimed.todo if shard.name not in claimed.again)
+    manifest = summarise(work.title, counts, seconds, rows_done)
+    failed = _failed_here(store, claimed)
     check_errors(manifest, work.max_error_frac, work.max_error_key, store.path(claimed.folder), failed)
     return store.publish_manifest(
         claimed.folder,
@@ -255,9 +279,18 @@ def errored_rows(store: Store, folder: str, shards: Sequence[Shard], row_type: t
             yield from (row for row in store.read_rows(f"{folder}/{shard.file}", row_type) if row.error is not None)
 
 
-def _with_errors(store: Store, folder: str, shards: Sequence[Shard]) -> list[Shard]:
+def _with_errors(store: Store, folder: str, shards: Sequence[Shard]) -> Iterator[Shard]:
     """The shards that hold rows which got an error in this stage."""
-    return [shard for shard, notes in _notes(store, folder, shards) if added_errors(_by_reason(notes), notes)]
+    return (shard for shard, notes in _notes(store, folder, shards) if added_errors(_by_reason(notes), notes))
+
+
+def _failed_here(store: Store, claimed: Claimed) -> Iterator[str]:
+    """The uids of rows that got an error in this stage, shard by shard."""
+    work = claimed.work
+    for shard in _with_errors(store, claimed.folder, work.shards):
+        came = {row.uid for row in store.read_rows(f"{work.source}/{shard.file}", work.reads) if row.error}
+        rows = store.read_rows(f"{claimed.folder}/{shard.file}", work.writes)
+        yield from (row.uid for row in rows if row.error and row.uid not in came)
 
 
 def _notes(store: Store, folder: str, shards: Sequence[Shard]) -> Iterator[tuple[Shard, dict[str, int]]]:

@@ -14,7 +14,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -55,7 +55,8 @@ class Shard:
 class Manifest:
     """What a complete stage says of itself. `digest` identifies what it was asked to do, `inputs` what it was made from.
 
-    `errors` and `counts` are rows by reason and by what their type tallies; `figures` the stage's own numbers.
+    `errors` and `counts` are rows by reason and by what their type tallies; `figures` the stage's own numbers. `seconds` and
+    `rows_per_s` are of the attempt that finished it; the rate is null where that made no new shard.
     """
 
     stage: str
@@ -149,6 +150,12 @@ class Store:
             with filesystem.open_output_stream(target) as stream:
                 stream.write(data)
 
+    def delete(self, relative: str) -> None:
+        """Take a file away, if it is there."""
+        filesystem, base = self._where
+        with _allowed("delete", self.path(relative)), suppress(FileNotFoundError):
+            filesystem.delete_file(f"{base}/{relative}")
+
     def upload(self, local: Path, folder: str) -> None:
         """Publish every file below a local folder under the same names."""
         for path in sorted(local.rglob("*")):
@@ -199,12 +206,19 @@ class Store:
         """The notes in the footer of a Parquet file, without its rows."""
         filesystem, base = self._where
         with _readable(self.path(relative)):
-            footer = pq.read_schema(f"{base}/{relative}", filesystem=filesystem)
-        return dict(json.loads(footer.metadata[b"notes"]))
+            metadata = pq.read_schema(f"{base}/{relative}", filesystem=filesystem).metadata or {}
+        if b"notes" not in metadata:
+            raise StoreError(
+                f"{self.path(relative)} has no notes in its footer: no stage wrote it; delete it and run the stage again"
+            )
+        return dict(json.loads(metadata[b"notes"]))
 
     def read_json(self, relative: str) -> dict[str, Any]:
-        """A JSON file as a dict."""
-        return dict(json.loads(self.read(relative)))
+        """A JSON file as a dict. Raises StoreError if it is not there, or is none."""
+        try:
+            return dict(json.loads(self.read(relative)))
+        except ValueError as error:
+            raise StoreError(f"{self.path(relative)} is not whole JSON: {error}; delete it and run the stage again") from error
 
     def publish_json(self, relative: str, value: Mapping[str, Any]) -> None:
         """A mapping as readable JSON."""

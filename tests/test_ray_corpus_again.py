@@ -120,3 +120,12 @@ def test_a_corpus_that_changes_while_it_is_prepared_is_an_error(cluster: None, t
         made(task, store, rows_per_shard=2)
     write_jsonl(tmp_path / "corpus" / "all.jsonl", [record(name) for name in "abcdef"])
     assert names(store, made(task, store, rows_per_shard=2), "train") == list("abcdef")
+
+
+def test_while_errors_are_tried_again_the_corpus_is_not_complete(cluster: None, tmp_path: Path) -> None:
+    task = only(tmp_path / "corpus", [record("a"), record("b", q=" ")])
+    store, seen = Store.at(str(tmp_path / "run")), []
+    first = made(task, store, max_error_frac=0.5)
+    looked = Interrupted(lambda: seen.append(store.manifest("examples")))
+    again = prepare(task, PrepareConfig(max_error_frac=0.5), store, looked, retry_errors=True)
+    assert (seen, again.digest) == ([None], first.digest)

@@ -9,7 +9,7 @@ import pytest
 
 from kd.errors import StageError
 from kd.rows import Example, RowError
-from kd.shards import Apply, Claimed, claim, finish, run_shard
+from kd.shards import MOST_TRIES, Apply, Claimed, claim, finish, noted_try, run_shard
 from kd.store import Shard, Store
 from tests.test_rows import example
 from tests.tiny_shards import Shout, corpus, loop, shouted, work
@@ -133,3 +133,34 @@ def test_what_a_work_told_of_its_good_rows_is_still_counted_when_errors_are_done
     shards = corpus(store)
     assert loop(store, work(shards, recipe=Telling())).counts["looked_at"] == 5
     assert loop(store, work(shards, recipe=Mended([])), retry_errors=True).counts["looked_at"] == 6
+
+
+def test_a_stage_whose_errors_are_tried_again_is_unfinished_until_all_of_them_were(store: Store) -> None:
+    shards = corpus(store)
+    first = loop(store, work(shards))
+    claimed = claim(store, work(shards, recipe=Mended([])), retry_errors=True)
+    assert isinstance(claimed, Claimed)
+    assert store.manifest("loud") is None, "killed here, it must not look finished"
+    run_shard(store, claimed, claimed.todo[0], Mended([]).open())
+    resumed = loop(store, work(shards))
+    assert (resumed.errors, resumed.rows_per_s) == ({}, None)
+    assert resumed.digest != first.digest
+
+
+def test_a_shard_whose_process_never_comes_back_is_given_up_in_the_end(store: Store) -> None:
+    shards = corpus(store)
+    claimed = claim(store, work(shards))
+    assert isinstance(claimed, Claimed)
+    lost = [noted_try(store, claimed, shards[0]) for _ in range(MOST_TRIES)]
+    for one in lost:
+        one.__enter__()  # and never left, as its process is gone
+    with pytest.raises(StageError, match=r"shout, shard train-0: its process ended 10 times without a word"):
+        noted_try(store, claimed, shards[0]).__enter__()
+    with noted_try(store, claimed, shards[1]):
+        pass
+    newer = claim(store, work(shards))
+    assert isinstance(newer, Claimed)
+    for _ in range(MOST_TRIES + 1):
+        with noted_try(store, newer, shards[0]):
+            pass
+    assert store.names("loud/tries") == []

@@ -6,6 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from kd.errors import StoreError
@@ -141,6 +143,15 @@ def test_a_manifest_of_another_version_is_refused(store: Store) -> None:
     store.publish("x/manifest.json", json.dumps({"stage": "x", "colour": "red"}).encode())
     with pytest.raises(StoreError, match="written by another version"):
         store.manifest("x")
+
+
+def test_a_damaged_manifest_and_a_foreign_file_are_named(store: Store) -> None:
+    store.publish("stage/manifest.json", b'{"stage": "s", ')
+    with pytest.raises(StoreError, match=r"stage/manifest.json is not whole JSON: .*; delete it and run the stage again"):
+        store.manifest("stage")
+    pq.write_table(pa.table({"x": [1]}), f"{store.root}/foreign.parquet")
+    with pytest.raises(StoreError, match=r"foreign.parquet has no notes in its footer"):
+        store.read_notes("foreign.parquet")
 
 
 def test_a_folder_belongs_to_the_first_digest_and_another_gets_its_own(store: Store) -> None:
