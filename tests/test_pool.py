@@ -68,13 +68,18 @@ def test_ray_is_handed_the_shards_in_that_order_and_told_that_waiting_for_a_mach
 
 
 def test_a_pool_starts_at_its_minimum_and_may_grow() -> None:
-    strategy = Pool(min_actors=3, max_actors=8, cpus_per_actor=1, gpus_per_actor=0).options()["compute"]
+    strategy = Pool(min_actors=3, max_actors=8, cpus_per_actor=1, gpus_per_actor=0).options(100)["compute"]
     assert (strategy.initial_size, strategy.min_size, strategy.max_size) == (3, 3, 8)
+
+
+def test_a_pool_has_no_more_actors_than_there_is_to_do() -> None:
+    strategy = Pool(min_actors=3, max_actors=8, cpus_per_actor=1, gpus_per_actor=0).options(2)["compute"]
+    assert (strategy.initial_size, strategy.min_size, strategy.max_size) == (2, 2, 2)
 
 
 @pytest.mark.parametrize(("gpus", "asked"), [(0, {"num_cpus": 2}), (0.5, {"num_gpus": 0.5})])
 def test_an_actor_asks_for_gpus_or_for_cpus(gpus: float, asked: dict[str, float]) -> None:
-    options = Pool(1, 1, cpus_per_actor=2, gpus_per_actor=gpus, labels={"market": "spot"}).options()
+    options = Pool(1, 1, cpus_per_actor=2, gpus_per_actor=gpus, labels={"market": "spot"}).options(9)
     assert {key: options[key] for key in options if key.startswith("num_")} == asked
     assert options["label_selector"] == {"market": "spot"}
 
