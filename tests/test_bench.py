@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from bench import attribution_gpu
+from bench.processes import Watch
 from bench.record import Record, ratio
 from bench.texts import questions
 from bench.trivial import SHARD_ROWS, Trivial, corpus, work
@@ -94,6 +97,21 @@ def test_the_trivial_teacher_gives_valid_attributions_with_every_uid_once(tmp_pa
     assert len(row.scores) == len(row.tokens)
 
 
+def test_processor_time_of_a_process_that_has_ended_still_counts() -> None:
+    watch = Watch()
+    watch.start()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
+        while watch.cpu_s < 0.3:
+            time.sleep(0.02)
+            watch.sample()
+        seen = watch.cpu_s
+        child.kill()
+    watch.sample()
+    assert watch.cpu_s >= seen
+    assert watch.peaks_mib["all processes"] > watch.peaks_mib["the driver"] > 0
+    assert watch.peaks_mib["the largest worker"] == 0, "no process here is Ray's"
+
+
 def test_the_gpu_benchmark_runs_without_ray_on_a_small_model() -> None:
     code = """
 import sys
@@ -108,5 +126,13 @@ main()
     assert len(bars) == 2, done.stderr
     assert done.returncode == (0 if all(line["holds"] for line in bars) else 1)
     shares = [line["value"] for line in said if line.get("metric") == "share of the measured peak"]
-    assert len(shares) == 8
+    assert len(shares) == 10
     assert all(share > 0 for share in shares)
+    assert any(line.get("case") == "128 tokens, 64 rows, compiled" for line in said)
+
+
+def test_the_gpu_benchmark_says_in_one_line_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attribution_gpu.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    with pytest.raises(SystemExit, match="expected a GPU.*--tiny"):
+        attribution_gpu.main()
