@@ -3,16 +3,20 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from bench import attribution_gpu
+from bench.attribution import INSEQ, compare, in_turn
+from bench.competitors import Inseq
 from bench.processes import Watch
 from bench.record import Record, ratio
 from bench.texts import questions
 from bench.trivial import SHARD_ROWS, Trivial, corpus, work
+from bench.whole_rows import Clock
 from kd.rows import Attribution
 from kd.shards import Claimed, claim, finish, run_shard
 from kd.store import Store
@@ -71,6 +75,47 @@ def test_an_interrupted_run_leaves_the_record_and_the_next_one_begins_anew(tmp_p
 
 def test_a_ratio_compares_rates_of_the_same_round() -> None:
     assert ratio({"a": [10.0, 2.0, 9.0], "b": [5.0, 1.0, 3.0]}, "a", "b") == 2.0
+
+
+def test_inseq_takes_turns_with_the_others_in_a_process_that_loads_once(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\necho loaded >> {tmp_path}/said\necho ready\nwhile read mode; do echo "$mode" >> {tmp_path}/said; echo 2.5; done\n'
+    )
+    python.chmod(0o755)
+    with Inseq(python, tmp_path / "model", questions(None, 3)) as inseq:
+        found = in_turn({"a": lambda: 1.0}, inseq, rounds=3)
+    as_it_comes, *information = Inseq.MODES
+    assert (tmp_path / "said").read_text().splitlines() == ["loaded", as_it_comes, *information, as_it_comes, as_it_comes]
+    assert {case: len(each) for case, each in found.items()} == {"a": 3, INSEQ[as_it_comes]: 3} | {
+        INSEQ[mode]: 1 for mode in information
+    }
+    assert found[INSEQ[as_it_comes]] == [2.5, 2.5, 2.5]
+
+
+@pytest.mark.parametrize("python", [None, Path(sys.executable)], ids=["none", "one that has no inseq"])
+def test_without_inseq_its_bar_does_not_hold_and_the_others_are_judged(python: Path | None, tmp_path: Path) -> None:
+    with Inseq(python, tmp_path / "model", questions(None, 3)) as inseq:
+        found = in_turn({"a": lambda: 1.0, "c: captum, row by row": lambda: 1.0}, inseq, rounds=2)
+    record = Record("toy")
+    compare(record, found, "a", "fp32", captum=0, times=0)
+    assert [(bar["value"] is None, bar["holds"]) for bar in record.bars] == [(False, True), (True, False)]
+
+
+def test_the_parts_of_a_run_make_up_the_whole_and_what_goes_on_beside_it_is_no_part() -> None:
+    clock = Clock()
+    inner = clock.timed("inner", lambda: time.sleep(0.02))
+    outer = clock.timed("outer", inner)
+    started = time.perf_counter()
+    with clock.part("rest"):
+        other = threading.Thread(target=clock.timed("other", lambda: time.sleep(0.05)))
+        other.start()
+        outer()
+        other.join()
+    whole = time.perf_counter() - started
+    assert set(clock.spent) == {"rest", "outer", "inner"}
+    assert set(clock.beside) == {"other"}
+    assert sum(clock.spent.values()) <= whole
 
 
 def test_made_up_questions_are_the_same_every_time_and_spread_in_length() -> None:
