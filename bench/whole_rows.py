@@ -116,7 +116,7 @@ def parts(record: Record, case: str, job: ShardJob) -> None:
         ):
             patches.enter_context(patch.object(owner, name, clock.timed(part, getattr(owner, name))))
         family = job.engine._family
-        patches.enter_context(patch.object(family, "read", clock.timed("read", _reading(clock, family.read))))
+        patches.enter_context(patch.object(family, "read", clock.timed("read by the model", _reading(clock, family.read))))
         with clock.part("the rest"):
             job.run()
     beside = {f"{part} (beside the model)": seconds for part, seconds in clock.beside.items()}
