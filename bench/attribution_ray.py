@@ -16,8 +16,8 @@ from typing import Self
 
 import ray
 
-from bench.attribution import LIMITS, arguments, model_and_rows
 from bench.record import Record, ratio
+from bench.setting import LIMITS, arguments, describe, end, model_and_rows
 from kd import ray_data
 from kd.attribution.engine import Attribute, AttributionConfig
 from kd.models import ModelConfig, ModelSource
@@ -110,7 +110,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         folder = Path(scratch) / "model"
         rows = model_and_rows(folder, given.data)[: given.rows]
-        record.machine(text="CommonsenseQA" if given.data else "made up", rows=len(rows), budget_tokens=given.budget)
+        describe(record, given, len(rows))
         with UnderRay(folder, Path(scratch) / "run", rows, given.budget, LIMITS) as bench:
             cases = bench.cases()
             found: dict[str, list[float]] = {case: [] for case in cases}
@@ -121,7 +121,7 @@ def main() -> None:
         record.figure(case, "rate", statistics.median(each), "rows/s")
     record.bar("b: one actor / engine alone", ratio(found, "b: 1 actor", "b: engine alone, 1 thread"), "at_least", 0.9)
     record.bar("b: two actors / one", ratio(found, "b: 2 actors", "b: 1 actor"), "at_least", 1.7)
-    record.end()
+    end(record, given)
 
 
 if __name__ == "__main__":

@@ -17,16 +17,20 @@ Timings = Mapping[str, Callable[[], float]]
 
 @dataclass
 class Record:
-    """The figures of one run. `name` is the benchmark; lines go to the terminal, and to a file where one is named."""
+    """The figures of one run. `name` is the benchmark; lines go to the terminal, and to a file where one is named.
+
+    Until the end they are in `<file>.partial`: a run that is interrupted leaves the record of the one before as it was.
+    """
 
     name: str
     path: Path | None = None
     bars: list[dict[str, object]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("")
+        self._partial = self.path and self.path.with_name(f"{self.path.name}.partial")
+        if self._partial:
+            self._partial.parent.mkdir(parents=True, exist_ok=True)
+            self._partial.write_text("")
 
     def figure(self, case: str, metric: str, value: float | str | None, unit: str) -> None:
         """One measured figure."""
@@ -49,16 +53,18 @@ class Record:
             self.figure("machine", name, str(value), "setting")
 
     def end(self) -> None:
-        """Say the bars and leave, with a status that says whether all of them hold."""
+        """Say the bars, keep the record, and leave with a status that says whether all of them hold."""
         for bar in self.bars:
             self._say(bar)
+        if self.path and self._partial:
+            self._partial.replace(self.path)
         sys.exit(0 if all(bar["holds"] for bar in self.bars) else 1)
 
     def _say(self, line: Mapping[str, object]) -> None:
         text = json.dumps(line)
         print(text, flush=True)
-        if self.path:
-            with self.path.open("a", encoding="utf-8") as stream:
+        if self._partial:
+            with self._partial.open("a", encoding="utf-8") as stream:
                 stream.write(text + "\n")
 
 

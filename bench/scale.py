@@ -4,23 +4,21 @@
 """
 
 import argparse
-import os
 import statistics
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
-import psutil
 import ray
 
+from bench.processes import watched
 from bench.record import Record
 from bench.trivial import SHARD_ROWS, TOKENS, Trivial, corpus, example, work
 from kd import ray_data
@@ -46,7 +44,8 @@ def main() -> None:
     small, large = sizes[-2:]
     grown = large / small
     for name, peak in found[large].peaks_mib.items():
-        record.bar(f"peak of {name}, {large} rows over {small}", peak / found[small].peaks_mib[name], "at_most", 1.10)
+        before = found[small].peaks_mib[name]
+        record.bar(f"peak of {name}, {large} rows over {small}", peak / before if before else None, "at_most", 1.10)
     record.bar(f"time, {large} rows over {small}", found[large].seconds / found[small].seconds, "at_most", 1.1 * grown)
     record.bar("driver's peak, MiB", found[large].peaks_mib["the driver"], "at_most", 250)
     record.bar(f"restart of a finished stage of {large} rows, seconds", found[large].restart_s, "at_most", 10)
@@ -84,10 +83,10 @@ def conversion(record: Record, store: Store, rounds: int = 5) -> None:
 class Found:
     """What a stage of one size took."""
 
-    seconds: float = 0.0
-    cpu_s: float = 0.0
+    seconds: float
+    cpu_s: float
+    peaks_mib: Mapping[str, float]
     restart_s: float = 0.0
-    peaks_mib: dict[str, float] = field(default_factory=dict)
 
 
 def stage(record: Record, store: Store, rows: int) -> Found:
@@ -114,12 +113,11 @@ def apart(do: Callable[[Store, int], T], store: Store, rows: int) -> T:
 
 def first_run(store: Store, rows: int) -> Found:
     """The driver of a stage that nobody has begun."""
-    found = Found()
-    with local_cluster(), watched(found):
-        before, started = cpu_seconds(), time.perf_counter()
+    with local_cluster(), watched() as watch:
+        started = time.perf_counter()
         ray_data.run(store, [work(rows)], POOL, ignore)
-        found.seconds, found.cpu_s = time.perf_counter() - started, cpu_seconds() - before
-    return found
+        seconds = time.perf_counter() - started
+    return Found(seconds, watch.cpu_s, watch.peaks_mib)
 
 
 def again(store: Store, rows: int) -> None:
@@ -140,48 +138,6 @@ def local_cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def watched(found: Found, every_s: float = 0.25) -> Iterator[None]:
-    """Inside, private memory is sampled: of this process, of the largest worker, of all."""
-    over = threading.Event()
-
-    def sample() -> None:
-        while not over.wait(every_s):
-            driver = private_mib(psutil.Process(os.getpid()))
-            others = [private_mib(process) for process in psutil.Process(os.getpid()).children(recursive=True)]
-            sizes = {"the driver": driver, "the largest worker": max(others, default=0.0), "all processes": driver + sum(others)}
-            for name, size in sizes.items():
-                found.peaks_mib[name] = max(size, found.peaks_mib.get(name, 0.0))
-
-    sampler = threading.Thread(target=sample, daemon=True)
-    sampler.start()
-    try:
-        yield
-    finally:
-        over.set()
-        sampler.join()
-
-
-def private_mib(process: psutil.Process) -> float:
-    """Memory that a process shares with no other."""
-    try:
-        return float(process.memory_full_info().uss) / 2**20
-    except psutil.Error:
-        return 0.0
-
-
-def cpu_seconds() -> float:
-    """What this process and all below it have computed, those that ended apart."""
-    spent = 0.0
-    for process in [psutil.Process(os.getpid()), *psutil.Process(os.getpid()).children(recursive=True)]:
-        try:
-            times = process.cpu_times()
-            spent += times.user + times.system
-        except psutil.Error:
-            continue
-    return spent
 
 
 if __name__ == "__main__":

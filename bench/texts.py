@@ -31,7 +31,7 @@ def sentences(rows: Sequence[Example]) -> list[str]:
 
 def _made_up(number: int) -> Example:
     draw = random.Random(number)
-    (length,) = draw.choices(list(QUESTION_WORDS), QUESTION_WORDS.values())
+    (length,) = draw.choices(list(QUESTION_WORDS), list(QUESTION_WORDS.values()))
     things = [*DISTRACTORS, *(word for answers in CUES.values() for words in answers.values() for word in words.split())]
     options = draw.sample(sorted(answer for answers in CUES.values() for answer in answers), 5)
     segments = [Segment("question", " ".join(draw.choices(things, k=length)) + "?"), Segment("prompt", "\nAnswer Choices:")]

@@ -45,9 +45,13 @@ class Pool:
     def device(self) -> str:
         return "cuda" if self.gpus_per_actor else "cpu"
 
-    def options(self) -> dict[str, Any]:
-        """The pool as `map_batches` wants it. An actor asks for a GPU or for CPUs: asking for both is experimental."""
-        strategy = ray.data.ActorPoolStrategy(min_size=self.min_actors, max_size=self.max_actors, initial_size=self.min_actors)
+    def options(self, units: int) -> dict[str, Any]:
+        """The pool as `map_batches` wants it for so many units of work: no actor more than that.
+
+        An actor asks for a GPU or for CPUs: asking for both is experimental.
+        """
+        least, most = min(self.min_actors, units), min(self.max_actors, units)
+        strategy = ray.data.ActorPoolStrategy(min_size=least, max_size=most, initial_size=least)
         size = {"num_gpus": self.gpus_per_actor} if self.gpus_per_actor else {"num_cpus": self.cpus_per_actor}
         return {"compute": strategy, "label_selector": dict(self.labels) or None, **size}
 
@@ -127,7 +131,7 @@ def _results(store: Store, claimed: Sequence[Claimed], units: Sequence[Unit], po
     items = [{"work": unit.work, **dataclasses.asdict(unit.shard)} for unit in units]
     arguments = {"store": store, "claimed": [_without_shards(item) for item in claimed]}
     todo = ray.data.from_items(items, override_num_blocks=len(items))
-    results = todo.map_batches(ShardWorker, batch_size=1, fn_constructor_kwargs=arguments, **pool.options())
+    results = todo.map_batches(ShardWorker, batch_size=1, fn_constructor_kwargs=arguments, **pool.options(len(units)))
     with readable_errors():
         for result in results.iter_rows():
             raise_packed(result["failure"])

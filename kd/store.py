@@ -34,7 +34,7 @@ FOLDER_NAME = re.compile(r"[a-z0-9_-]+")
 MANIFEST = "manifest.json"
 CLAIM = "claim.json"
 SHARDS_PER_PART = 10_000
-"""A manifest with more shards than this lists them in files of their own, of so many each (0.8 MB)."""
+"""A manifest with more shards than this lists them in files of their own, of so many each (0.9 MB)."""
 RECORDED_LIBRARIES = ("ray", "torch", "transformers", "captum", "deepspeed", "datasets", "pyarrow", "numpy")
 
 

@@ -3,12 +3,23 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from bench import attribution_gpu
+from bench.attribution import INSEQ, compare, in_turn
+from bench.competitors import Inseq
+from bench.processes import Watch
 from bench.record import Record, ratio
 from bench.texts import questions
+from bench.trivial import SHARD_ROWS, Trivial, corpus, work
+from bench.whole_rows import Clock
+from kd.rows import Attribution
+from kd.shards import Claimed, claim, finish, run_shard
+from kd.store import Store
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,8 +47,75 @@ def test_a_benchmark_whose_bars_hold_ends_well() -> None:
     assert left.value.code == 0
 
 
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_record_replaces_the_one_before_when_it_is_whole(tmp_path: Path, holds: bool) -> None:
+    kept = tmp_path / "out.jsonl"
+    kept.write_text("the record of the run before")
+    record = Record("toy", kept)
+    record.figure("a", "rate", 1.0, "rows/s")
+    record.bar("fast", 1.0 if holds else 0.0, "at_least", 0.9)
+    assert kept.read_text() == "the record of the run before"
+    with pytest.raises(SystemExit):
+        record.end()
+    assert len(kept.read_text().splitlines()) == 2
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_an_interrupted_run_leaves_the_record_and_the_next_one_begins_anew(tmp_path: Path) -> None:
+    kept = tmp_path / "out.jsonl"
+    kept.write_text("the record of the run before")
+    Record("toy", kept).figure("never ended", "rate", 1.0, "rows/s")
+    assert kept.read_text() == "the record of the run before"
+    record = Record("toy", kept)
+    record.figure("a", "rate", 1.0, "rows/s")
+    with pytest.raises(SystemExit):
+        record.end()
+    assert [json.loads(line)["case"] for line in kept.read_text().splitlines()] == ["a"]
+
+
 def test_a_ratio_compares_rates_of_the_same_round() -> None:
     assert ratio({"a": [10.0, 2.0, 9.0], "b": [5.0, 1.0, 3.0]}, "a", "b") == 2.0
+
+
+def test_inseq_takes_turns_with_the_others_in_a_process_that_loads_once(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\necho loaded >> {tmp_path}/said\necho ready\nwhile read mode; do echo "$mode" >> {tmp_path}/said; echo 2.5; done\n'
+    )
+    python.chmod(0o755)
+    with Inseq(python, tmp_path / "model", questions(None, 3)) as inseq:
+        found = in_turn({"a": lambda: 1.0}, inseq, rounds=3)
+    as_it_comes, *information = Inseq.MODES
+    assert (tmp_path / "said").read_text().splitlines() == ["loaded", as_it_comes, *information, as_it_comes, as_it_comes]
+    assert {case: len(each) for case, each in found.items()} == {"a": 3, INSEQ[as_it_comes]: 3} | {
+        INSEQ[mode]: 1 for mode in information
+    }
+    assert found[INSEQ[as_it_comes]] == [2.5, 2.5, 2.5]
+
+
+@pytest.mark.parametrize("python", [None, Path(sys.executable)], ids=["none", "one that has no inseq"])
+def test_without_inseq_its_bar_does_not_hold_and_the_others_are_judged(python: Path | None, tmp_path: Path) -> None:
+    with Inseq(python, tmp_path / "model", questions(None, 3)) as inseq:
+        found = in_turn({"a": lambda: 1.0, "c: captum, row by row": lambda: 1.0}, inseq, rounds=2)
+    record = Record("toy")
+    compare(record, found, "a", "fp32", captum=0, times=0)
+    assert [(bar["value"] is None, bar["holds"]) for bar in record.bars] == [(False, True), (True, False)]
+
+
+def test_the_parts_of_a_run_make_up_the_whole_and_what_goes_on_beside_it_is_no_part() -> None:
+    clock = Clock()
+    inner = clock.timed("inner", lambda: time.sleep(0.02))
+    outer = clock.timed("outer", inner)
+    started = time.perf_counter()
+    with clock.part("rest"):
+        other = threading.Thread(target=clock.timed("other", lambda: time.sleep(0.05)))
+        other.start()
+        outer()
+        other.join()
+    whole = time.perf_counter() - started
+    assert set(clock.spent) == {"rest", "outer", "inner"}
+    assert set(clock.beside) == {"other"}
+    assert sum(clock.spent.values()) <= whole
 
 
 def test_made_up_questions_are_the_same_every_time_and_spread_in_length() -> None:
@@ -46,6 +124,37 @@ def test_made_up_questions_are_the_same_every_time_and_spread_in_length() -> Non
     lengths = {len(row.segments[0].text.split()) for row in rows}
     assert (min(lengths), max(lengths)) == (5, 40)
     assert all(row.target in row.label_set for row in rows)
+
+
+def test_the_trivial_teacher_gives_valid_attributions_with_every_uid_once(tmp_path: Path) -> None:
+    store, stage = Store.at(str(tmp_path)), work(2 * SHARD_ROWS)
+    corpus(store, 2 * SHARD_ROWS)
+    claimed = claim(store, stage)
+    assert isinstance(claimed, Claimed)
+    for shard in stage.shards:
+        run_shard(store, claimed, shard, Trivial().open())
+    assert finish(store, claimed, 1.0, "cpu").rows == 2 * SHARD_ROWS
+    found = [row for shard in stage.shards for row in store.read_rows(f"{stage.target}/{shard.file}", Attribution)]
+    assert len({row.uid for row in found}) == len(stage.shards) * SHARD_ROWS == 2 * SHARD_ROWS
+    row = found[-1]
+    words = [row.segments[0].text[start:end] for start, end in zip(row.token_start, row.token_end, strict=True)]
+    assert words == row.tokens
+    assert len(row.scores) == len(row.tokens)
+
+
+def test_processor_time_of_a_process_that_has_ended_still_counts() -> None:
+    watch = Watch()
+    watch.start()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
+        while watch.cpu_s < 0.3:
+            time.sleep(0.02)
+            watch.sample()
+        seen = watch.cpu_s
+        child.kill()
+    watch.sample()
+    assert watch.cpu_s >= seen
+    assert watch.peaks_mib["all processes"] > watch.peaks_mib["the driver"] > 0
+    assert watch.peaks_mib["the largest worker"] == 0, "no process here is Ray's"
 
 
 def test_the_gpu_benchmark_runs_without_ray_on_a_small_model() -> None:
@@ -62,5 +171,13 @@ main()
     assert len(bars) == 2, done.stderr
     assert done.returncode == (0 if all(line["holds"] for line in bars) else 1)
     shares = [line["value"] for line in said if line.get("metric") == "share of the measured peak"]
-    assert len(shares) == 8
-    assert all(0 < share < 1 for share in shares)
+    assert len(shares) == 10
+    assert all(share > 0 for share in shares)
+    assert any(line.get("case") == "128 tokens, 64 rows, compiled" for line in said)
+
+
+def test_the_gpu_benchmark_says_in_one_line_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attribution_gpu.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    with pytest.raises(SystemExit, match="expected a GPU.*--tiny"):
+        attribution_gpu.main()

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,19 @@ def submitted() -> str:
 def test_the_command_that_submits_is_the_readmes() -> None:
     readme = (CLUSTER.parent / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
     assert submitted().split() in [line.split() for line in readme.splitlines()]
+
+
+def test_what_git_does_not_track_is_not_shipped_either() -> None:
+    ignored = (CLUSTER.parent / ".gitignore").read_text(encoding="utf-8").split()
+    shipped = definition()["rsync_exclude"]
+    for name in [".git", ".venv", ".venv-inseq", *(line.strip("/") for line in ignored)]:
+        assert any(fnmatch(name, pattern) for pattern in shipped), name
+
+
+def test_both_say_how_the_address_of_the_dashboard_comes_about() -> None:
+    for file in ("README.md", "cluster.yaml"):
+        text = (CLUSTER.parent / file).read_text(encoding="utf-8")
+        assert text.index("ray up cluster.yaml") < text.index("ray dashboard cluster.yaml") < text.index("ray job submit"), file
 
 
 def started(resources: dict[str, float], labels: dict[str, str]) -> set[str]:

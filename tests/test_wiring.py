@@ -118,7 +118,7 @@ def test_a_device_is_an_order_not_a_wish(wiring: Wiring) -> None:
     assert wiring.pool.device == "cpu"
     cuda = changed(wiring, "cluster", device="cuda")
     assert cuda.pool.device == "cuda"
-    assert cuda.pool.options()["num_gpus"] == 1
+    assert cuda.pool.options(4)["num_gpus"] == 1
     assert cuda.cpu_pool.device == "cpu"
 
 

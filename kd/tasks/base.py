@@ -73,7 +73,7 @@ class PrepareConfig(Frozen):
 
     rows_per_shard: int = Field(1000, gt=0)
     """Rows of a shard: the unit of work, of restart and of sorting by length. Aim at four shards or more per worker, so
-    a small corpus wants fewer rows (6,000 rows on 2 workers: 500), and at no more than a minute of work per shard."""
+    a small corpus wants fewer rows (6,000 rows on 3 workers: 500), and at no more than a minute of work per shard."""
     max_error_frac: float = Field(0.01, ge=0, le=1)
     """Share of records that may be bad before the stage fails. A bad record stays in its place and says what is wrong."""
 
