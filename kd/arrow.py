@@ -21,7 +21,8 @@ from typing import Any, TypeVar, get_args
 
 import pyarrow as pa
 
-from kd.rows import Row, blank, hints, optional
+from kd.contract import blank, hints, optional
+from kd.rows import Row
 
 R = TypeVar("R", bound=Row)
 

@@ -10,10 +10,11 @@ from functools import lru_cache
 import numpy as np
 
 from kd.arrow import schema_digest
+from kd.attempts import check_newest
 from kd.corpus import Source, decoded
 from kd.errors import InputError, RowFault, StageError, StoreError
 from kd.rows import Example
-from kd.shards import check_newest, count
+from kd.shards import count
 from kd.side import attach, find_side, side_digest, side_table
 from kd.sources import check_unchanged, sources_still_there
 from kd.store import Manifest, Shard, Store, digest

@@ -23,12 +23,13 @@ import ray.exceptions
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from kd.attempts import begin_attempt, check_newest
 from kd.corpus import Source
 from kd.errors import InputError, UserError
 from kd.examples import Place, Stream, Written, check_complete, finished, plan
 from kd.ray_data import packed, quiet_context, raise_packed, readable_errors
 from kd.rows import Example
-from kd.shards import begin_attempt, check_errors, check_newest, errored_rows, summarise
+from kd.shards import check_errors, errored_rows, summarise
 from kd.side import side_size
 from kd.sources import check_unchanged, find_sources, freeze, sources_still_there
 from kd.store import MANIFEST, Manifest, Shard, Store, digest

@@ -20,8 +20,9 @@ import ray
 import ray.data
 import ray.exceptions
 
+from kd.attempts import noted_try
 from kd.errors import StageError, UserError
-from kd.shards import Apply, Claimed, Work, claim, finish, noted_try, run_shard
+from kd.shards import Apply, Claimed, Work, claim, finish, run_shard
 from kd.store import Manifest, Shard, Store
 
 Progress = Callable[[int, int], None]
@@ -108,7 +109,7 @@ class ShardWorker:
         started, failure, counted = time.time(), b"", "{}"
         try:
             claimed = self.claimed[unit.work]
-            with noted_try(self.store, claimed, unit.shard):
+            with noted_try(self.store, claimed.folder, claimed.attempt, unit.shard.name):
                 counted = json.dumps(run_shard(self.store, claimed, unit.shard, self._apply(unit.work)))
         except Exception as error:  # noqa: BLE001 - raised again in the driver
             failure = packed(error, f"{self.claimed[unit.work].work.title}, shard {unit.shard.name}")

@@ -1,11 +1,11 @@
 """Every row type of the project, declared once, as a frozen dataclass; `kd/arrow.py` derives the Arrow schema from it."""
 
 import dataclasses
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
+
+from kd.contract import blank, check_parallel, hints, require
 
 Role = Literal["context", "question", "premise", "hypothesis", "text", "choice", "prompt"]
 Split = Literal["train", "validation", "test"]
@@ -49,7 +49,7 @@ class RowError:
     detail: str
 
     def __post_init__(self) -> None:
-        _require(self.reason in REASONS, "error.reason", f"one of {', '.join(REASONS)}", self.reason)
+        require(self.reason in REASONS, "error.reason", f"one of {', '.join(REASONS)}", self.reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class Row:
     error: RowError | None
 
     def __post_init__(self) -> None:
-        _require(bool(self.uid), "uid", "a non-empty string", self.uid)
+        require(bool(self.uid), "uid", "a non-empty string", self.uid)
 
     def tally(self) -> tuple[str, ...]:
         """What the manifest counts about this row."""
@@ -86,9 +86,9 @@ class Example(Row):
 
     def __post_init__(self) -> None:
         Row.__post_init__(self)
-        _require(self.split in SPLITS, "split", f"one of {', '.join(SPLITS)}", self.split)
+        require(self.split in SPLITS, "split", f"one of {', '.join(SPLITS)}", self.split)
         for segment in self.segments:
-            _require(segment.role in ROLES, "role", f"one of {', '.join(ROLES)}", segment.role)
+            require(segment.role in ROLES, "role", f"one of {', '.join(ROLES)}", segment.role)
         _check_spans(
             self.segments,
             [span.segment for span in self.evidence],
@@ -131,7 +131,7 @@ class Attribution(Example):
 
     def __post_init__(self) -> None:
         Example.__post_init__(self)
-        _check_parallel(self, "tokens", "token_segment", "token_start", "token_end", "scores")
+        check_parallel(self, "tokens", "token_segment", "token_start", "token_end", "scores")
         _check_spans(self.segments, self.token_segment, self.token_start, self.token_end)
 
     def tally(self) -> tuple[str, ...]:
@@ -162,7 +162,7 @@ class RationaleRow(Attribution):
 
     def __post_init__(self) -> None:
         Attribution.__post_init__(self)
-        _check_parallel(self, "word_segment", "word_start", "word_end", "importance", "rationale")
+        check_parallel(self, "word_segment", "word_start", "word_end", "importance", "rationale")
         _check_spans(self.segments, self.word_segment, self.word_start, self.word_end)
 
     def tally(self) -> tuple[str, ...]:
@@ -195,7 +195,7 @@ class Prediction(Example):
 
     def __post_init__(self) -> None:
         Example.__post_init__(self)
-        _require(
+        require(
             self.error is not None or self.status in get_args(Status),
             "status",
             f"one of {', '.join(get_args(Status))}",
@@ -225,7 +225,7 @@ class Features(Row):
 
     def __post_init__(self) -> None:
         Row.__post_init__(self)
-        _check_parallel(self, "term", "input_ids", "target_ids")
+        check_parallel(self, "term", "input_ids", "target_ids")
 
     def tally(self) -> tuple[str, ...]:
         """What the manifest counts about this row."""
@@ -292,49 +292,6 @@ def check_conserved(before: Sequence[Row], after: Sequence[Row]) -> None:
         raise ValueError(
             f"a stage took {len(went_in)} rows and gave {len(came_out)}; missing {missing}, added {added}, or reordered"
         )
-
-
-# --- what the annotations say -----------------------------------------------------------------------------------------
-
-_HINTS: dict[type, dict[str, Any]] = {}
-
-
-def hints(row_type: type) -> dict[str, Any]:
-    """Field name to resolved annotation, in order; resolved once per type."""
-    if row_type not in _HINTS:
-        resolved = typing.get_type_hints(row_type)
-        _HINTS[row_type] = {field.name: resolved[field.name] for field in dataclasses.fields(row_type)}
-    return _HINTS[row_type]
-
-
-def optional(hint: Any) -> tuple[Any, bool]:
-    """The annotation without its `| None`, and whether it had one."""
-    if isinstance(hint, types.UnionType):
-        (inner,) = [arg for arg in get_args(hint) if arg is not types.NoneType]
-        return inner, True
-    return hint, False
-
-
-def blank(hint: Any) -> Any:
-    """An empty value of an annotation: null where it may be, else an empty list or string, zero or false."""
-    inner, nullable = optional(hint)
-    if nullable:
-        return None
-    return [] if typing.get_origin(inner) is list else inner()
-
-
-# --- what a constructor checks ----------------------------------------------------------------------------------------
-
-
-def _require(holds: bool, what: str, expected: str, got: object) -> None:
-    if not holds:
-        raise ValueError(f"{what}: expected {expected}, got {got!r}")
-
-
-def _check_parallel(row: object, *names: str) -> None:
-    lengths = {name: len(getattr(row, name)) for name in names}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"{type(row).__name__}: expected lists of equal length, got {lengths}")
 
 
 def _check_spans(segments: Sequence[Segment], which: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> None:

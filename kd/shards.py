@@ -6,15 +6,14 @@ Ray only decides where and when `run_shard` is called; a plain loop gives the sa
 """
 
 import itertools
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kd.arrow import schema_digest
+from kd.attempts import begin_attempt, check_newest
 from kd.errors import StageError
 from kd.rows import Row, RowError, as_errored, check_conserved
 from kd.store import MANIFEST, Manifest, Shard, Store, digest
@@ -57,13 +56,6 @@ class Work:
         return digest(self.title, self.config, self.inputs, schema_digest(self.writes), [[s.name, s.rows] for s in self.shards])
 
 
-MOST_TRIES = 10
-"""How often a shard is begun in one attempt. A machine that is taken away is no fault of the shard, but one that ends its
-process every time, as a lack of memory does, would be begun for ever."""
-ATTEMPT = "attempt.json"
-"""Names the newest attempt at a folder's work. It is not needed for correctness: it tells an older one to stop."""
-
-
 @dataclass(frozen=True)
 class Claimed:
     """Work with its folder in a run directory, this attempt's token, and the shards that are still to do, largest first.
@@ -97,22 +89,6 @@ def claim(store: Store, work: Work, retry_errors: bool = False) -> Claimed | Man
     return Claimed(work, folder, begin_attempt(store, folder), by_size, frozenset(shard.name for shard in again))
 
 
-def begin_attempt(store: Store, folder: str) -> str:
-    """Take a folder's work over from any other attempt; the token of this one."""
-    attempt = uuid.uuid4().hex
-    store.publish_json(f"{folder}/{ATTEMPT}", {"attempt": attempt})
-    return attempt
-
-
-def check_newest(store: Store, folder: str, attempt: str, title: str) -> None:
-    """Raise StageError where another attempt has taken over; what this one has published stays and is as good."""
-    if store.read_json(f"{folder}/{ATTEMPT}")["attempt"] != attempt:
-        raise StageError(
-            f"{title}: another job has started this stage in {store.path(folder)} and goes on with it;"
-            " this one stops. Its finished shards are kept. Run one job at a time on a run directory"
-        )
-
-
 def is_finished(store: Store, work: Work, retry_errors: bool = False) -> bool:
     """Whether the work has a manifest, and with `retry_errors` no row in it that got an error here."""
     folder = store.find_folder(work.target, work.digest)
@@ -131,24 +107,6 @@ def completed(store: Store, work: Work) -> tuple[str, Manifest]:
     if folder is None or manifest is None:
         raise StageError(f"{store.path(work.target)} is not complete for this config; run the stage {work.title!r} first")
     return folder, manifest
-
-
-@contextmanager
-def noted_try(store: Store, claimed: Claimed, shard: Shard) -> Iterator[None]:
-    """Inside, a shard is being done, and a note says so that outlives its process. Raises StageError at one try too many."""
-    note = f"{claimed.folder}/tries/{shard.name}.json"
-    before = store.read_json(note) if store.exists(note) else {}
-    tries = before["tries"] + 1 if before.get("attempt") == claimed.attempt else 1
-    if tries > MOST_TRIES:
-        raise StageError(
-            f"{claimed.work.title}, shard {shard.name}: its process ended {MOST_TRIES} times without a word, which is how a"
-            " machine's memory runs out; finished shards are kept. Give an actor more memory, or less to do at once"
-        )
-    store.publish_json(note, {"attempt": claimed.attempt, "tries": tries})
-    try:
-        yield
-    finally:
-        store.delete(note)
 
 
 def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply) -> dict[str, int]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kd.attempts import check_newest
 from kd.rows import Example
-from kd.shards import check_newest
 from kd.store import Shard, Store, digest
 from kd.tasks.base import is_content_uid
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from kd.attempts import begin_attempt
 from kd.corpus import Place as Folder
 from kd.corpus import Source, SourceFile
 from kd.errors import InputError, StageError, StoreError
 from kd.examples import Place, Stream, Written, as_example, check_complete, uid_of
 from kd.rows import Example
-from kd.shards import begin_attempt
 from kd.side import attach, find_side, side_table
 from kd.store import Shard, Store
 from kd.tasks.base import SideFile, TaskConfig, is_content_uid

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    ("kd.rows", "kd.arrow", "kd.spans", "kd.errors", "kd.frozen"),
+    ("kd.rows", "kd.contract", "kd.arrow", "kd.spans", "kd.errors", "kd.frozen"),
     (
         "kd.tasks",
         "kd.corpus",
@@ -20,6 +20,7 @@ LAYERS = [
         "kd.side",
         "kd.sources",
         "kd.store",
+        "kd.attempts",
         "kd.shards",
         "kd.specs",
         "kd.architectures",

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from kd.attempts import MOST_TRIES, noted_try
 from kd.errors import StageError
 from kd.rows import Example, RowError
-from kd.shards import MOST_TRIES, Apply, Claimed, claim, finish, noted_try, run_shard
+from kd.shards import Apply, Claimed, claim, finish, run_shard
 from kd.store import Shard, Store
 from tests.test_rows import example
 from tests.tiny_shards import Shout, corpus, loop, shouted, work
@@ -151,16 +152,17 @@ def test_a_shard_whose_process_never_comes_back_is_given_up_in_the_end(store: St
     shards = corpus(store)
     claimed = claim(store, work(shards))
     assert isinstance(claimed, Claimed)
-    lost = [noted_try(store, claimed, shards[0]) for _ in range(MOST_TRIES)]
+    mine = store, claimed.folder, claimed.attempt
+    lost = [noted_try(*mine, "train-0") for _ in range(MOST_TRIES)]
     for one in lost:
         one.__enter__()  # and never left, as its process is gone
-    with pytest.raises(StageError, match=r"shout, shard train-0: its process ended 10 times without a word"):
-        noted_try(store, claimed, shards[0]).__enter__()
-    with noted_try(store, claimed, shards[1]):
+    with pytest.raises(StageError, match=r"shard train-0 of .*loud: its process ended 10 times without a word"):
+        noted_try(*mine, "train-0").__enter__()
+    with noted_try(*mine, "train-2"):
         pass
     newer = claim(store, work(shards))
     assert isinstance(newer, Claimed)
     for _ in range(MOST_TRIES + 1):
-        with noted_try(store, newer, shards[0]):
+        with noted_try(store, newer.folder, newer.attempt, "train-0"):
             pass
     assert store.names("loud/tries") == []

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from kd.attempts import begin_attempt
 from kd.errors import StageError
 from kd.rows import Example
-from kd.shards import begin_attempt, count
+from kd.shards import count
 from kd.store import Shard, Store
 from kd.tasks.base import content_uid
 from kd.uids import find_repeats, rename
