@@ -13,6 +13,8 @@ SHARD_SECONDS = 60.0
 """A shard is what a lost worker costs: about this much work of one actor at most."""
 SHARDS_PER_ACTOR = 4
 """Fewer, and the last shards leave actors idle."""
+ROWS_TOGETHER = 32
+"""Fewer, and a micro-batch is no work for a device; so a shard should not hold fewer either."""
 DEADLINE_SECONDS = 3600.0
 """The time for which a number of actors is suggested."""
 
@@ -140,6 +142,14 @@ def suggested_shard(rows: int, actors: int, configured: int, rows_per_s: float |
     """Rows of a shard: enough shards for every actor, and a minute of work at most; without a rate no more than configured."""
     most = configured if rows_per_s is None else rows_per_s * SHARD_SECONDS
     return _rounded(max(1, math.floor(min(most, rows / (SHARDS_PER_ACTOR * actors)))))
+
+
+def smaller_shard(shards: Sequence[int], actors: int, configured: int) -> int | None:
+    """Rows of a shard that would keep more actors busy than shards of so many rows; None where these are enough, or small."""
+    if actors == 1 or len(shards) >= SHARDS_PER_ACTOR * actors:
+        return None
+    better = suggested_shard(sum(shards), actors, configured, rows_per_s=None)
+    return better if ROWS_TOGETHER <= better < configured else None
 
 
 def _rounded(number: int) -> int:
