@@ -88,9 +88,9 @@ def test_the_busiest_actor_decides_the_time() -> None:
     assert makespan([5, 10, 5], 2) == 10
     assert makespan([], 2) == 0
     measured_here = Probe("cpu", 2, 1, 5.0, 100, 0, rows_per_s=2.0, tokens_per_s=0.0, padding_frac=0.0, bytes_per_row=1.0)
-    found = on_actors(measured_here, 2, [10, 10, 10])
+    found = on_actors(measured_here, 2, local=True, shards=[10, 10, 10])
     assert (found.seconds, found.actors_for_an_hour) == (15.0, 1)
-    assert on_actors(measured_here, 2, [1000] * 20).actors_for_an_hour == 3  # 20,000 rows at 7,190 an hour
+    assert on_actors(measured_here, 2, local=True, shards=[1000] * 20).actors_for_an_hour == 3  # 20,000 rows at 7,190 an hour
 
 
 @pytest.mark.parametrize(

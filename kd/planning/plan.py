@@ -56,11 +56,16 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Micro-batches of attribution: the budget, the share of padding within it, and rows of one on average."""
+    """Micro-batches of attribution: the configured budget and the suggested one, with its share of padding and rows on average.
 
+    `rows_per_s` were measured, by budget; it is empty where the suggestion follows from the rows' lengths alone.
+    """
+
+    configured_tokens: int
     batch_tokens: int
     padding_frac: float
     rows: float
+    rows_per_s: Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,13 @@ class GpuPlan:
 
 @dataclass(frozen=True)
 class TimePlan:
-    """Attribution on actors like the probed ones: `seconds` with the config's, and how many finish within an hour."""
+    """Attribution on actors like the probed ones: `seconds` with so many, and how many finish within an hour.
+
+    `local`: they are what this machine has the speed of. Otherwise they are the config's, each on its part of some machine.
+    """
 
     actors: int
+    local: bool
     seconds: float
     actors_for_an_hour: int
 
@@ -117,11 +126,11 @@ def on_gpu(gpu: Gpu, prices: Prices, stages: Mapping[str, StagePlan]) -> GpuPlan
     return GpuPlan(gpu.type, hours, total, total * gpu.usd_per_hour, max(1, math.ceil(hours["attribute"])), small)
 
 
-def on_actors(probe: Probe, actors: int, shards: Sequence[int]) -> TimePlan:
+def on_actors(probe: Probe, actors: int, local: bool, shards: Sequence[int]) -> TimePlan:
     """How long actors like the probed one take for shards of so many rows."""
     left = max(1.0, DEADLINE_SECONDS - probe.load_s)
     wanted = math.ceil(sum(shards) / (probe.rows_per_s * left))
-    return TimePlan(actors, probe.load_s + makespan(shards, actors) / probe.rows_per_s, max(1, wanted))
+    return TimePlan(actors, local, probe.load_s + makespan(shards, actors) / probe.rows_per_s, max(1, wanted))
 
 
 def makespan(shards: Sequence[int], actors: int) -> int:
