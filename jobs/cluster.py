@@ -118,11 +118,14 @@ def _local(cluster: ClusterConfig) -> dict[str, Any]:
 
 @contextmanager
 def telling_of_waits(session: Session, line: Line, needs: Sequence[Need], patience_s: float = PATIENCE_S) -> Iterator[None]:
-    """Inside, a stage that has done nothing for a while says what it needs, unless the cluster is known to have it."""
+    """Inside, a stage that has done nothing on a running cluster for a while says what that lacks, if it lacks anything.
+
+    Whether another job holds what is there is not known: Ray says what is free of a resource, but not on which nodes.
+    """
 
     def tell() -> None:
         if not line.moved:
-            session.console.say(f"{line.title:<12} nothing is done yet: {_compared(needs)}")
+            session.console.say(f"{line.title:<12} nothing is done yet: {_compared(needs, ray.nodes())}")
 
     timer = threading.Timer(patience_s, tell)
     timer.daemon = True
@@ -134,8 +137,7 @@ def telling_of_waits(session: Session, line: Line, needs: Sequence[Need], patien
         timer.cancel()
 
 
-def _compared(needs: Sequence[Need]) -> str:
-    nodes, free = ray.nodes(), ray.available_resources()
-    return "; ".join(
-        f"it needs {need}, the cluster has {need.among(nodes):g}, {free.get(need.resource, 0):g} free" for need in needs
-    )
+def _compared(needs: Sequence[Need], nodes: Sequence[Mapping[str, Any]]) -> str:
+    short = [f"it needs {need}, the cluster has {need.among(nodes):g}" for need in needs if need.among(nodes) < need.amount]
+    enough = f"the cluster has {' and '.join(map(str, needs))}, so its first part is under way or another job holds them"
+    return "; ".join(short) or enough

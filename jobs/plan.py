@@ -5,7 +5,7 @@ With `--no-probe` no model's weights are loaded, and it takes seconds.
 
 from typing import TYPE_CHECKING
 
-from jobs.cli import NO_PROBE, Session, main
+from jobs.cli import NO_PROBE, Session, cluster_address, main
 
 if TYPE_CHECKING:
     from jobs.wiring import Wiring
@@ -25,7 +25,8 @@ def run(session: Session) -> None:
     line = session.console.stage("plan")
     examples = works.examples_if_any
     samples = sample.of_examples(session.store, EXAMPLES, examples) if examples else sample.of_corpus(session.config.task)
-    plan = make_plan(session.config, samples, prices, _taught(works), session.probe)
+    local = cluster_address(session.config.cluster) is None
+    plan = make_plan(session.config, samples, prices, _taught(works), probing=session.probe, local=local)
     session.store.publish_json("plan.json", plan.as_json())
     session.console.say(f"\n{to_text(plan)}")
     line.close(session.store.path("plan.json"))

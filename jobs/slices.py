@@ -13,12 +13,12 @@ def first_rows(shards: Sequence[Shard], rows: int | None) -> list[Shard]:
     """The shards that hold the first `rows` rows, the last of them cut; all where there is no limit."""
     if rows is None:
         return list(shards)
-    taken: list[Shard] = []
+    taken, left = list[Shard](), rows
     for shard in shards:
-        left = rows - sum(earlier.rows for earlier in taken)
         if left <= 0:
             break
         taken.append(Shard(shard.name, shard.split, min(shard.rows, left)))
+        left -= shard.rows
     return taken
 
 

@@ -256,8 +256,9 @@ class Wiring:
 
     def _run(self, stage: str, variant: str, seed: int, objective: AnyObjective, work: Work, target: str) -> Run:
         folder = self.store.find_folder(work.target, work.digest)
-        if folder is None:
-            raise StageError(f"{self.store.path(work.target)} is not there for this config; run the stage {stage!r} first")
+        features = self.store.manifest(folder) if folder else None
+        if folder is None or features is None:
+            raise StageError(f"{self.store.path(work.target)} is not complete for this config; run the stage {stage!r} first")
         config = self.config.teacher if variant == TEACHER else self.config.student
         return Run(
             stage=stage,
@@ -270,7 +271,7 @@ class Wiring:
             examples=EXAMPLES,
             validation=self.examples.shards_of("validation"),
             target=target,
-            inputs={EXAMPLES: self.examples.digest, "features": work.digest},
+            inputs={EXAMPLES: self.examples.digest, "features": features.digest},
         )
 
 

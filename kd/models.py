@@ -225,6 +225,13 @@ def check_device(device: str) -> None:
         )
 
 
+def gpus_here() -> int:
+    """How many GPUs this process sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
 @contextmanager
 def _fetched(store: Store | None, folder: str) -> Iterator[Path]:
     """A folder of the run directory as plain files, for as long as it is read."""

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,9 @@ def waited(session: Session, pool: Pool, done: int) -> str:
     return session.console.stream.getvalue()
 
 
-def test_a_stage_that_waits_on_a_running_cluster_says_what_for(labelled: Cluster, wiring: Wiring) -> None:
+def test_a_stage_that_has_done_nothing_on_a_running_cluster_says_what_the_cluster_lacks(
+    labelled: Cluster, wiring: Wiring
+) -> None:
     gpus = Pool(min_actors=2, max_actors=2, cpus_per_actor=1, gpus_per_actor=1, labels=SPOT)
 
     def session(address: str | None) -> Session:
@@ -146,7 +148,17 @@ def test_a_stage_that_waits_on_a_running_cluster_says_what_for(labelled: Cluster
 
     assert waited(session(labelled.address), gpus, done=0) == (
         "attribute    nothing is done yet: it needs 2 GPUs on nodes with market=spot (cluster.min_actors x cluster.gpus_per_actor), "
-        "the cluster has 0, 0 free\n"
+        "the cluster has 0\n"
+    )
+    four = Pool(min_actors=4, max_actors=4, cpus_per_actor=1, gpus_per_actor=0, labels=SPOT)
+    assert waited(session(labelled.address), four, done=0) == (
+        "attribute    nothing is done yet: it needs 4 CPUs on nodes with market=spot (cluster.min_actors x cluster.cpus_per_actor), "
+        "the cluster has 2\n"
+    )
+    two = replace(four, min_actors=2)
+    assert waited(session(labelled.address), two, done=0) == (
+        "attribute    nothing is done yet: the cluster has 2 CPUs on nodes with market=spot "
+        "(cluster.min_actors x cluster.cpus_per_actor), so its first part is under way or another job holds them\n"
     )
     assert waited(session(labelled.address), gpus, done=1) == ""
     assert waited(session(None), gpus, done=0) == ""

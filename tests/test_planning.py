@@ -143,7 +143,7 @@ def test_a_probe_explains_every_row_and_says_how_fast(tmp_path: Path) -> None:
 
 
 def planned(config: Config, samples: dict[str, SplitSample]) -> Plan:
-    return make_plan(config, samples, PRICES, None, probing=False)
+    return make_plan(config, samples, PRICES, None, probing=False, local=True)
 
 
 def test_a_plan_without_a_probe_reads_no_weights(tmp_path: Path) -> None:
@@ -179,16 +179,22 @@ def test_the_job_prints_a_plan_with_a_probe_and_writes_it(tmp_path: Path) -> Non
     plan = json.loads((tmp_path / "runs" / "mini" / "plan.json").read_text())
     assert plan["probe"]["rows"] == 20  # a shard
     assert plan["attribution"]["seconds"] > plan["probe"]["load_s"] > 0
-    for part in ("Rows, and input tokens of the teacher", "GPU-hours at 40% of the peak", "prepare.rows_per_shard: ", "rows/s"):
+    for part in (
+        "Rows, and input tokens of the teacher",
+        "GPU-hours at 40% of the peak",
+        "prepare.rows_per_shard: ",
+        "rows/s",
+        "this machine",
+    ):
         assert part in done.stdout
-    assert max(len(line) for line in done.stdout.splitlines() if "plan.json" not in line) <= 130
+    assert max(len(line) for line in done.stdout.splitlines() if "plan.json" not in line) <= 100
 
 
 def test_only_the_plan_takes_no_probe(tmp_path: Path) -> None:
     path = write_mini(tmp_path)
     done = run_plan(path, "--no-probe")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "not measured" in done.stdout
+    assert "nothing (--no-probe)" in done.stdout
     refused = run_plan(path, "--retry-errors")
     assert (refused.returncode, "unknown key" in refused.stderr) == (2, True)
 
@@ -196,6 +202,6 @@ def test_only_the_plan_takes_no_probe(tmp_path: Path) -> None:
 def test_a_plan_as_text_says_what_does_not_fit(tmp_path: Path) -> None:
     config = mini_config(write_mini(tmp_path))
     small = Prices(share_of_peak=0.5, gpus=(Gpu(type="tiny", peak_tflops=1, memory_gib=1e-9, usd_per_hour=1),))
-    text = to_text(make_plan(config, of_corpus(config.task), small, None, probing=False))
+    text = to_text(make_plan(config, of_corpus(config.task), small, None, probing=False, local=True))
     assert "Does not fit on one tiny: teach, attribute, train, evaluate." in text
     assert "starting weights" not in text

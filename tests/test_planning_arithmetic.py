@@ -15,7 +15,7 @@ from kd.cost import Shape, answered_row, explained_row, learned_row, written_row
 from kd.errors import ConfigError
 from kd.planning.compute import attributed, trained
 from kd.planning.lengths import Length, histogram
-from kd.planning.plan import StagePlan, cut_in_shards, makespan, on_actors, on_gpu, suggested_shard
+from kd.planning.plan import StagePlan, cut_in_shards, makespan, on_actors, on_gpu, smaller_shard, suggested_shard
 from kd.planning.price import read_prices
 from kd.planning.probe import Probe
 from kd.rows import Features
@@ -88,9 +88,9 @@ def test_the_busiest_actor_decides_the_time() -> None:
     assert makespan([5, 10, 5], 2) == 10
     assert makespan([], 2) == 0
     measured_here = Probe("cpu", 2, 1, 5.0, 100, 0, rows_per_s=2.0, tokens_per_s=0.0, padding_frac=0.0, bytes_per_row=1.0)
-    found = on_actors(measured_here, 2, [10, 10, 10])
+    found = on_actors(measured_here, 2, local=True, shards=[10, 10, 10])
     assert (found.seconds, found.actors_for_an_hour) == (15.0, 1)
-    assert on_actors(measured_here, 2, [1000] * 20).actors_for_an_hour == 3  # 20,000 rows at 7,190 an hour
+    assert on_actors(measured_here, 2, local=True, shards=[1000] * 20).actors_for_an_hour == 3  # 20,000 rows at 7,190 an hour
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,22 @@ def test_a_shard_is_a_minute_of_work_at_most_and_there_are_four_per_actor(
     rows: int, actors: int, configured: int, rate: float | None, suggested: int
 ) -> None:
     assert suggested_shard(rows, actors, configured, rate) == suggested
+
+
+@pytest.mark.parametrize(
+    ("shards", "actors", "configured", "better"),
+    [
+        ([750, 750, 100], 2, 750, 200),  # three shards for two actors
+        ([200] * 8, 2, 200, None),  # four for each
+        ([20] * 3, 2, 20, None),  # too few rows to divide
+        ([1000], 2, 1000, 120),
+        ([1000], 1, 1000, None),  # a single actor is never idle
+    ],
+)
+def test_smaller_shards_are_advised_where_actors_would_be_idle(
+    shards: list[int], actors: int, configured: int, better: int | None
+) -> None:
+    assert smaller_shard(shards, actors, configured) == better
 
 
 def test_a_histogram_has_a_bin_for_every_length_up_to_the_longest() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from jobs import attribute, pipeline, teach
+from jobs import attribute, pipeline, stages, teach
 from jobs.cli import Session
 from jobs.console import Console
 from jobs.stages import check_models
@@ -16,6 +16,7 @@ from kd.config import Config
 from kd.errors import InputError
 from kd.models import save
 from kd.store import Store
+from kd.tasks.planted import generate
 from tests.mini import mini_config, prepared, write_mini
 from tests.tiny import tiny_t5
 
@@ -50,3 +51,25 @@ def test_a_student_is_opened_without_its_weights_and_one_from_a_spec_not_at_all(
     (tmp_path / "student" / "model.safetensors").unlink()
     config = mini_config(write_mini(tmp_path / "corpus"), student={"name": str(tmp_path / "student")})
     check_models(config)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (300, "attribute    2 shards for 2 actors: some will be idle; prepare.rows_per_shard: 75, under a new run name,"),
+        (75, ""),
+    ],
+)
+def test_too_few_shards_for_the_actors_are_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, said: str
+) -> None:
+    path = write_mini(tmp_path)
+    generate(tmp_path / "corpus", {"train": 600, "validation": 20, "test": 20}, seed=7)
+    config = mini_config(path, teach=None, prepare={"rows_per_shard": size}, attribution={"splits": {"train": None}})
+    ready, ran = session(prepared(config).config), list[str]()
+    monkeypatch.setattr(stages, "run_works", lambda session, title, works, pool: ran.append(title))
+    attribute.run(ready)
+    assert ran == ["attribute"]
+    assert isinstance(ready.console.stream, io.StringIO)
+    printed = ready.console.stream.getvalue()
+    assert (printed.startswith(said), printed.count("\n")) == (True, 1 if said else 0)

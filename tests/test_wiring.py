@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from kd.config import Config, validate
 from kd.errors import InputError, StageError, StoreError
 from kd.models import save
 from kd.rows import Prediction
-from kd.shards import Work
+from kd.shards import Work, completed
 from kd.store import Shard
 from tests.mini import TINY, alone, mini_config, plain, prepared, studied, taught, write_mini
 from tests.tiny import tiny_pair, tiny_t5
@@ -95,6 +96,19 @@ def test_another_student_reads_anew_what_it_learns(wiring: Wiring, tmp_path: Pat
     digest = wiring.student_features()[0].digest
     assert changed(wiring, "training", answers="teacher").student_features()[0].digest != digest
     assert changed(wiring, "training", max_error_frac=0.5, steps=9).student_features()[0].digest == digest
+
+
+def test_a_student_is_trained_anew_when_its_features_were_made_again(wiring: Wiring) -> None:
+    """As `--retry-errors` does where fewer rows have an error than before."""
+    taught(wiring)
+    variant, training = wiring.config.training.variants[0], wiring.config.training
+    with pytest.raises(StageError, match=r"features is not complete for this config; run the stage 'train' first"):
+        wiring.student(variant, 0)
+    plain(wiring.store, wiring.student_features())
+    digest = wiring.student(variant, 0).digest(training)
+    folder, features = completed(wiring.store, wiring.student_features()[0])
+    wiring.store.publish_manifest(folder, replace(features, digest="of fewer errors"))
+    assert wiring.student(variant, 0).digest(training) != digest
 
 
 def test_a_teacher_to_be_trained_is_another_one_when_its_start_is(wiring: Wiring, tmp_path: Path) -> None:

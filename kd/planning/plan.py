@@ -13,6 +13,8 @@ SHARD_SECONDS = 60.0
 """A shard is what a lost worker costs: about this much work of one actor at most."""
 SHARDS_PER_ACTOR = 4
 """Fewer, and the last shards leave actors idle."""
+ROWS_TOGETHER = 32
+"""Fewer, and a micro-batch is no work for a device; so a shard should not hold fewer either."""
 DEADLINE_SECONDS = 3600.0
 """The time for which a number of actors is suggested."""
 
@@ -54,11 +56,16 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Micro-batches of attribution: the budget, the share of padding within it, and rows of one on average."""
+    """Micro-batches of attribution: the configured budget and the suggested one, with its share of padding and rows on average.
 
+    `rows_per_s` were measured, by budget; it is empty where the suggestion follows from the rows' lengths alone.
+    """
+
+    configured_tokens: int
     batch_tokens: int
     padding_frac: float
     rows: float
+    rows_per_s: Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -78,9 +85,13 @@ class GpuPlan:
 
 @dataclass(frozen=True)
 class TimePlan:
-    """Attribution on actors like the probed ones: `seconds` with the config's, and how many finish within an hour."""
+    """Attribution on actors like the probed ones: `seconds` with so many, and how many finish within an hour.
+
+    `local`: they are what this machine has the speed of. Otherwise they are the config's, each on its part of some machine.
+    """
 
     actors: int
+    local: bool
     seconds: float
     actors_for_an_hour: int
 
@@ -115,11 +126,11 @@ def on_gpu(gpu: Gpu, prices: Prices, stages: Mapping[str, StagePlan]) -> GpuPlan
     return GpuPlan(gpu.type, hours, total, total * gpu.usd_per_hour, max(1, math.ceil(hours["attribute"])), small)
 
 
-def on_actors(probe: Probe, actors: int, shards: Sequence[int]) -> TimePlan:
+def on_actors(probe: Probe, actors: int, local: bool, shards: Sequence[int]) -> TimePlan:
     """How long actors like the probed one take for shards of so many rows."""
     left = max(1.0, DEADLINE_SECONDS - probe.load_s)
     wanted = math.ceil(sum(shards) / (probe.rows_per_s * left))
-    return TimePlan(actors, probe.load_s + makespan(shards, actors) / probe.rows_per_s, max(1, wanted))
+    return TimePlan(actors, local, probe.load_s + makespan(shards, actors) / probe.rows_per_s, max(1, wanted))
 
 
 def makespan(shards: Sequence[int], actors: int) -> int:
@@ -140,6 +151,14 @@ def suggested_shard(rows: int, actors: int, configured: int, rows_per_s: float |
     """Rows of a shard: enough shards for every actor, and a minute of work at most; without a rate no more than configured."""
     most = configured if rows_per_s is None else rows_per_s * SHARD_SECONDS
     return _rounded(max(1, math.floor(min(most, rows / (SHARDS_PER_ACTOR * actors)))))
+
+
+def smaller_shard(shards: Sequence[int], actors: int, configured: int) -> int | None:
+    """Rows of a shard that would keep more actors busy than shards of so many rows; None where these are enough, or small."""
+    if actors == 1 or len(shards) >= SHARDS_PER_ACTOR * actors:
+        return None
+    better = suggested_shard(sum(shards), actors, configured, rows_per_s=None)
+    return better if ROWS_TOGETHER <= better < configured else None
 
 
 def _rounded(number: int) -> int:

@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 
 from kd.attribution.engine import Attribute
-from kd.batching import cut, padding_frac
 from kd.config import Config
 from kd.cost import shape_of
 from kd.families.base import Family
 from kd.models import ModelSource
+from kd.planning.batches import suggested_batches
 from kd.planning.compute import answered, attributed, trained
 from kd.planning.lengths import histogram, openable
-from kd.planning.plan import BatchPlan, Plan, SplitPlan, StagePlan, cut_in_shards, on_actors, on_gpu, suggested_shard
+from kd.planning.plan import Plan, SplitPlan, StagePlan, cut_in_shards, on_actors, on_gpu, suggested_shard
 from kd.planning.price import Prices
-from kd.planning.probe import Probe, actors_here, probe, spread
+from kd.planning.probe import Probe, actors_here, actors_like_these, probe, spread
 from kd.planning.rows import bytes_per_row
 from kd.planning.sample import SplitSample
 from kd.planning.sampled import Sampled, read
@@ -25,13 +25,20 @@ TRAINING_BYTES = 16
 
 
 def make_plan(
-    config: Config, samples: Mapping[str, SplitSample], prices: Prices, teacher: ModelSource | None, probing: bool
+    config: Config,
+    samples: Mapping[str, SplitSample],
+    prices: Prices,
+    teacher: ModelSource | None,
+    *,
+    probing: bool,
+    local: bool,
 ) -> Plan:
     """The plan of a run.
 
     Args:
         samples: by split. teacher: the one that `teach` left, if it has; else its starting weights stand for it.
         probing: whether rows are explained here, to see how fast; otherwise no weights are loaded.
+        local: whether the run will have this machine alone, and no running cluster.
 
     Raises:
         ConfigError, InputError: a model cannot be opened, or no sampled row can be read or learned by it.
@@ -43,25 +50,27 @@ def make_plan(
         student = opened.enter_context(openable(config.student, rows, phrases))
         sampled = Sampled(config, samples, source, student)
         found = _probed(sampled) if probing else None
-        return _planned(sampled, prices, found, starting=config.teach is not None and teacher is None)
+        return _planned(sampled, prices, found, local, starting=config.teach is not None and teacher is None)
 
 
-def _planned(sampled: Sampled, prices: Prices, found: Probe | None, starting: bool) -> Plan:
+def _planned(sampled: Sampled, prices: Prices, found: Probe | None, local: bool, starting: bool) -> Plan:
     config, splits = sampled.config, _splits(sampled)
     stages = _stages(sampled, splits)
     shards = [size for rows in sampled.explained.values() for size in cut_in_shards(rows, config.prepare.rows_per_shard)]
-    actors, rate = config.cluster.max_actors, found.rows_per_s if found else None
+    cluster, rate = config.cluster, found.rows_per_s if found else None
     return Plan(
         name=config.name,
         splits=splits,
         stages=stages,
-        batches=_batches(sampled),
+        batches=suggested_batches(
+            _shard_sizes(sampled), config.attribution.batch_tokens, found.rows_per_s_by_budget if found else {}
+        ),
         gpus=[on_gpu(gpu, prices, stages) for gpu in prices.gpus],
         share_of_peak=prices.share_of_peak,
         output_bytes=_output_bytes(sampled, stages, found),
         probe=found,
-        attribution=on_actors(found, actors, shards) if found else None,
-        rows_per_shard=suggested_shard(sum(shards), actors, config.prepare.rows_per_shard, rate),
+        attribution=on_actors(found, actors_like_these(cluster, local), local, shards) if found else None,
+        rows_per_shard=suggested_shard(sum(shards), cluster.max_actors, config.prepare.rows_per_shard, rate),
         notes=_notes(config, prices, starting and found is not None),
     )
 
@@ -72,6 +81,11 @@ def _probed(sampled: Sampled) -> Probe:
     recipe = Attribute(config.attribution, sampled.teacher, cluster.model_device, cluster.threads_per_actor)
     rows = sampled.lengths[sampled.largest].rows
     return probe(recipe, spread(rows, min(len(rows), config.prepare.rows_per_shard)), actors_here(cluster))
+
+
+def _shard_sizes(sampled: Sampled) -> list[tuple[int, int]]:
+    """Input and answer tokens of the rows of one shard."""
+    return [row.size for row in sampled.lengths[sampled.largest].of_rows][: sampled.config.prepare.rows_per_shard]
 
 
 def _splits(sampled: Sampled) -> dict[str, SplitPlan]:
@@ -95,14 +109,6 @@ def _splits(sampled: Sampled) -> dict[str, SplitPlan]:
             attribution_gflop_per_row=statistics.fmean(flops) / 1e9,
         )
     return found
-
-
-def _batches(sampled: Sampled) -> BatchPlan:
-    """How the rows of one shard are cut."""
-    budget = sampled.config.attribution.batch_tokens
-    sizes = [row.size for row in sampled.lengths[sampled.largest].of_rows][: sampled.config.prepare.rows_per_shard]
-    found = cut(sizes, budget)
-    return BatchPlan(budget, padding_frac(sizes, found), len(sizes) / len(found))
 
 
 # --- the stages that need a model -------------------------------------------------------------------------------------
@@ -178,11 +184,13 @@ def _output_bytes(sampled: Sampled, stages: Mapping[str, StagePlan], found: Prob
 
 def _notes(config: Config, prices: Prices, starting: bool) -> list[str]:
     """What limits the numbers, in sentences. `starting`: the probe used a teacher that is yet to be fine-tuned."""
-    precisions = {config.teacher.dtype, config.training.precision, *([config.teach.precision] if config.teach else [])}
+    precisions = {"teacher.dtype": config.teacher.dtype, "training.precision": config.training.precision}
+    precisions |= {"teach.precision": config.teach.precision} if config.teach else {}
+    slow = [key for key, precision in precisions.items() if precision == "float32"]
     said = {
         f"GPU-hours assume {prices.share_of_peak:.0%} of the bfloat16 peak, and no padding.": True,
         "Prices are examples: edit configs/prices.yaml.": True,
-        "Something here is float32, which GPUs multiply at a fraction of that peak.": "float32" in precisions,
+        f"{', '.join(slow)}: float32, which GPUs multiply at a fraction of that peak.": bool(slow),
         "The probe used the teacher's starting weights; once fine-tuned it may end its answers sooner.": starting,
         "How many rows of train are held out for validation is approximate.": config.task.holdout is not None,
     }

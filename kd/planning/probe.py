@@ -1,24 +1,31 @@
 """How fast rows are explained here: the stage's own work on sampled rows, in processes like the actors that will do it."""
 
+import math
 import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
+from typing import TYPE_CHECKING
 
-from kd.attribution.engine import Attribute
+from kd.attribution.engine import Attribute, AttributionConfig, Engine
 from kd.config import ClusterConfig
 from kd.errors import ConfigError, StageError
-from kd.models import check_device
+from kd.models import check_device, gpus_here
 from kd.planning.rows import bytes_per_row
-from kd.rows import Attribution, Example
+from kd.rows import Attribution, Example, RowError
+
+if TYPE_CHECKING:
+    from kd.families.base import Family
 
 PROBE_SECONDS = 30.0
 """The last and longest measurement of a probe takes about this at most, unless one row alone takes longer."""
+BUDGETS = (0.5, 1, 2)
+"""What the budget of tokens is tried with: so many times the configured one. All tries together take a probe's time once more."""
 GROWTH = 4
 """Each measurement takes so many times the rows of the one before, which has warmed up what it needs."""
 
@@ -41,6 +48,8 @@ class Probe:
     tokens_per_s: float
     padding_frac: float
     bytes_per_row: float
+    rows_per_s_by_budget: Mapping[int, float] = field(default_factory=dict)
+    """The same with other budgets of tokens; empty where too few rows could be explained to tell them apart."""
 
 
 def probe(recipe: Attribute, rows: Sequence[Example], at_once: int) -> Probe:
@@ -57,25 +66,34 @@ def probe(recipe: Attribute, rows: Sequence[Example], at_once: int) -> Probe:
     try:
         with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as processes:
             found = [task.result() for task in [processes.submit(measure, recipe, rows, at_once) for _ in range(at_once)]]
-    except BrokenProcessPool as error:
+    except RuntimeError as error:
+        if not isinstance(error, BrokenProcessPool) and "out of memory" not in str(error):
+            raise
         raise StageError(
             f"the probe: one of {at_once} processes that explain rows died, probably for lack of memory; set cluster.max_actors"
-            " or attribution.batch_tokens lower, or plan without measuring, with --no-probe"
+            " or attribution.batch_tokens lower, or on a GPU cluster.gpus_per_actor higher, or plan without measuring, with"
+            " --no-probe"
         ) from error
+    return _together(found)
+
+
+def _together(found: Sequence[Probe]) -> Probe:
+    """What actors side by side measured, as one: rates are means, loading ends with the last."""
     rates = {name: fmean(one[name] for one in map(vars, found)) for name in ("rows_per_s", "tokens_per_s")}
-    return Probe(**vars(found[0]) | rates | {"load_s": max(one.load_s for one in found)})
+    budgets = [budget for budget in found[0].rows_per_s_by_budget if all(budget in one.rows_per_s_by_budget for one in found)]
+    tried = {budget: fmean(one.rows_per_s_by_budget[budget] for one in found) for budget in budgets}
+    return Probe(**vars(found[0]) | rates | {"load_s": max(one.load_s for one in found), "rows_per_s_by_budget": tried})
 
 
 def measure(recipe: Attribute, rows: Sequence[Example], at_once: int = 1) -> Probe:
     """Open the teacher in this process and explain one row, then more and more of them; the last time counts."""
+    from kd.families.opening import load_family
+
     started = time.perf_counter()
-    apply = recipe.open()
+    family = load_family(recipe.source, recipe.device, recipe.threads)
     load_s, taken = time.perf_counter() - started, 1
     while True:
-        tally: Counter[str] = Counter()
-        started = time.perf_counter()
-        found = apply(spread(rows, taken), tally)
-        seconds = time.perf_counter() - started
+        seconds, found, tally = _timed(recipe.config, family, spread(rows, taken))
         if taken == len(rows) or seconds * GROWTH > PROBE_SECONDS:
             break
         taken = min(len(rows), taken * GROWTH)
@@ -91,7 +109,37 @@ def measure(recipe: Attribute, rows: Sequence[Example], at_once: int = 1) -> Pro
         tokens_per_s=tally["tokens"] / seconds,
         padding_frac=tally["padding_tokens"] / max(1, tally["tokens"] + tally["padding_tokens"]),
         bytes_per_row=bytes_per_row(explained, Attribution),
+        rows_per_s_by_budget=_by_budget(recipe.config, family, rows, seconds / taken, tally["tokens"] / taken),
     )
+
+
+def _by_budget(
+    config: AttributionConfig, family: "Family", rows: Sequence[Example], seconds_per_row: float, tokens_per_row: float
+) -> dict[int, float]:
+    """Rows per second with smaller and larger micro-batches. Too few rows to fill one of the largest tell nothing.
+
+    Each is tried twice, there and back, and the faster time counts: other work on the machine only ever slows it down.
+    """
+    budgets = [max(1, int(config.batch_tokens * times)) for times in BUDGETS]
+    tries = [*budgets, *reversed(budgets)]
+    count = min(len(rows), int(PROBE_SECONDS / len(tries) / seconds_per_row))
+    if count * tokens_per_row < max(budgets):
+        return {}
+    best = dict.fromkeys(budgets, 0.0)
+    for budget in tries:
+        seconds, _, _ = _timed(config.model_copy(update={"batch_tokens": budget}), family, spread(rows, count))
+        best[budget] = max(best[budget], count / seconds)
+    return best
+
+
+def _timed(
+    config: AttributionConfig, family: "Family", rows: Sequence[Example]
+) -> tuple[float, list[Attribution | RowError], "Counter[str]"]:
+    """The stage's work on these rows, by a model that is loaded: its seconds, what came of it, and what it counted."""
+    tally: Counter[str] = Counter()
+    started = time.perf_counter()
+    found = Engine(config, family).attribute(rows, tally)
+    return time.perf_counter() - started, found, tally
 
 
 def spread(rows: Sequence[Example], count: int) -> list[Example]:
@@ -100,8 +148,22 @@ def spread(rows: Sequence[Example], count: int) -> list[Example]:
 
 
 def actors_here(cluster: ClusterConfig) -> int:
-    """How many actors one machine like this will run side by side; one where they use a GPU."""
+    """How many actors are probed side by side: as many as share a GPU; without one, as this machine has cores for."""
     if cluster.device != "cpu":
-        return 1
+        return max(1, min(cluster.max_actors, int(1 / cluster.gpus_per_actor)))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cluster.max_actors, cores // cluster.threads_per_actor))
+
+
+def actors_like_these(cluster: ClusterConfig, local: bool) -> int:
+    """How many actors as fast as a probed one a stage has: the config's; at most what this machine is good for if it is local.
+
+    A local cluster has more logical CPUs than cores, so more actors may run than are probed, but they are together no faster.
+    """
+    if not local:
+        return cluster.max_actors
+    if cluster.device == "cpu":
+        cpus = cluster.local_cpus or 2 * (os.cpu_count() or 1)
+        return max(1, min(actors_here(cluster), int(cpus / cluster.cpus_per_actor)))
+    places = gpus_here() // max(1, math.ceil(cluster.gpus_per_actor))
+    return max(1, min(cluster.max_actors, places * actors_here(cluster)))

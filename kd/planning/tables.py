@@ -1,9 +1,10 @@
 """A plan for a person: small tables and a few sentences."""
 
+import textwrap
 from collections.abc import Mapping
 
-from kd.planning.plan import Plan, SplitPlan
-from kd.reporting.tables import MISSING, Table, as_text, percent
+from kd.planning.plan import SHARDS_PER_ACTOR, BatchPlan, Plan, SplitPlan
+from kd.reporting.tables import Table, as_text, percent
 
 BAR = 40
 """Characters of a histogram's longest bar."""
@@ -13,7 +14,8 @@ def to_text(plan: Plan) -> str:
     """The whole plan, at most 100 columns wide."""
     tables = [corpus_table(plan.splits), length_table(plan.splits), stage_table(plan), price_table(plan), output_table(plan)]
     parts = [f"{table.title}\n\n{as_text(table)}" for table in tables if table.rows]
-    return "\n\n".join([*parts, "\n".join([*_probed(plan), *_suggested(plan), "", *plan.notes]).strip()]) + "\n"
+    parts += ["Measured here\n\n" + "\n".join(_probed(plan)), "Suggested\n\n" + "\n".join(_suggested(plan))]
+    return "\n\n".join([*parts, "\n".join(textwrap.fill(note, 100) for note in plan.notes)]) + "\n"
 
 
 def corpus_table(splits: Mapping[str, SplitPlan]) -> Table:
@@ -32,8 +34,9 @@ def corpus_table(splits: Mapping[str, SplitPlan]) -> Table:
         )
         for name, split in splits.items()
     ]
-    columns = ("split", "rows", "from", "explained", "tokens", "median", "longest", "cut %", "errors in sample")
-    return Table("Rows, and input tokens of the teacher", columns, lines, left=frozenset({"split", "from"}))
+    columns = ("split", "rows", "from", "explained", "mean", "median", "longest", "cut %", "errors in sample")
+    note = "explained: rows that `attribute` takes. cut %: rows that lose tokens to teacher.max_input_tokens."
+    return Table("Rows, and input tokens of the teacher", columns, lines, notes=[note], left=frozenset({"split", "from"}))
 
 
 def length_table(splits: Mapping[str, SplitPlan]) -> Table:
@@ -44,6 +47,7 @@ def length_table(splits: Mapping[str, SplitPlan]) -> Table:
     lines = [
         (f"{start:,} to {start + width - 1:,}", percent(count / sum(counts)), "#" * round(BAR * count / max(counts)))
         for start, count in split.histogram
+        if start + width > min(length for length, found in split.histogram if found)
     ]
     return Table(f"Input tokens per row, {name}", ("tokens", "rows %", ""), lines, left=frozenset({""}))
 
@@ -54,14 +58,18 @@ def stage_table(plan: Plan) -> Table:
         (
             title,
             f"{stage.rows:,}",
-            f"{stage.flops / max(1, stage.rows) / 1e9:,.3g}",
-            f"{stage.flops / 1e15:,.3g}",
-            f"{stage.memory_gib:,.2f}",
+            _figure(stage.flops / max(1, stage.rows) / 1e9),
+            _figure(stage.flops / 1e12),
+            _figure(stage.memory_gib),
         )
         for title, stage in plan.stages.items()
     ]
-    note = "Memory: weights, in training with gradients and optimizer before ZeRO; activations on top."
-    return Table("Stages", ("stage", "rows", "GFLOP/row", "PFLOP", "memory GiB"), lines, notes=[note], left=frozenset({"stage"}))
+    notes = [
+        "Rows: each as often as a model takes it: in every epoch, for every student, and evaluated by every model.",
+        "Memory: weights, in training with gradients and optimizer before ZeRO; activations on top.",
+    ]
+    columns = ("stage", "rows", "GFLOP/row", "TFLOP", "memory GiB")
+    return Table("Stages that need a model", columns, lines, notes=notes, left=frozenset({"stage"}))
 
 
 def price_table(plan: Plan) -> Table:
@@ -70,9 +78,9 @@ def price_table(plan: Plan) -> Table:
     lines = [
         (
             gpu.type,
-            *(_hours(gpu.hours[title]) for title in titles),
-            _hours(gpu.total_hours),
-            f"{gpu.usd:,.2f}",
+            *(_figure(gpu.hours[title]) for title in titles),
+            _figure(gpu.total_hours),
+            "<0.01" if 0 < gpu.usd < 0.01 else f"{gpu.usd:,.2f}",
             f"{gpu.to_attribute_in_an_hour:,}",
         )
         for gpu in plan.gpus
@@ -86,33 +94,61 @@ def output_table(plan: Plan) -> Table:
     """What the run directory will hold."""
     sizes = {**plan.output_bytes, "in all": sum(plan.output_bytes.values())}
     lines = [(folder, f"{size / 2**20:,.1f}") for folder, size in sizes.items()]
-    return Table("Output", ("folder", "MiB"), lines, left=frozenset({"folder"}))
+    return Table("Output in the run directory", ("folder", "MiB"), lines, left=frozenset({"folder"}))
+
+
+def _figure(value: float) -> str:
+    """Three digits; a whole number where that has more, and no exponent."""
+    if 0 < value < 0.001:
+        return "<0.001"
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 def _probed(plan: Plan) -> list[str]:
     if plan.probe is None or plan.attribution is None:
-        return ["attribution   not measured (--no-probe)"]
+        return ["nothing (--no-probe)"]
     probe, time = plan.probe, plan.attribution
-    actors = f"{probe.at_once} actor{'s' * (probe.at_once > 1)} at once on {probe.device}, threads {probe.threads}"
+    those = f"{probe.at_once} actor{'s' * (probe.at_once > 1)} at once on {probe.device}, torch threads {probe.threads}"
+    such = f"{time.actors} such actor{'s' * (time.actors > 1)}"
+    assumed = "what this machine is good for" if time.local else "cluster.max_actors, on machines like this one"
     return [
-        f"probe         {probe.rows:,} rows, {actors}: {probe.rows_per_s:,.1f} rows/s and {probe.tokens_per_s:,.0f} tokens/s"
-        f" each, loaded in {probe.load_s:,.1f} s",
-        f"attribution   {_time(time.seconds)} with {time.actors} such actors",
-        f"actors        cluster.max_actors: {time.actors_for_an_hour} attributes within an hour",
+        f"probe         {those}, loaded in {probe.load_s:,.1f} s",
+        f"              each {probe.rows:,} rows: {probe.rows_per_s:,.1f} rows/s, {probe.tokens_per_s:,.0f} tokens/s",
+        f"attribution   {_time(time.seconds)} by {such}: {assumed}",
     ]
 
 
 def _suggested(plan: Plan) -> list[str]:
-    batches = plan.batches
-    padding = MISSING if batches.padding_frac is None else f"{batches.padding_frac:.1%}"
+    size = "" if plan.probe is None else ", a minute of work each at most"
     return [
+        *_workers(plan),
         f"shards        prepare.rows_per_shard: {plan.rows_per_shard}",
-        f"batches       attribution.batch_tokens: {batches.batch_tokens} gives {batches.rows:,.0f} rows and {padding} padding",
+        f"              ({SHARDS_PER_ACTOR} or more for each of cluster.max_actors{size})",
+        *_batches(plan.batches),
     ]
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.3g}" if hours < 10 else f"{hours:,.0f}"
+def _workers(plan: Plan) -> list[str]:
+    """What attributes within an hour; without a probe it stands in the table of GPU-hours."""
+    time = plan.attribution
+    if time is None:
+        return ["actors        the last column of GPU-hours says how many GPUs attribute within an hour"]
+    where = ", in a cluster of machines like this one" if time.local and time.actors_for_an_hour > time.actors else ""
+    return [f"actors        cluster.max_actors: {time.actors_for_an_hour} attributes within an hour{where}"]
+
+
+def _batches(batches: BatchPlan) -> list[str]:
+    """The budget of tokens, and what it is based on."""
+    if batches.rows_per_s:
+        tried = ", ".join(f"{rate:,.1f} with {budget}" for budget, rate in batches.rows_per_s.items())
+        basis = f"rows/s, the better of two tries: {tried}"
+    else:
+        basis = "by the rows' lengths, not by memory or speed"
+    return [
+        f"batches       attribution.batch_tokens: {batches.batch_tokens} gives {batches.rows:,.0f} rows and"
+        f" {batches.padding_frac:.1%} padding",
+        f"              ({basis})",
+    ]
 
 
 def _time(seconds: float) -> str:
