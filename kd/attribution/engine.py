@@ -42,13 +42,14 @@ class AttributionConfig(Frozen):
     generated answer where there is no label set). A row without target always has the teacher's own explained."""
     answers: bool = True
     """Whether the teacher answers too: its generated and its ranked answer and the log-probability of every label. Without
-    them rows are cheaper, and only those without a target, whose explained answer is the teacher's own, have them."""
+    them rows are cheaper; those whose explained answer is the teacher's own have them all the same: all of them with
+    `explained: predicted`, else those without a target."""
     splits: dict[Split, PositiveInt | None] = Field(default={"train": None})
     """Which rows: split to the number of its first rows, null for all."""
     batch_tokens: PositiveInt = 8192
     """Padded tokens of input and answer that go through the model at once; memory grows with it."""
     max_error_frac: float = Field(default=0.01, ge=0, le=1)
-    """The stage fails where more than this share of its rows has an error."""
+    """The stage fails where more than this share of the rows that reach it without an error gets one."""
 
 
 @dataclass(frozen=True)
