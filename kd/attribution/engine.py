@@ -156,8 +156,9 @@ class Engine:
     ) -> Attribution | RowError:
         """One row's result. Scores of special tokens are left out."""
         row = question.row
-        if not all(map(math.isfinite, [*answers.logprobs, *scores])):
-            return RowError("not_finite", "a score or log-probability is not a finite number; try dtype float32")
+        if not all(map(math.isfinite, [*answers.logprobs, *scores, *([] if gap is None else [gap])])):
+            detail = "a score, log-probability or completeness gap is not a finite number; try dtype float32"
+            return RowError("not_finite", detail)
         scored = [part for part in zip(encoded.spans, encoded.tokens, scores, strict=True) if part[0]]
         ranking = answers.logprobs[: len(row.label_set)]
         said = answers.said
@@ -168,7 +169,7 @@ class Engine:
             method=self._config.method.type,
             explained=question.explained,
             explained_answer=answers.text,
-            generated=None if said is None else self._family.label_of(said, row.label_set) or said.text,
+            generated=None if said is None else self._generated(said, row.label_set),
             ranked=row.label_set[_argmax(ranking)] if ranking else None,
             choice_logprobs=ranking,
             target_logprob=answers.logprob,
@@ -181,6 +182,10 @@ class Engine:
             truncated_tokens=question.encoded.truncated_tokens,
             fold=0,
         )
+
+    def _generated(self, said: Generated, labels: Sequence[str]) -> str:
+        """The label that was generated, else the text; what met the length limit is no label, whatever it reads like."""
+        return (self._family.label_of(said, labels) if said.finished else None) or said.text
 
 
 def _gold(question: _Question) -> _Answers:
