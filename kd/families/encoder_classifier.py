@@ -141,9 +141,14 @@ class ChoiceScorer(Family):
         faults = [one for one in found if isinstance(one, RowFault)]
         if faults:
             return faults[0]
-        texts = {self._answers(segments[index].text): segments[index].text for index in choices}
-        inputs = {self._answers(segments[index].text): one for index, one in zip(choices, found, strict=True)}
-        return Alternatives([], [], [], max(one.truncated_tokens for one in found), inputs, texts)
+        texts = [segments[index].text for index in choices]
+        try:
+            ids = [self._answers(text) for text in texts]
+        except RowFault as fault:
+            return fault
+        truncated_tokens = max(one.truncated_tokens for one in found)
+        inputs, by_ids = dict(zip(ids, found, strict=True)), dict(zip(ids, texts, strict=True))
+        return Alternatives([], [], [], truncated_tokens, inputs, by_ids)
 
     def _answer_ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text.strip(), add_special_tokens=False, verbose=False)["input_ids"])
