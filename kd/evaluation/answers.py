@@ -89,10 +89,16 @@ class Answerer:
     def _questions(self, rows: Sequence[Example]) -> list[_Question | RowFault]:
         prefix = [Segment("prompt", self._recipe.prefix)] if self._recipe.prefix else []
         encoded = self._family.encode_rows([[*prefix, *row.segments] for row in rows])
-        return [
-            found if isinstance(found, RowFault) else _Question(row, found, self._family.size(found, []))
-            for row, found in zip(rows, encoded, strict=True)
-        ]
+        return [self._question(row, found) for row, found in zip(rows, encoded, strict=True)]
+
+    def _question(self, row: Example, encoded: Encoded | RowFault) -> _Question | RowFault:
+        if isinstance(encoded, RowFault):
+            return encoded
+        try:
+            self._family.check_labels(row.label_set)
+        except RowFault as fault:
+            return fault
+        return _Question(row, encoded, self._family.size(encoded, []))
 
     def _predict(self, questions: list[_Question]) -> list[Prediction]:
         said = self._family.read([question.encoded for question in questions]).generate()
