@@ -112,6 +112,9 @@ class Family(ABC):
     def name(self) -> str:
         return self.loaded.name
 
+    def check_choices(self, brought: bool) -> None:  # noqa: B027 - most families read both
+        """Raise ConfigError where the model cannot read rows that bring choices of their own, or rows that bring none."""
+
     # --- text to tokens ---
 
     def encode_rows(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded | RowFault]:

@@ -22,13 +22,16 @@ from kd.rows import Segment
 class EncoderClassifier(Family):
     """A model that gives every class a logit. An answer's one target id is its class."""
 
-    def encode_rows(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded | RowFault]:
-        """As every family does. Raises ConfigError where a row brings choices of its own."""
-        if any(segment.role == "choice" for segments in rows for segment in segments):
+    def check_choices(self, brought: bool) -> None:
+        if brought:
             raise ConfigError(
                 f"{self.name} has the fixed classes {', '.join(self._classes)}, and the rows bring choices of their own;"
                 " expected a classifier with one logit, which scores one choice at a time"
             )
+
+    def encode_rows(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded | RowFault]:
+        """As every family does. Raises ConfigError where a row brings choices of its own."""
+        self.check_choices(any(segment.role == "choice" for segments in rows for segment in segments))
         return super().encode_rows(rows)
 
     def read(self, rows: Sequence[Encoded], differentiable: bool = False) -> Reading:
@@ -108,6 +111,13 @@ class Alternatives(Encoded):
 
 class ChoiceScorer(Family):
     """A model with a single logit, which says how good a choice is. A row's probabilities are a softmax over its choices."""
+
+    def check_choices(self, brought: bool) -> None:
+        if not brought:
+            raise ConfigError(
+                f"{self.name} has one logit and scores one choice at a time, and the rows bring no choices of their own;"
+                " expected a classifier with a logit for each class"
+            )
 
     def encode_rows(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded | RowFault]:
         """Each row once for each of its choices. A row without choices has the fault "missing_field"."""
