@@ -33,8 +33,8 @@ def wiring(session: Session) -> Wiring:
 def check_models(config: Config) -> None:
     """Refuse a teacher or a student that cannot be opened before anything is paid for.
 
-    Opened are tokenizer and architecture, without weights, as the family and within the limits that they will have. A
-    model whose tokenizer is trained on the corpus has nothing to open yet.
+    Opened are tokenizer and architecture, without weights, as the family and within the limits that they will have; a
+    classifier must go together with the task. A model whose tokenizer is trained on the corpus has nothing to open yet.
 
     Raises:
         ConfigError, InputError: what `kd.models.load` or the family raises, said of the model.
@@ -45,7 +45,7 @@ def check_models(config: Config) -> None:
         if needs_tokenizer(model):
             continue
         try:
-            open_family(load(ModelSource(model), "meta"), model)
+            open_family(load(ModelSource(model), "meta"), model).check_choices(config.task.brings_choices)
         except UserError as error:
             raise type(error)(f"the {role}: {error}") from error
 

@@ -12,8 +12,11 @@ from typing import Protocol, TypeVar
 from kd.errors import RowFault
 from kd.rows import Example, RowError
 
+FIRST_ROWS = 128
+"""Rows of the first window, for which the model waits; fewer hide more of the tokenising, but each window pads a little more."""
+
 WINDOW_ROWS = 2048
-"""Rows that are tokenised in one go, while the window before goes through the model."""
+"""Rows of every other window, tokenised in one go while the window before goes through the model."""
 
 BATCH_COST = 0.02
 """What another micro-batch costs beside its tokens, as a share of a full one; else padding would be saved row by row."""
@@ -58,7 +61,8 @@ class MicroBatches:
             tally: gets the model's `tokens`, and the `padding_tokens` that were computed beside them.
         """
         by_length = sorted(range(len(rows)), key=lambda index: -sum(len(part.text) for part in rows[index].segments))
-        windows = [by_length[at : at + WINDOW_ROWS] for at in range(0, len(rows), WINDOW_ROWS)]
+        starts = [0, *range(FIRST_ROWS, len(rows), WINDOW_ROWS)]
+        windows = [by_length[start:end] for start, end in itertools.pairwise([*starts, len(rows)])]
         results: dict[int, R | RowError] = {}
         for window, prepared in _one_ahead((window, prepare([rows[index] for index in window])) for window in windows):
             ready: dict[int, S] = {}

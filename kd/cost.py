@@ -21,8 +21,12 @@ class Shape:
     """Weights in matrix products by what passes them, and attention widths (heads x size, summed over layers).
 
     `reader`: per input token; `crossed`: per input token too, the keys and values that a decoder makes of what an encoder
-    read; `writer`: per answer token; `head`: per token whose logits are wanted. A causal model reads and writes with the
-    same weights. Widths: `reads` of the input over itself, `writes` of the answer over itself, `crosses` over the input.
+    read; `writer`: per token that is fed in behind the input; `head`: per token whose logits are wanted. A causal model
+    reads and writes with the same weights. Widths: `reads` of the input over itself, `writes` of what is fed in behind it
+    over itself, `crosses` over the input.
+
+    The last token of an answer is never fed in. `starts` are the tokens that stand before the first: a decoder's start
+    token; none where the input's last token already tells the answer's first.
     """
 
     reader: int
@@ -32,6 +36,7 @@ class Shape:
     reads: int
     writes: int
     crosses: int
+    starts: int
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,11 @@ def shape_of(loaded: "Loaded") -> Shape:
 def explained_row(shape: Shape, input_tokens: int, answer_tokens: int, frozen: bool = True) -> Flops:
     """One row's answer under teacher forcing: forward, and backward to the input's embeddings.
 
-    A causal model's answer is `answer_tokens - 1` tokens behind the prompt; of an encoder-decoder the start token takes the
-    place of the last. Weights that are not frozen cost their own gradient too.
+    Weights that are not frozen cost their own gradient too.
     """
-    weights = shape.reader * input_tokens + shape.crossed * input_tokens
-    weights += shape.writer * answer_tokens + shape.head * answer_tokens
-    pairs = shape.reads * input_tokens**2 + shape.writes * answer_tokens**2 + shape.crosses * input_tokens * answer_tokens
+    fed = shape.starts + answer_tokens - 1
+    weights = (shape.reader + shape.crossed) * input_tokens + shape.writer * fed + shape.head * answer_tokens
+    pairs = shape.reads * input_tokens**2 + shape.writes * fed**2 + shape.crosses * input_tokens * fed
     forward = 2.0 * weights + 4.0 * pairs
     return Flops(forward, (2.0 if frozen else 4.0) * weights + 8.0 * pairs)
 
@@ -71,14 +75,18 @@ def learned_row(shape: Shape, input_tokens: int, answer_tokens: int) -> float:
 
 
 def answered_row(shape: Shape, input_tokens: int, answer_tokens: int) -> float:
-    """One row read and its answer generated."""
-    return explained_row(shape, input_tokens, 0).forward + written_row(shape, input_tokens, answer_tokens)
+    """One row read and its answer generated: the same tokens as under teacher forcing, one after the other."""
+    return explained_row(shape, input_tokens, answer_tokens).forward
 
 
 def written_row(shape: Shape, input_tokens: int, answer_tokens: int, answers: int = 1) -> float:
-    """What one row's answers cost behind an input that has been read: generated, or ranked one after the other."""
-    weights = (shape.writer + shape.head) * answer_tokens
-    pairs = shape.writes * answer_tokens**2 + shape.crosses * input_tokens * answer_tokens
+    """What one row's answers cost more, generated or ranked one after the other, where the input has been read.
+
+    An answer's first token costs nothing: its probabilities come with the reading.
+    """
+    fed = answer_tokens - 1
+    weights = (shape.writer + shape.head) * fed
+    pairs = shape.writes * fed * (shape.starts + fed) + shape.crosses * input_tokens * fed
     return answers * (2.0 * weights + 4.0 * pairs)
 
 
@@ -94,6 +102,7 @@ def _encoder_decoder(loaded: "Loaded") -> Shape:
         reads=sum(width for name, (_, width) in encoder.items() if _is(name, (), _QUERIES)),
         writes=sum(width for name, (_, width) in decoder.items() if _is(name, (), _QUERIES) and not _is(name, _CROSS, _QUERIES)),
         crosses=sum(width for name, (_, width) in decoder.items() if _is(name, _CROSS, _QUERIES)),
+        starts=1,
     )
 
 
@@ -103,16 +112,18 @@ def _one_stack(loaded: "Loaded") -> Shape:
     weights = sum(size for size, _ in linears.values())
     width = sum(width for name, (_, width) in linears.items() if _is(name, (), _QUERIES)) or _fused_width(loaded)
     causal = loaded.family == "decoder_only"
-    return Shape(weights, 0, weights * causal, _head(loaded) * causal, width, width * causal, width * causal)
+    return Shape(weights, 0, weights * causal, _head(loaded) * causal, width, width * causal, width * causal, starts=0)
 
 
 def _linears(module: Any) -> dict[str, tuple[int, int]]:
-    """Weights and outputs of every matrix product in a module, by name."""
+    """Weights and outputs of every matrix product in a module, by name; what pools a row into one vector is not per token."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     found = {}
     for name, part in module.named_modules():
+        if "pooler" in name.split("."):
+            continue
         if isinstance(part, nn.Linear):
             found[name] = part.weight.numel(), part.out_features
         elif isinstance(part, Conv1D):

@@ -87,8 +87,8 @@ class Loaded:
 def load(source: ModelSource, device: str) -> Loaded:
     """Load or build the model of a source onto a device.
 
-    That is "cpu", "cuda", "spread" (over all GPUs that this process sees, for a model larger than one) or "meta", where
-    weights are not loaded from a hub id or folder.
+    That is "cpu", "cuda", "spread" (over all GPUs that this process sees, for a model larger than one; a model that is built
+    from a spec is small and goes onto the first) or "meta", where weights are not loaded from a hub id or folder.
 
     Raises:
         ConfigError: the config asks for a GPU, a package, a tokenizer or a permission that is not there.
@@ -103,6 +103,8 @@ def load(source: ModelSource, device: str) -> Loaded:
     loaded.model.eval()
     if device != "spread":
         loaded.model.to(device=device)
+    elif source.folder is None and source.config.spec is not None:
+        loaded.model.to(device="cuda")
     return loaded
 
 

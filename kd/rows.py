@@ -16,6 +16,7 @@ Reason = Literal[
     "unknown_label",
     "answer_not_in_choices",
     "too_long",
+    "tokenizer_error",
     "not_finite",
     "out_of_memory",
 ]

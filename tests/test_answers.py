@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from kd.evaluation.answers import Answer, EvaluationConfig
+from kd.evaluation.answers import Answer, Answerer, EvaluationConfig
 from kd.families.base import Family
 from kd.families.opening import open_family
 from kd.models import ModelConfig, ModelSource, load, save
@@ -21,6 +21,7 @@ from kd.store import Store
 from kd.tasks.base import TaskConfig
 from kd.tasks.svamp import Svamp
 from kd.vocabulary import train_tokenizer
+from tests import tiny
 
 LEARNT = {
     "is it red": "yes",
@@ -182,6 +183,22 @@ def test_a_row_that_cannot_be_read_is_an_error_in_its_place(student: ModelSource
         "no",
         "empty_text",
     ]
+
+
+def test_a_label_that_a_classifier_does_not_have_is_an_error_of_its_row_alone(student: ModelSource) -> None:
+    rows = tiny.rows_for("classifier")[:2]
+    rows.append(dataclasses.replace(rows[0], label_set=["yes", "no", "perhaps"]))
+    results = Answerer(recipe(student), tiny.family(tiny.tiny_classifier())).answer(rows, Counter())
+    assert [result.reason if isinstance(result, RowError) else result.status for result in results] == [
+        "ok",
+        "ok",
+        "unknown_label",
+    ]
+
+
+def test_a_label_longer_than_an_answer_may_be_is_no_error(student: ModelSource) -> None:
+    made = answered(student, question("is it red", "yes", ("yes", "one two three four five six and no")))
+    assert outcome(made) == ("yes", "ok", True)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 30, 10_000])

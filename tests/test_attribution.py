@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from kd.attribution.engine import Attribute, AttributionConfig, Engine
-from kd.attribution.methods import MethodConfig
+from kd.attribution.methods import Case, Explanation, IntegratedGradients, MethodConfig
 from kd.families.base import Reading
 from kd.families.text import Encoded
 from kd.models import Loaded
@@ -59,6 +59,18 @@ def test_a_generated_label_is_spelt_as_the_label_set_spells_it_unless_two_labels
         tiny.example(choices=choices, target="money") for choices in (("Coffee Cake", "money"), ("Coffee Cake", "COFFEE cake"))
     ]
     assert [row.generated for row in attribute(loaded, rows)] == ["Coffee Cake", "coffee cake"]
+
+
+def test_a_text_that_met_the_length_limit_is_no_label_whatever_it_reads_like(models: dict[str, Loaded]) -> None:
+    said = tiny.family(models["pair"]).encode_answer("coffee cake")
+    row = tiny.example(choices=("Coffee Cake", "money"), target="Coffee Cake")
+    for answer, generated, right in (
+        (said, "Coffee Cake", 1),
+        ([*said[:-1], *[models["pair"].tokenizer.pad_token_id] * 8], "coffee cake", 0),
+    ):
+        (found,) = attribute(steered(models["pair"], answer), [row])
+        assert found.generated == generated
+        assert found.tally().count("generated_right") == right
 
 
 def test_scores_are_of_tokens_of_segments_in_reading_order(models: dict[str, Loaded]) -> None:
@@ -118,6 +130,24 @@ def test_what_is_not_a_number_is_an_error_of_that_row_alone() -> None:
     poisoned, sound = Engine(AttributionConfig(), tiny.family(loaded)).attribute(rows, Counter())
     assert isinstance(poisoned, RowError)
     assert poisoned.reason == "not_finite"
+    assert isinstance(sound, Attribution)
+
+
+def test_a_completeness_gap_that_is_not_a_number_is_an_error_of_that_row_alone(
+    models: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explain = IntegratedGradients.explain
+
+    def with_a_gap_of_nan(method: IntegratedGradients, case: Case) -> Explanation:
+        scores, gap = explain(method, case)
+        assert gap is not None
+        return Explanation(scores, gap * torch.tensor([math.nan, 1.0]))
+
+    monkeypatch.setattr(IntegratedGradients, "explain", with_a_gap_of_nan)
+    config = AttributionConfig(method=IntegratedGradients(n_steps=2))
+    poisoned, sound = Engine(config, tiny.family(models["t5"])).attribute([tiny.example(), tiny.example(uid="r2")], Counter())
+    assert isinstance(poisoned, RowError)
+    assert (poisoned.reason, "completeness gap" in poisoned.detail) == ("not_finite", True)
     assert isinstance(sound, Attribution)
 
 

@@ -139,7 +139,7 @@ def test_another_error_of_the_model_is_not_taken_for_lack_of_memory() -> None:
         MicroBatches(10).run(rows_of(30), prepare, Model(1, RuntimeError("shapes do not match")), Counter())
 
 
-def test_an_error_while_tokenising_reaches_the_caller() -> None:
+def test_an_error_while_tokenising_that_is_no_row_s_fault_reaches_the_caller() -> None:
     def fail(rows: Sequence[Example]) -> list[Item]:
         raise KeyError(rows[0].uid)
 
@@ -148,7 +148,7 @@ def test_an_error_while_tokenising_reaches_the_caller() -> None:
 
 
 def test_the_next_window_is_tokenised_while_the_model_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kd.batching.WINDOW_ROWS", 1)
+    monkeypatch.setattr("kd.batching.FIRST_ROWS", 1)
     second_window = threading.Event()
 
     def prepare_and_tell(rows: Sequence[Example]) -> list[Item | RowFault]:
@@ -160,3 +160,19 @@ def test_the_next_window_is_tokenised_while_the_model_works(monkeypatch: pytest.
         return [second_window.wait(5)]
 
     assert MicroBatches(10).run(rows_of(4, 3), prepare_and_tell, work, Counter()) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("rows", "windows"), [(1, [1]), (128, [128]), (129, [128, 1]), (1000, [128, 872]), (4096, [128, 2048, 1920])]
+)
+def test_the_first_window_is_small_and_has_the_longest_rows(rows: int, windows: list[int]) -> None:
+    tokenised: list[list[int]] = []
+
+    def prepare_and_note(window: Sequence[Example]) -> list[Item | RowFault]:
+        tokenised.append([len(row.segments[0].text) for row in window])
+        return prepare(window)
+
+    found = MicroBatches(10**6).run(rows_of(*range(1, rows + 1)), prepare_and_note, Model(10**9), Counter())
+    assert len(found) == rows
+    assert list(map(len, tokenised)) == windows
+    assert [length for window in tokenised for length in window] == list(range(rows, 0, -1))

@@ -1,51 +1,86 @@
 """The arithmetic of cost, against torch's own count of matrix products."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd.cost import Shape, explained_row, shape_of, written_row
+from kd.cost import Shape, answered_row, explained_row, shape_of, written_row
+from kd.families.base import Family
 from kd.models import Loaded, ModelConfig, ModelSource, load
+from tests import tiny
 
+T = TypeVar("T")
 KINDS = ["t5", "bart", "pair", "llama", "gpt2", "classifier"]
+IDS, ANSWER = list(range(3, 43)), [5, 6, 7, 8, 9, 1]
 
 
 def test_a_row_costs_two_flop_per_weight_and_token_forward_and_as_much_backward() -> None:
-    shape = Shape(reader=1000, crossed=100, writer=500, head=50, reads=0, writes=0, crosses=0)
+    shape = Shape(reader=1000, crossed=100, writer=500, head=50, reads=0, writes=0, crosses=0, starts=1)
     cost = explained_row(shape, input_tokens=10, answer_tokens=4)
     assert cost.forward == 2 * (10 * 1100 + 4 * 550)
     assert cost.both == 2 * cost.forward
     assert explained_row(shape, 10, 4, frozen=False).both == 3 * cost.forward
-    assert written_row(shape, 10, 4, answers=3) == 3 * 2 * 4 * 550
+    assert written_row(shape, 10, 4, answers=3) == 3 * 2 * 3 * 550
+
+
+def test_without_a_start_token_an_answer_is_fed_but_for_its_last_token() -> None:
+    shape = Shape(reader=500, crossed=0, writer=500, head=50, reads=0, writes=0, crosses=0, starts=0)
+    assert explained_row(shape, input_tokens=10, answer_tokens=4).forward == 2 * (10 * 500 + 3 * 500 + 4 * 50)
+    assert explained_row(shape, input_tokens=10, answer_tokens=1).forward == 2 * (10 * 500 + 50)
+    assert written_row(shape, 10, 4) == 2 * 3 * 550
+    assert written_row(shape, 10, 1) == 0
 
 
 def test_attention_costs_four_flop_per_width_and_pair_forward_and_twice_that_backward() -> None:
-    shape = Shape(0, 0, 0, 0, reads=64, writes=32, crosses=16)
+    shape = Shape(0, 0, 0, 0, reads=64, writes=32, crosses=16, starts=1)
     cost = explained_row(shape, input_tokens=10, answer_tokens=4)
     assert cost.forward == 4 * (64 * 100 + 32 * 16 + 16 * 40)
     assert cost.backward == 2 * cost.forward
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_count_is_torch_s_own(models: dict[str, Loaded], kind: str) -> None:
-    """Forward and backward of a whole explained row, all weights frozen, with attention written out."""
-    loaded = models[kind]
-    model = loaded.model.requires_grad_(False)
-    model.set_attn_implementation("eager")
-    ids, answer = torch.randint(3, 20, (1, 40)), torch.randint(3, 20, (1, 6))
-    given = {"decoder_input_ids": answer} if loaded.family == "encoder_decoder" else {}
-    if loaded.family == "decoder_only":
-        given = {"logits_to_keep": 6}
-    embed = (model.get_encoder() if loaded.family == "encoder_decoder" else model).get_input_embeddings()
-    width = 40 if loaded.family != "decoder_only" else 46
-    embeds = embed(torch.randint(3, 20, (1, width)) if width > 40 else ids).detach().requires_grad_()
+def counted(work: Callable[[], T]) -> tuple[T, int]:
+    """What the work gives, and torch's count of its operations."""
     with FlopCounterMode(display=False) as counter:
-        out = model(inputs_embeds=embeds, **({} if loaded.family == "encoder_classifier" else {"use_cache": False}), **given)
-        out.logits.sum().backward()
-    cost = explained_row(shape_of(loaded), 40, 6)
-    assert cost.both == pytest.approx(counter.get_total_flops(), rel=0.08)
+        found = work()
+    return found, counter.get_total_flops()
+
+
+def written_out(loaded: Loaded) -> Family:
+    """Frozen, and with attention as matrix products that torch counts."""
+    loaded.model.requires_grad_(False)
+    loaded.model.set_attn_implementation("eager")
+    return tiny.family(loaded)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_explained_row_costs_what_torch_counts_in_the_engine_s_own_passes(models: dict[str, Loaded], kind: str) -> None:
+    """A whole row, from the reading to the gradient at the input. Torch counts a little less backward: what of the answer
+    the input has not reached yet, in a decoder's first layer, gets no gradient, and these models have two layers."""
+    family = written_out(models[kind])
+    answer = ANSWER if kind in tiny.WRITERS else [0]
+    reading, read = counted(lambda: family.read(tiny.of_ids(IDS), differentiable=True))
+    what = reading.explained([answer])
+    number, explained = counted(lambda: what.forward(what.embeds, what.rows))
+    _, backward = counted(lambda: torch.autograd.grad(number.sum(), [what.embeds]))
+    cost = explained_row(shape_of(models[kind]), len(IDS), len(answer))
+    assert read + explained == pytest.approx(cost.forward, rel=0.002)
+    assert backward == pytest.approx(cost.backward, rel=0.04)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind in tiny.WRITERS])
+def test_a_ranked_and_a_generated_answer_cost_what_torch_counts(models: dict[str, Loaded], kind: str) -> None:
+    """Token by token, an answer's tokens look back only, so torch counts a little less for a generated one."""
+    family, shape = written_out(models[kind]), shape_of(models[kind])
+    reading = family.read(tiny.of_ids(IDS))
+    _, ranked = counted(lambda: reading.logprobs([[ANSWER, ANSWER]]))
+    assert ranked == written_row(shape, len(IDS), len(ANSWER), answers=2)
+    (said,), generated = counted(reading.generate)
+    assert generated == pytest.approx(written_row(shape, len(IDS), len(said.ids)), rel=0.03)
+    assert answered_row(shape, len(IDS), 6) == explained_row(shape, len(IDS), 6).forward
 
 
 def test_a_model_without_weights_has_the_same_shape(models: dict[str, Loaded], tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 import pickle
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import PreTrainedModel
 
 from kd.errors import ConfigError
 from kd.models import ModelConfig, ModelSource, load, needs_tokenizer, save
@@ -60,6 +62,18 @@ def test_bfloat16_is_half_precision_and_float16_is_refused(tmp_path: Path) -> No
     assert {weight.dtype for weight in loaded.model.parameters()} == {torch.bfloat16}
     with pytest.raises(ValidationError, match="float16"):
         ModelConfig(name="x", dtype="float16")  # type: ignore[arg-type]
+
+
+def test_a_spread_model_of_a_spec_is_on_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is needed to see where it is sent."""
+    places: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.random, "fork_rng", nullcontext)
+    monkeypatch.setattr(PreTrainedModel, "to", lambda model, *_, device=None, **__: places.append(device) or model)
+    source = tiny.tiny_source(tmp_path)
+    for device in ("spread", "cuda", "cpu"):
+        load(source, device)
+    assert [place for place in places if place] == ["cuda", "cuda", "cpu"]
 
 
 def test_a_t5_spec_without_tokenizer_is_refused() -> None:

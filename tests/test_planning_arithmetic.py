@@ -23,7 +23,7 @@ from kd.training.config import LoopConfig
 from tests.mini import PRICES
 from tests.tiny import example, family, tiny_t5
 
-SHAPE = Shape(reader=1000, crossed=100, writer=500, head=50, reads=64, writes=32, crosses=16)
+SHAPE = Shape(reader=1000, crossed=100, writer=500, head=50, reads=64, writes=32, crosses=16, starts=1)
 ROW = Length(encoded=None, words=7, target=3, answers=[3, 5], size=(10, 5))  # type: ignore[arg-type]
 METHODS: Sequence[MethodConfig] = (Saliency(), InputXGradient(), IntegratedGradients(n_steps=6), Occlusion())
 
@@ -70,7 +70,7 @@ def test_an_explained_row_costs_its_passes_and_the_answers_that_are_wanted() -> 
 
 
 def test_training_costs_six_flop_per_weight_and_token_and_the_validations_their_answers() -> None:
-    weights = Shape(reader=1000, crossed=0, writer=500, head=0, reads=0, writes=0, crosses=0)
+    weights = Shape(reader=1000, crossed=0, writer=500, head=0, reads=0, writes=0, crosses=0, starts=1)
     assert learned_row(weights, 10, 4) == 6 * (10 * 1000 + 4 * 500)
     assert answered_row(weights, 10, 4) == 2 * (10 * 1000 + 4 * 500)
     row = Features(

@@ -106,6 +106,7 @@ def test_a_record_becomes_a_row_whose_evidence_is_the_cue(record: dict[str, Any]
 
 def test_the_model_reads_the_question_and_a_line_per_option() -> None:
     row = Planted().example(planted.SAMPLE[1], "test")
+    assert Planted().brings_choices
     assert "".join(segment.text for segment in row.segments) == (
         "This song is about the gavel, sofa, stone, candle, fence and parcel. Which job is it?"
         "\nOptions: judge, tailor, plumber, dentist"

@@ -13,12 +13,14 @@ from jobs.cli import Session
 from jobs.console import Console
 from jobs.stages import check_models
 from kd.config import Config
-from kd.errors import InputError
+from kd.errors import ConfigError, InputError
 from kd.models import save
 from kd.store import Store
 from kd.tasks.planted import generate
 from tests.mini import mini_config, prepared, write_mini
-from tests.tiny import tiny_t5
+from tests.tiny import tiny_classifier, tiny_t5
+
+FILES = {"train": "train", "test": "test"}
 
 
 def session(config: Config) -> Session:
@@ -73,3 +75,27 @@ def test_too_few_shards_for_the_actors_are_said_in_one_line(
     assert isinstance(ready.console.stream, io.StringIO)
     printed = ready.console.stream.getvalue()
     assert (printed.startswith(said), printed.count("\n")) == (True, 1 if said else 0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "choices", "refused"),
+    [
+        (("yes", "no"), True, "has the fixed classes yes, no, and the rows bring choices"),
+        (("good",), False, "has one logit and scores one choice at a time, and the rows bring no choices"),
+        (("yes", "no"), False, None),
+        (("good",), True, None),
+    ],
+)
+def test_a_classifier_and_a_task_that_do_not_go_together_are_refused_before_the_corpus_is_read(
+    tmp_path: Path, classes: tuple[str, ...], choices: bool, refused: str | None
+) -> None:
+    save(tiny_classifier(classes), tmp_path / "teacher")
+    answers = {"choices": "options"} if choices else {"column": "hint"}
+    task = {"type": "columns", "path": str(tmp_path), "files": FILES, "prompt": [{"column": "question"}, answers]}
+    teacher = {"name": str(tmp_path / "teacher"), "max_input_tokens": 32, "max_answer_tokens": 8}
+    config = mini_config(write_mini(tmp_path), task=task, teacher=teacher)
+    if refused is None:
+        check_models(config)
+        return
+    with pytest.raises(ConfigError, match=f"the teacher: .*{refused}"):
+        check_models(config)

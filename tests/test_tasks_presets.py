@@ -52,6 +52,7 @@ def test_the_three_samples_of_a_preset_are_good_rows_of_the_contract(task: TaskC
     assert [row.uid for row in rows] == [f"train/{record[str(task.id)]}" for record in sample]
     assert {row.task for row in rows} == {task.type}
     assert all(row.target for row in rows)
+    assert {any(segment.role == "choice" for segment in row.segments) for row in rows} == {task.brings_choices}
     assert to_table(rows, Example).num_rows == 3
 
 

@@ -42,13 +42,14 @@ class AttributionConfig(Frozen):
     generated answer where there is no label set). A row without target always has the teacher's own explained."""
     answers: bool = True
     """Whether the teacher answers too: its generated and its ranked answer and the log-probability of every label. Without
-    them rows are cheaper, and only those without a target, whose explained answer is the teacher's own, have them."""
+    them rows are cheaper; those whose explained answer is the teacher's own have them all the same: all of them with
+    `explained: predicted`, else those without a target."""
     splits: dict[Split, PositiveInt | None] = Field(default={"train": None})
     """Which rows: split to the number of its first rows, null for all."""
     batch_tokens: PositiveInt = 8192
     """Padded tokens of input and answer that go through the model at once; memory grows with it."""
     max_error_frac: float = Field(default=0.01, ge=0, le=1)
-    """The stage fails where more than this share of its rows has an error."""
+    """The stage fails where more than this share of the rows that reach it without an error gets one."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,9 @@ class Engine:
     ) -> Attribution | RowError:
         """One row's result. Scores of special tokens are left out."""
         row = question.row
-        if not all(map(math.isfinite, [*answers.logprobs, *scores])):
-            return RowError("not_finite", "a score or log-probability is not a finite number; try dtype float32")
+        if not all(map(math.isfinite, [*answers.logprobs, *scores, *([] if gap is None else [gap])])):
+            detail = "a score, log-probability or completeness gap is not a finite number; try dtype float32"
+            return RowError("not_finite", detail)
         scored = [part for part in zip(encoded.spans, encoded.tokens, scores, strict=True) if part[0]]
         ranking = answers.logprobs[: len(row.label_set)]
         said = answers.said
@@ -167,7 +169,7 @@ class Engine:
             method=self._config.method.type,
             explained=question.explained,
             explained_answer=answers.text,
-            generated=None if said is None else self._family.label_of(said, row.label_set) or said.text,
+            generated=None if said is None else self._generated(said, row.label_set),
             ranked=row.label_set[_argmax(ranking)] if ranking else None,
             choice_logprobs=ranking,
             target_logprob=answers.logprob,
@@ -180,6 +182,10 @@ class Engine:
             truncated_tokens=question.encoded.truncated_tokens,
             fold=0,
         )
+
+    def _generated(self, said: Generated, labels: Sequence[str]) -> str:
+        """The label that was generated, else the text; what met the length limit is no label, whatever it reads like."""
+        return (self._family.label_of(said, labels) if said.finished else None) or said.text
 
 
 def _gold(question: _Question) -> _Answers:

@@ -37,7 +37,7 @@ class EvaluationConfig(Frozen):
     batch_tokens: PositiveInt = 16384
     """Padded tokens of input and answer that go through the model at once; memory grows with it."""
     max_error_frac: float = Field(default=0.01, ge=0, le=1)
-    """The stage fails where more than this share of its rows has an error."""
+    """The stage fails where more than this share of the rows that reach it without an error gets one."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Answer:
     """The stage: examples in, predictions out. The model is loaded in `open`.
 
     `prefix` is what stands before the input when the model is asked for the answer, empty for nothing. `variant` and
-    `seed` name the run that made the model ("teacher" and 0 for the teacher). `device` is "cpu" or "cuda"; `threads` are
-    torch's, so that actors on one machine do not fight for its cores.
+    `seed` name the run that made the model ("teacher" and 0 for the teacher). `device` is "cpu", "cuda" or "spread"; `threads`
+    are torch's, so that actors on one machine do not fight for its cores.
     """
 
     config: EvaluationConfig
@@ -89,10 +89,16 @@ class Answerer:
     def _questions(self, rows: Sequence[Example]) -> list[_Question | RowFault]:
         prefix = [Segment("prompt", self._recipe.prefix)] if self._recipe.prefix else []
         encoded = self._family.encode_rows([[*prefix, *row.segments] for row in rows])
-        return [
-            found if isinstance(found, RowFault) else _Question(row, found, self._family.size(found, []))
-            for row, found in zip(rows, encoded, strict=True)
-        ]
+        return [self._question(row, found) for row, found in zip(rows, encoded, strict=True)]
+
+    def _question(self, row: Example, encoded: Encoded | RowFault) -> _Question | RowFault:
+        if isinstance(encoded, RowFault):
+            return encoded
+        try:
+            self._family.check_labels(row.label_set)
+        except RowFault as fault:
+            return fault
+        return _Question(row, encoded, self._family.size(encoded, []))
 
     def _predict(self, questions: list[_Question]) -> list[Prediction]:
         said = self._family.read([question.encoded for question in questions]).generate()

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kd.errors import ConfigError, RowFault
-from kd.families.text import Encoded, Reader
+from kd.families.text import Encoded, Reader, as_fault
 from kd.models import Loaded
 from kd.rows import Segment
 from kd.tasks.base import normalise
@@ -97,7 +97,7 @@ class Family(ABC):
         self.pad = self._pad_token()
         self.reader = self._reader()
         # Labels come back in every row; a tokenizer call costs more than a small model's forward.
-        self._answers = lru_cache(maxsize=2**16)(self._answer_ids)
+        self._answers = lru_cache(maxsize=2**16)(self._answer)
         self._check_model()
 
     @property
@@ -111,6 +111,9 @@ class Family(ABC):
     @property
     def name(self) -> str:
         return self.loaded.name
+
+    def check_choices(self, brought: bool) -> None:  # noqa: B027 - most families read both
+        """Raise ConfigError where the model cannot read rows that bring choices of their own, or rows that bring none."""
 
     # --- text to tokens ---
 
@@ -129,15 +132,24 @@ class Family(ABC):
         """The target ids of an answer.
 
         Raises:
-            RowFault: "too_long" over the limit (an answer is never cut), "unknown_label" where a classifier has no such class.
+            RowFault: "too_long" over the limit (an answer is never cut), and what `check_labels` raises.
         """
         ids = self._answers(text)
         if len(ids) > self.max_answer_tokens:
             raise RowFault("too_long", f"answer of {len(ids)} tokens, limit max_answer_tokens = {self.max_answer_tokens}")
         return list(ids)
 
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Raise the RowFault of a label that the model cannot have: "unknown_label" where a classifier has no such class,
+        "tokenizer_error" where the tokenizer fails on it. One that is too long to be written is not checked for."""
+        for label in labels:
+            self._answers(label)
+
     def label_of(self, said: Generated, labels: Sequence[str]) -> str | None:
-        """The label that was generated: token by token, or in a text that reads the same; None for no or several labels."""
+        """The label that was generated: token by token, or in a text that reads the same; None for no or several labels.
+
+        Raises what `check_labels` does.
+        """
         same = [label for label in labels if self._answers(label) == tuple(said.ids)]
         if not same:
             same = [label for label in labels if normalise(label) == normalise(said.text)]
@@ -163,6 +175,10 @@ class Family(ABC):
 
     @abstractmethod
     def _answer_ids(self, text: str) -> tuple[int, ...]: ...
+
+    def _answer(self, text: str) -> tuple[int, ...]:
+        with as_fault("the tokenizer"):
+            return self._answer_ids(text)
 
     @abstractmethod
     def _check_model(self) -> None: ...

@@ -14,13 +14,16 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import DynamicCache
 
-from kd.errors import ConfigError
+from kd.errors import ConfigError, RowFault
 from kd.families.base import check_positions
 from kd.families.generative import Generative, Opening
-from kd.families.text import Frame, Reader
+from kd.families.text import Frame, Reader, as_fault
 
 LEAD = "\nAnswer:"
 """What stands between a row's text and its answer where there is no chat template; the answer then follows a space."""
+
+MARK = "\ue000text\ue000"
+"""A text that no chat template holds, as its first and last character are for private use: where it stands, texts stand."""
 
 
 class DecoderOnly(Generative):
@@ -87,12 +90,28 @@ class DecoderOnly(Generative):
 
     def _templated(self, text: str) -> Frame:
         """The text as one message of a user in the tokenizer's chat template, up to where the assistant answers."""
-        message = [{"role": "user", "content": text}]
-        whole: str = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        frame = Frame.around(whole, text)
+        frame = Frame.behind(self._template_lead, self._rendered(text), text)
         if frame is None:
-            raise ConfigError(f"{self.name}: its chat template changes the text of a message; set chat_template = false")
+            raise RowFault("tokenizer_error", "the chat template changes this text")
         return frame
+
+    def _rendered(self, text: str) -> str:
+        message = [{"role": "user", "content": text}]
+        with as_fault("the chat template"):
+            whole: str = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            return whole
+
+    def _lead_of_template(self) -> int:
+        """How many characters the chat template writes before the text of a message."""
+        if self.tokenizer.chat_template is None:
+            raise ConfigError(f"{self.name}: chat_template = true, but its tokenizer has no chat template")
+        try:
+            lead = self._rendered(MARK).find(MARK)
+        except RowFault as fault:
+            raise ConfigError(f"{self.name}: {fault.detail}, the message of a user; set chat_template = false") from fault
+        if lead < 0:
+            raise ConfigError(f"{self.name}: its chat template changes the text of a message; set chat_template = false")
+        return lead
 
     def _pad_token(self) -> int:
         """Padding is masked, so where a tokenizer has no token for it any other will do."""
@@ -104,8 +123,7 @@ class DecoderOnly(Generative):
         end = self.tokenizer.eos_token_id if said.get("eos_token_id") is None else said["eos_token_id"]
         if end is None:
             raise ConfigError(f"{self.name}: expected an eos_token_id, got none; set it in the model's generation_config.json")
-        if self.loaded.chat_template and self.tokenizer.chat_template is None:
-            raise ConfigError(f"{self.name}: chat_template = true, but its tokenizer has no chat template")
+        self._template_lead = self._lead_of_template() if self.loaded.chat_template else 0
         self.ends = tuple(end) if isinstance(end, list) else (end,)
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         both = self.max_input_tokens + self.max_answer_tokens

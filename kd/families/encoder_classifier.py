@@ -22,13 +22,16 @@ from kd.rows import Segment
 class EncoderClassifier(Family):
     """A model that gives every class a logit. An answer's one target id is its class."""
 
-    def encode_rows(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded | RowFault]:
-        """As every family does. Raises ConfigError where a row brings choices of its own."""
-        if any(segment.role == "choice" for segments in rows for segment in segments):
+    def check_choices(self, brought: bool) -> None:
+        if brought:
             raise ConfigError(
                 f"{self.name} has the fixed classes {', '.join(self._classes)}, and the rows bring choices of their own;"
                 " expected a classifier with one logit, which scores one choice at a time"
             )
+
+    def encode_rows(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded | RowFault]:
+        """As every family does. Raises ConfigError where a row brings choices of its own."""
+        self.check_choices(any(segment.role == "choice" for segments in rows for segment in segments))
         return super().encode_rows(rows)
 
     def read(self, rows: Sequence[Encoded], differentiable: bool = False) -> Reading:
@@ -109,6 +112,13 @@ class Alternatives(Encoded):
 class ChoiceScorer(Family):
     """A model with a single logit, which says how good a choice is. A row's probabilities are a softmax over its choices."""
 
+    def check_choices(self, brought: bool) -> None:
+        if not brought:
+            raise ConfigError(
+                f"{self.name} has one logit and scores one choice at a time, and the rows bring no choices of their own;"
+                " expected a classifier with a logit for each class"
+            )
+
     def encode_rows(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded | RowFault]:
         """Each row once for each of its choices. A row without choices has the fault "missing_field"."""
         choices = [[index for index, segment in enumerate(segments) if segment.role == "choice"] for segments in rows]
@@ -141,9 +151,14 @@ class ChoiceScorer(Family):
         faults = [one for one in found if isinstance(one, RowFault)]
         if faults:
             return faults[0]
-        texts = {self._answers(segments[index].text): segments[index].text for index in choices}
-        inputs = {self._answers(segments[index].text): one for index, one in zip(choices, found, strict=True)}
-        return Alternatives([], [], [], max(one.truncated_tokens for one in found), inputs, texts)
+        texts = [segments[index].text for index in choices]
+        try:
+            ids = [self._answers(text) for text in texts]
+        except RowFault as fault:
+            return fault
+        truncated_tokens = max(one.truncated_tokens for one in found)
+        inputs, by_ids = dict(zip(ids, found, strict=True)), dict(zip(ids, texts, strict=True))
+        return Alternatives([], [], [], truncated_tokens, inputs, by_ids)
 
     def _answer_ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text.strip(), add_special_tokens=False, verbose=False)["input_ids"])

@@ -17,7 +17,7 @@ def open_family(loaded: Loaded, limits: ModelConfig) -> Family:
 
 
 def load_family(source: ModelSource, device: str, threads: int) -> Family:
-    """Load a model onto "cpu" or "cuda" in a process of its own, which from now on computes with so many threads."""
+    """Load a model onto a device of `kd.models.load` in a process of its own, which from now on computes with so many threads."""
     torch.set_num_threads(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)

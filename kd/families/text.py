@@ -3,7 +3,8 @@
 import itertools
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,26 @@ if TYPE_CHECKING:
 
 NEVER_CUT = ("prompt", "choice")
 """Roles whose segments keep all their tokens when an input is too long."""
+
+PLAIN = "a"
+"""A text on which a tokenizer fails only if it fails on every text."""
+
+_Tokens = tuple[list[int], list[int], list[tuple[int, int]]]
+"""Ids of a string, which of them are special (1), and the offsets of each."""
+
+
+@contextmanager
+def as_fault(what: str) -> Iterator[None]:
+    """An exception inside becomes the fault "tokenizer_error" of the row whose text it was."""
+    try:
+        yield
+    except RowFault:
+        raise
+    except BaseException as error:
+        # The panic of a tokenizer's Rust code is no Exception, and its type cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise RowFault("tokenizer_error", f"{what} fails on this text: {type(error).__name__}: {error!s:.200}") from error
 
 
 @dataclass(frozen=True)
@@ -40,11 +61,13 @@ class Frame:
     shift: int
 
     @classmethod
-    def around(cls, string: str, text: str) -> "Frame | None":
-        """The frame of a string that holds the text; None if it does not."""
+    def behind(cls, lead: int, string: str, text: str) -> "Frame | None":
+        """The frame of a string that holds the text behind `lead` characters and white space; None if it does not."""
         inner = text.strip()
-        start = string.find(inner)
-        return None if start < 0 else cls(string, start, start + len(inner), text.index(inner) - start)
+        start = string.find(inner, lead)
+        if start < 0 or string[lead:start].strip():
+            return None
+        return cls(string, start, start + len(inner), text.index(inner) - start)
 
 
 @dataclass(frozen=True)
@@ -52,8 +75,8 @@ class Reader:
     """Tokenises rows for one model.
 
     `special_ids` are tokens without text of their own, wherever they stand. `frame` puts a text into its surroundings,
-    whose tokens have no span. `adds_special_tokens` says whether the tokenizer's own belong around that; those that are
-    `never_last` are dropped at the end.
+    whose tokens have no span, or raises the RowFault of a text that cannot be put there. `adds_special_tokens` says
+    whether the tokenizer's own belong around that; those that are `never_last` are dropped at the end.
     """
 
     tokenizer: "PreTrainedTokenizerFast"
@@ -68,32 +91,57 @@ class Reader:
 
         Over the limit, the longest segment that may be cut loses its last token, again and again: options and prompts
         stay whole. Instead of a result a row has its fault: "empty_text" without a token of a segment, "too_long" if what
-        must stay is over the limit.
+        must stay is over the limit, "tokenizer_error" where template or tokenizer fail on this text. A tokenizer that
+        fails on every text raises what it raises: that is no row's fault.
         """
-        if not rows:
-            return []
         texts = ["".join(segment.text for segment in segments) for segments in rows]
-        frames = [self.frame(text) for text in texts]
+        frames = [self._framed(text) for text in texts]
+        tokenised = iter(self._tokenised([frame.string for frame in frames if isinstance(frame, Frame)]))
+        found = [(frame, next(tokenised)) if isinstance(frame, Frame) else frame for frame in frames]
+        return [
+            one if isinstance(one, RowFault) else self._encoded(segments, text, *one)
+            for segments, text, one in zip(rows, texts, found, strict=True)
+        ]
+
+    def _framed(self, text: str) -> Frame | RowFault:
+        try:
+            return self.frame(text)
+        except RowFault as fault:
+            return fault
+
+    def _tokenised(self, strings: list[str]) -> list[_Tokens | RowFault]:
+        """All in one call; one by one if that fails, so that only those have a fault on which the tokenizer fails."""
+        try:
+            with as_fault("the tokenizer"):
+                return [*self._called(strings)]
+        except RowFault:
+            self._called([PLAIN])  # where the tokenizer itself is broken, this says so
+        return [self._alone(string) for string in strings]
+
+    def _alone(self, string: str) -> _Tokens | RowFault:
+        try:
+            with as_fault("the tokenizer"):
+                return self._called([string])[0]
+        except RowFault as fault:
+            return fault
+
+    def _called(self, strings: list[str]) -> list[_Tokens]:
+        if not strings:
+            return []
         found = self.tokenizer(
-            [frame.string for frame in frames],
+            strings,
             add_special_tokens=self.adds_special_tokens,
             return_attention_mask=False,
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
             verbose=False,
         )
-        parts = (found["input_ids"], found["special_tokens_mask"], found["offset_mapping"])
-        return [self._encoded(*row) for row in zip(rows, texts, frames, *parts, strict=True)]
+        return list(zip(found["input_ids"], found["special_tokens_mask"], found["offset_mapping"], strict=True))
 
-    def _encoded(
-        self,
-        segments: Sequence[Segment],
-        text: str,
-        frame: Frame,
-        ids: list[int],
-        special: list[int],
-        offsets: list[tuple[int, int]],
-    ) -> Encoded | RowFault:
+    def _encoded(self, segments: Sequence[Segment], text: str, frame: Frame, tokenised: _Tokens | RowFault) -> Encoded | RowFault:
+        if isinstance(tokenised, RowFault):
+            return tokenised
+        ids, special, offsets = tokenised
         while ids and ids[-1] in self.never_last:
             ids.pop()
         starts = list(itertools.accumulate((len(segment.text) for segment in segments), initial=0))

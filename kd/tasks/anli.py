@@ -7,9 +7,10 @@ Reads the authors' JSON lines (`uid`, `context`, `hypothesis`, `label` e, n or c
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from kd.tasks.base import Files, Need, Parsed
+from kd.tasks.base import Files
 from kd.tasks.fields import Record, label_at, optional_text_at, text_at
 from kd.tasks.nli import LABEL_NAMES, LABELS, NliTask
+from kd.tasks.parsed import Need, Parsed
 
 SAMPLE: list[dict[str, Any]] = [
     {

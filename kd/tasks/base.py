@@ -9,16 +9,16 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from kd.errors import InputError, RowFault
 from kd.frozen import Frozen
-from kd.rows import Example, RowError, Segment, Span
+from kd.rows import Example, RowError
 from kd.tasks.fields import Record, id_at, is_in
 from kd.tasks.holdout import Holdout
+from kd.tasks.parsed import Need, Parsed, check
 
 Format = Literal["auto", "parquet", "jsonl", "csv"]
 _CONTENT_UID = re.compile(r"[a-z]+/#[0-9a-f]{20}")
@@ -78,30 +78,6 @@ class PrepareConfig(Frozen):
     """Share of records that may be bad before the stage fails. A bad record stays in its place and says what is wrong."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parsed:
-    """What a task reads from one record; see `Example` for the fields. `target` is None where the record has no label."""
-
-    segments: list[Segment]
-    target: str | None
-    label_set: list[str]
-    evidence: list[Span] = field(default_factory=list)
-    llm_rationale: str | None = None
-    llm_label: str | None = None
-
-
-@dataclass(frozen=True)
-class Need:
-    """A column that a task reads: the config key that names it, its names (one is enough), and where it must be.
-
-    The label alone is needed in `train`: a record without it is an error there, and unlabelled in the other splits.
-    """
-
-    key: str
-    any_of: tuple[str, ...]
-    where: Literal["every split", "some split", "train"] = "every split"
-
-
 class TaskConfig(Frozen):
     """Base of every task.
 
@@ -135,6 +111,11 @@ class TaskConfig(Frozen):
     @abstractmethod
     def needs(self) -> Sequence[Need]:
         """The columns that the records must have, the id apart."""
+
+    @property
+    def brings_choices(self) -> bool:
+        """Whether rows bring choices of their own: segments of the role `choice`."""
+        return False
 
     def judge(self, answer: str, target: str) -> bool:
         """Whether an answer is right: equal to the target after `normalise`."""
@@ -170,7 +151,7 @@ class TaskConfig(Frozen):
             if self.id:
                 id_at(record, self.id)
             parsed = self.parse(record)
-            _check(parsed)
+            check(parsed)
             if split == "train" and parsed.target is None:
                 self._check_unlabelled()
         except RowFault as fault:
@@ -284,20 +265,3 @@ def content_uid(record: Record, split: str) -> str:
     content = {key: value for key, value in record.items() if value is not None}
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     return f"{split}/#{hashlib.sha256(canonical.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"
-
-
-def _check(parsed: Parsed) -> None:
-    """What holds for every task. Raises RowFault."""
-    for segment in parsed.segments:
-        if segment.role != "prompt" and not segment.text.strip():
-            raise RowFault("empty_text", f"the {segment.role} is empty")
-    if parsed.target is not None and not parsed.target.strip():
-        raise RowFault("missing_field", "the label is empty")
-    if parsed.target is not None and parsed.label_set and parsed.target not in parsed.label_set:
-        has_options = any(segment.role == "choice" for segment in parsed.segments)
-        reason = "answer_not_in_choices" if has_options else "unknown_label"
-        raise RowFault(reason, f"expected one of {', '.join(parsed.label_set)}; got {parsed.target}")
-    for span in parsed.evidence:
-        length = len(parsed.segments[span.segment].text)
-        if not 0 <= span.start <= span.end <= length:
-            raise RowFault("unparsable", f"evidence {span.start}..{span.end} lies outside a text of {length} characters")

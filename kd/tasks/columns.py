@@ -22,8 +22,9 @@ from pydantic import Field, model_validator
 from kd.errors import RowFault
 from kd.frozen import Frozen
 from kd.rows import Segment, Span
-from kd.tasks.base import Need, Parsed, TaskConfig
+from kd.tasks.base import TaskConfig
 from kd.tasks.fields import Record, as_label, optional_at, optional_text_at, spans_at, text_at, texts_at
+from kd.tasks.parsed import Need, Parsed
 
 TextRole = Literal["context", "question", "premise", "hypothesis", "text", "prompt"]
 
@@ -127,6 +128,10 @@ class Columns(TaskConfig):
         target = [Need("task.target", (self.target,), where="train")] if self.target else []
         named = (("task.llm_rationale", self.llm_rationale), ("task.llm_label", self.llm_label))
         return [*read, *target, *marked, *(Need(key, (column,), where="some split") for key, column in named if column)]
+
+    @property
+    def brings_choices(self) -> bool:
+        return any(part.choices is not None for part in self.prompt)
 
     def parse(self, record: Record) -> Parsed:
         segments: list[Segment] = []

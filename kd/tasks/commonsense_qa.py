@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from kd.errors import RowFault
 from kd.rows import Segment
-from kd.tasks.base import Files, Need, Parsed, TaskConfig
+from kd.tasks.base import Files, TaskConfig
 from kd.tasks.fields import Record, at, lookup, optional_text_at, spans_at, text_at, texts_at
 from kd.tasks.holdout import Holdout
+from kd.tasks.parsed import Need, Parsed
 
 SAMPLE: list[dict[str, Any]] = [
     {
@@ -59,6 +60,10 @@ class CommonsenseQA(TaskConfig):
     def needs(self) -> Sequence[Need]:
         key = "task.type (columns maps any names)"
         return [Need(key, ("question",)), Need(key, ("choices",)), Need(key, ("answer", "label", "answerKey"), where="train")]
+
+    @property
+    def brings_choices(self) -> bool:
+        return True
 
     def parse(self, record: Record) -> Parsed:
         options = _options(record)

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from kd.errors import RowFault
 from kd.rows import Span
-from kd.tasks.base import Files, Need, Parsed
+from kd.tasks.base import Files
 from kd.tasks.fields import Record, label_at, lookup, optional_text_at, text_at
 from kd.tasks.holdout import Holdout
 from kd.tasks.nli import LABEL_NAMES, LABELS, NliTask
+from kd.tasks.parsed import Need, Parsed
 
 SAMPLE: list[dict[str, Any]] = [
     {

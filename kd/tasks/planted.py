@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kd.rows import SPLITS, Segment
-from kd.tasks.base import Files, Need, Parsed, TaskConfig
+from kd.tasks.base import Files, TaskConfig
 from kd.tasks.fields import Record, optional_text_at, spans_at, text_at, texts_at
+from kd.tasks.parsed import Need, Parsed
 
 CUES: dict[str, dict[str, str]] = {
     "place": {
@@ -144,6 +145,10 @@ class Planted(TaskConfig):
     def needs(self) -> Sequence[Need]:
         key = "task.type (columns maps any names)"
         return [Need(key, ("question",)), Need(key, ("choices",)), Need(key, ("answer",), where="train")]
+
+    @property
+    def brings_choices(self) -> bool:
+        return True
 
     def parse(self, record: Record) -> Parsed:
         options = texts_at(record, "choices")

@@ -11,9 +11,10 @@ from typing import Any, Literal
 from kd.errors import RowFault
 from kd.rows import Segment
 from kd.tasks.arithmetic import value_of
-from kd.tasks.base import Files, Need, Parsed, TaskConfig
+from kd.tasks.base import Files, TaskConfig
 from kd.tasks.fields import Record, optional_text_at, text_at
 from kd.tasks.holdout import Holdout
+from kd.tasks.parsed import Need, Parsed
 
 SAMPLE: list[dict[str, Any]] = [
     {

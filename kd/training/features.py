@@ -72,6 +72,8 @@ def _fitting(text: str, family: Family) -> str:
 def _fits(text: str, family: Family) -> bool:
     try:
         family.encode_answer(text)
-    except RowFault:
+    except RowFault as fault:
+        if fault.reason != "too_long":
+            raise
         return False
     return True
