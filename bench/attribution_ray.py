@@ -20,11 +20,12 @@ from bench.record import Record, ratio
 from bench.setting import LIMITS, arguments, describe, end, model_and_rows
 from kd import ray_data
 from kd.attribution.engine import Attribute, AttributionConfig
+from kd.manifests import Shard
 from kd.models import ModelConfig, ModelSource
 from kd.ray_data import Pool
 from kd.rows import Attribution, Example
 from kd.shards import Claimed, Work, claim, run_shard
-from kd.store import Shard, Store
+from kd.store import Store
 
 SHARDS = 8
 

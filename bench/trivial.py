@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from kd.arrow import to_table
+from kd.manifests import Shard
 from kd.rows import Attribution, Example, Segment, extended
 from kd.shards import Apply, Work
-from kd.store import Shard, Store
+from kd.store import Store
 
 SHARD_ROWS = 2_000
 TOKENS = 60

@@ -13,10 +13,11 @@ from bench.record import Record
 from bench.setting import LIMITS
 from kd import shards
 from kd.attribution.engine import Attribute, AttributionConfig, Engine
+from kd.manifests import Shard
 from kd.models import ModelSource
 from kd.rows import Attribution, Example
 from kd.shards import Claimed, Work, claim
-from kd.store import Shard, Store
+from kd.store import Store
 
 
 class ShardJob:

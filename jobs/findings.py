@@ -8,10 +8,10 @@ from typing import ParamSpec, TypeVar
 from jobs.wiring import EXAMPLES, TEACHER, Wiring
 from kd.errors import StageError
 from kd.evaluation.metrics import About, Counts, chance, chance_metrics, is_near_chance, rationale_sums, wilson
+from kd.manifests import Manifest, Shard
 from kd.reporting.report import Report, Shown
 from kd.rows import Example, MetricRow, Prediction, RationaleRow
 from kd.shards import Work, completed
-from kd.store import Manifest, Shard
 from kd.training.config import Variant
 from kd.training.objectives import LabelOnly
 from kd.training.runs import trained

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from kd.attribution.engine import AttributionConfig
 from kd.evaluation.answers import EvaluationConfig
+from kd.manifests import Shard
 from kd.models import ModelConfig
-from kd.store import Shard
 from kd.training.features import Featurise
 
 

@@ -12,11 +12,12 @@ from jobs.wiring import Wiring
 from kd import ray_data
 from kd.config import Config
 from kd.errors import UserError
+from kd.manifests import Manifest
 from kd.models import ModelSource, load, needs_tokenizer
 from kd.ray_data import Pool
 from kd.ray_train import train_queue
 from kd.shards import Work, is_finished
-from kd.store import Manifest, Store
+from kd.store import Store
 from kd.training.progress import read_progress
 from kd.training.runs import Queue
 

@@ -14,12 +14,13 @@ from kd.config import Config
 from kd.errors import StageError
 from kd.evaluation.answers import Answer
 from kd.examples import finished
+from kd.manifests import Manifest
 from kd.models import ModelConfig, ModelSource, identity
 from kd.rationales import Rationalise
 from kd.ray_data import Pool
 from kd.rows import Attribution, Example, Features, Prediction, RationaleRow
 from kd.shards import Work, completed
-from kd.store import Manifest, Store
+from kd.store import Store
 from kd.training.config import Variant
 from kd.training.features import Featurise
 from kd.training.objectives import AnyObjective

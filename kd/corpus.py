@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.arrow import ArrowFSWrapper  # type: ignore[import-untyped]
 
 from kd.errors import InputError
-from kd.store import digest
+from kd.manifests import digest
 from kd.tasks.base import TaskConfig
 
 FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}

@@ -13,11 +13,12 @@ from kd.arrow import schema_digest
 from kd.attempts import check_newest
 from kd.corpus import Source, decoded
 from kd.errors import InputError, RowFault, StageError, StoreError
+from kd.manifests import Manifest, Shard, digest
 from kd.rows import Example
 from kd.shards import count
 from kd.side import attach, find_side, side_digest, side_table
 from kd.sources import check_unchanged, sources_still_there
-from kd.store import Manifest, Shard, Store, digest
+from kd.store import Store
 from kd.tasks.base import PrepareConfig, SideFile, TaskConfig, content_uid
 from kd.tasks.holdout import Holdout
 

@@ -18,9 +18,10 @@ from pydantic import PositiveInt, model_validator
 from kd.architectures import FamilyName, family_of, loader_of
 from kd.errors import ConfigError, InputError
 from kd.frozen import Frozen
+from kd.manifests import digest
 from kd.origins import check_there, check_tokenizer_files, commit_of, content_of, explained
 from kd.specs import PooledClassifierSpec, Spec, T5Spec
-from kd.store import Store, digest
+from kd.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

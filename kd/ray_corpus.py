@@ -27,12 +27,13 @@ from kd.attempts import begin_attempt, check_newest
 from kd.corpus import Source
 from kd.errors import InputError, UserError
 from kd.examples import Place, Stream, Written, check_complete, finished, plan
+from kd.manifests import MANIFEST, Manifest, Shard, digest
 from kd.ray_data import packed, quiet_context, raise_packed, readable_errors
 from kd.rows import Example
 from kd.shards import check_errors, errored_rows, summarise
 from kd.side import side_size
 from kd.sources import check_unchanged, find_sources, freeze, sources_still_there
-from kd.store import MANIFEST, Manifest, Shard, Store, digest
+from kd.store import Store
 from kd.tasks.base import PrepareConfig, TaskConfig
 from kd.uids import UIDS_PER_BUCKET, Repeats, find_repeats, rename
 

@@ -22,8 +22,9 @@ import ray.exceptions
 
 from kd.attempts import noted_try
 from kd.errors import StageError, UserError
+from kd.manifests import Manifest, Shard
 from kd.shards import Apply, Claimed, Work, claim, finish, run_shard
-from kd.store import Manifest, Shard, Store
+from kd.store import Store
 
 Progress = Callable[[int, int], None]
 """Called with rows done and rows in all."""

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 from kd.arrow import schema_digest
 from kd.attempts import begin_attempt, check_newest
 from kd.errors import StageError
+from kd.manifests import MANIFEST, Manifest, Shard, digest
 from kd.rows import Row, RowError, as_errored, check_conserved
-from kd.store import MANIFEST, Manifest, Shard, Store, digest
+from kd.store import Store
 
 Apply = Callable[[list[Any], Counter[str]], list[Any]]
 """Good rows in; for each, in order, its result or the RowError that says why there is none. The counter is for what the

@@ -6,8 +6,8 @@ from functools import lru_cache
 
 from kd.corpus import Source, decoded, find
 from kd.errors import InputError, RowFault
+from kd.manifests import digest
 from kd.rows import Example
-from kd.store import digest
 from kd.tasks.base import SideFile, folder_and_pattern
 from kd.tasks.fields import Record, id_at, optional_text_at
 

@@ -10,14 +10,11 @@ import hashlib
 import io
 import json
 import re
-import subprocess
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,60 +24,14 @@ import pyarrow.parquet as pq
 
 from kd.arrow import from_table, to_table
 from kd.errors import StoreError
+from kd.manifests import MANIFEST, Manifest, Shard
 from kd.rows import Row
 
 R = TypeVar("R", bound=Row)
 FOLDER_NAME = re.compile(r"[a-z0-9_-]+")
-MANIFEST = "manifest.json"
 CLAIM = "claim.json"
 SHARDS_PER_PART = 10_000
 """A manifest with more shards than this lists them in files of their own, of so many each (0.9 MB)."""
-RECORDED_LIBRARIES = ("ray", "torch", "transformers", "captum", "deepspeed", "datasets", "pyarrow", "numpy")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A unit of work: the first `rows` rows of one file. Its name is the same in every stage."""
-
-    name: str
-    split: str
-    rows: int
-
-    @property
-    def file(self) -> str:
-        return f"{self.name}.parquet"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a complete stage says of itself. `digest` identifies what it was asked to do, `inputs` what it was made from.
-
-    `errors` and `counts` are rows by reason and by what their type tallies; `figures` the stage's own numbers. `seconds` and
-    `rows_per_s` are of the attempt that finished it; the rate is null where that made no new shard.
-    """
-
-    stage: str
-    digest: str
-    config: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    row_type: str | None = None
-    schema_digest: str | None = None
-    shards: Sequence[Shard] = ()
-    rows: int = 0
-    errors: Mapping[str, int] = field(default_factory=dict)
-    counts: Mapping[str, int] = field(default_factory=dict)
-    figures: Mapping[str, float | str | None] = field(default_factory=dict)
-    device: str = "cpu"
-    seconds: float = 0.0
-    rows_per_s: float | None = None
-    code_revision: str | None = None
-    code_dirty: bool | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-    finished_unix_s: float = 0.0
-
-    def shards_of(self, split: str) -> list[Shard]:
-        """The shards of one split, in order."""
-        return [shard for shard in self.shards if shard.split == split]
 
 
 @dataclass(frozen=True)
@@ -239,10 +190,7 @@ class Store:
 
     def publish_manifest(self, folder: str, manifest: Manifest) -> Manifest:
         """The last act of a stage. What it was made with is filled in here; a long list of shards goes into parts beside it."""
-        revision, dirty = _code_revision()
-        stamped = dataclasses.replace(
-            manifest, code_revision=revision, code_dirty=dirty, versions=_versions(), finished_unix_s=round(time.time(), 3)
-        )
+        stamped = manifest.stamped()
         content = dataclasses.asdict(stamped)
         shards = content["shards"]
         if len(shards) > SHARDS_PER_PART:
@@ -315,29 +263,3 @@ def _part(folder: str, number: int) -> str:
 
 def _candidates(folder: str, digest: str) -> tuple[str, str]:
     return folder, f"{folder}-{digest[:8]}"
-
-
-def digest(*parts: object) -> str:
-    """Sixteen hex digits of the parts' canonical JSON."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in RECORDED_LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _code_revision() -> tuple[str | None, bool | None]:
-    """The commit of the running code and whether it was changed; nulls where there is no git checkout."""
-    here = Path(__file__).parent
-    try:
-        revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-    return revision.stdout.strip(), bool(status.stdout.strip())

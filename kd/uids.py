@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kd.attempts import check_newest
+from kd.manifests import Shard, digest
 from kd.rows import Example
-from kd.store import Shard, Store, digest
+from kd.store import Store
 from kd.tasks.base import is_content_uid
 
 UIDS_PER_BUCKET = 2**24

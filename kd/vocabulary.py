@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd.manifests import Manifest, digest
 from kd.models import ModelConfig, needs_tokenizer
 from kd.rows import Example
 from kd.specs import T5Spec
-from kd.store import Manifest, Store, digest
+from kd.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

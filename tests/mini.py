@@ -11,10 +11,11 @@ from jobs.wiring import EXAMPLES, Wiring
 from kd.config import Config, validate
 from kd.corpus import find_splits
 from kd.examples import Stream, plan
+from kd.manifests import Manifest
 from kd.planning.price import Gpu, Prices
 from kd.shards import Work, claim, finish, run_shard
 from kd.sources import freeze
-from kd.store import Manifest, Store
+from kd.store import Store
 from kd.tasks.planted import generate
 from kd.training.session import train_here
 

@@ -13,9 +13,10 @@ from kd.corpus import Place as Folder
 from kd.corpus import Source, SourceFile
 from kd.errors import InputError, StageError, StoreError
 from kd.examples import Place, Stream, Written, as_example, check_complete, uid_of
+from kd.manifests import Shard
 from kd.rows import Example
 from kd.side import attach, find_side, side_table
-from kd.store import Shard, Store
+from kd.store import Store
 from kd.tasks.base import SideFile, TaskConfig, is_content_uid
 from kd.tasks.svamp import SAMPLE, Svamp
 from kd.uids import find_repeats, rename

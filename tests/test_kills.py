@@ -19,10 +19,11 @@ from ray.cluster_utils import Cluster
 
 from kd import ray_data
 from kd.errors import StageError
+from kd.manifests import Manifest, Shard
 from kd.ray_data import Pool
 from kd.rows import Example, RowError
 from kd.shards import Apply, Work
-from kd.store import Manifest, Shard, Store
+from kd.store import Store
 from tests.tiny_shards import corpus, loop, work
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -215,7 +216,8 @@ from pathlib import Path
 import ray
 from kd import ray_data
 from tests.test_kills import TWO, Run, ignore, slow_work
-from kd.store import Shard, Store
+from kd.manifests import Shard
+from kd.store import Store
 folder = Path(sys.argv[1])
 store = Store.at(str(folder / "run"))
 ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)

@@ -14,6 +14,7 @@ from kd.attribution.engine import Attribute, AttributionConfig
 from kd.config import Config
 from kd.corpus import SourceFile, find_splits
 from kd.errors import ConfigError, InputError
+from kd.manifests import Manifest, Shard
 from kd.models import save
 from kd.planning import sample
 from kd.planning.lengths import measured
@@ -26,7 +27,7 @@ from kd.planning.sample import SplitSample, bytes_per_record, of_corpus, of_exam
 from kd.planning.tables import to_text
 from kd.rationales import AttributionSource, NoSource, RationalesConfig, TopK
 from kd.rows import Example
-from kd.store import Manifest, Shard, Store
+from kd.store import Store
 from kd.tasks.columns import Columns
 from tests.mini import PRICES, TINY, mini_config, prepared, write_mini
 from tests.test_rows import example

@@ -10,9 +10,10 @@ import pytest
 import ray.data
 
 from kd import ray_data
+from kd.manifests import Shard
 from kd.ray_data import Pool
 from kd.shards import Claimed, claim
-from kd.store import Shard, Store
+from kd.store import Store
 from tests.tiny_shards import work
 
 ROOT = Path(__file__).parents[1]

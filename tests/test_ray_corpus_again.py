@@ -8,10 +8,11 @@ import pytest
 import ray
 
 from kd.errors import StageError, StoreError
+from kd.manifests import Manifest
 from kd.ray_corpus import prepare
 from kd.rows import Example, RowError, as_errored
 from kd.shards import count
-from kd.store import Manifest, Store
+from kd.store import Store
 from kd.tasks.base import PrepareConfig
 from kd.tasks.columns import Columns
 from tests.test_corpus import write_jsonl

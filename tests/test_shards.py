@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from kd.errors import StageError, StoreError
+from kd.manifests import Shard
 from kd.rows import Example, Features, RowError
 from kd.shards import Apply, Claimed, Work, claim, finish
-from kd.store import Shard, Store
+from kd.store import Store
 from tests.test_rows import example
 from tests.tiny_shards import corpus, loop, work
 

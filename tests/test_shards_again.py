@@ -9,9 +9,10 @@ import pytest
 
 from kd.attempts import MOST_TRIES, noted_try
 from kd.errors import StageError
+from kd.manifests import Shard
 from kd.rows import Example, RowError
 from kd.shards import Apply, Claimed, claim, finish, run_shard
-from kd.store import Shard, Store
+from kd.store import Store
 from tests.test_rows import example
 from tests.tiny_shards import Shout, corpus, loop, shouted, work
 

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from kd.errors import StoreError
+from kd.manifests import Manifest, Shard, digest
 from kd.rows import Example
-from kd.store import Manifest, Shard, Store, digest
+from kd.store import Store
 from tests.test_rows import example
 
 

@@ -7,9 +7,10 @@ import pytest
 
 from kd.attempts import begin_attempt
 from kd.errors import StageError
+from kd.manifests import Shard
 from kd.rows import Example
 from kd.shards import count
-from kd.store import Shard, Store
+from kd.store import Store
 from kd.tasks.base import content_uid
 from kd.uids import find_repeats, rename
 

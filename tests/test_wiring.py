@@ -13,10 +13,10 @@ from jobs.slices import first_rows
 from jobs.wiring import Wiring
 from kd.config import Config, validate
 from kd.errors import InputError, StageError, StoreError
+from kd.manifests import Shard
 from kd.models import save
 from kd.rows import Prediction
 from kd.shards import Work, completed
-from kd.store import Shard
 from tests.mini import TINY, alone, mini_config, plain, prepared, studied, taught, write_mini
 from tests.tiny import tiny_pair, tiny_t5
 

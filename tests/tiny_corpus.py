@@ -5,9 +5,10 @@ from typing import Any
 
 import ray
 
+from kd.manifests import Manifest
 from kd.ray_corpus import prepare
 from kd.rows import Example
-from kd.store import Manifest, Store
+from kd.store import Store
 from kd.tasks.base import PrepareConfig, TaskConfig
 from kd.tasks.columns import Columns
 from tests.test_corpus import WRITERS, write_jsonl

@@ -4,11 +4,11 @@ import dataclasses
 from collections import Counter
 
 from kd.evaluation.metrics import About, Counts, Mean, RationaleSums, chance_metrics
+from kd.manifests import Manifest
 from kd.rationales import AttributionSource, RationalesConfig, Rationalise, TopK
 from kd.reporting.report import Report
 from kd.rows import Attribution, Example, MetricRow, Prediction, RationaleRow, Segment
 from kd.spans import words
-from kd.store import Manifest
 from tests.test_rationales import attributed
 
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kd.manifests import Manifest, Shard
 from kd.models import ModelConfig, ModelSource
 from kd.rows import Example, Features, RationaleRow, RowError
 from kd.shards import Claimed, Work, claim, finish, run_shard
-from kd.store import Manifest, Shard, Store
+from kd.store import Store
 from kd.training.config import LoopConfig
 from kd.training.features import Featurise
 from kd.training.objectives import AnyObjective, LabelOnly, MultiTask

@@ -3,9 +3,10 @@
 import dataclasses
 from dataclasses import dataclass
 
+from kd.manifests import Manifest, Shard
 from kd.rows import Example, RowError
 from kd.shards import Apply, Work, claim, finish, run_shard
-from kd.store import Manifest, Shard, Store
+from kd.store import Store
 from tests.test_rows import example
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from kd.corpus import Source, SourceFile, decoded, find_splits
 from kd.errors import InputError
 from kd.examples import as_example
+from kd.manifests import Manifest
 from kd.rows import Example
 from kd.side import attach, find_side, side_table
-from kd.store import Manifest, Store
+from kd.store import Store
 from kd.tasks.base import TaskConfig
 
 SAMPLED_ROWS = 1000

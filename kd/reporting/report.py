@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kd.evaluation.metrics import METRICS, over_seeds
+from kd.manifests import Manifest
 from kd.reporting.heatmap import drawn
 from kd.reporting.plots import dot_plot
 from kd.reporting.tables import (
@@ -28,7 +29,6 @@ from kd.reporting.tables import (
     teacher_near_chance,
 )
 from kd.rows import Attribution, MetricRow, Prediction, RationaleRow
-from kd.store import Manifest
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kd.evaluation.metrics import Mean, is_near_chance, over_seeds
+from kd.manifests import Manifest
 from kd.rows import MetricRow
-from kd.store import Manifest
 
 MISSING = "–"
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kd.errors import StageError
-from kd.store import Shard, Store
+from kd.manifests import Shard
+from kd.store import Store
 from kd.training.order import Rows, share
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kd.errors import StageError
+from kd.manifests import Manifest, Shard, digest
 from kd.models import ModelSource
-from kd.store import Manifest, Shard, Store, digest
+from kd.store import Store
 from kd.training.config import LoopConfig
 from kd.training.objectives import AnyObjective
 

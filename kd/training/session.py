@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from kd.families.opening import open_family
+from kd.manifests import Manifest
 from kd.models import Loaded, load
-from kd.store import Manifest
 from kd.training.data import open_features
 from kd.training.engine import Engine, TorchEngine
 from kd.training.loop import BEST, Lessons, Trainer

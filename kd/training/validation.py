@@ -10,8 +10,9 @@ from kd.batching import cut
 from kd.errors import RowFault
 from kd.families.base import Family, Generated
 from kd.families.text import Encoded
+from kd.manifests import Shard
 from kd.rows import Example, Segment
-from kd.store import Shard, Store
+from kd.store import Store
 from kd.training.engine import Engine
 from kd.training.runs import Judge
 
