@@ -4,12 +4,10 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import ray
 
 from jobs import attribute, pipeline
 from jobs.cli import Session
@@ -23,13 +21,6 @@ from kd.rows import Attribution, Example, Features, Prediction, RationaleRow, Ro
 from kd.shards import completed
 from kd.store import Store
 from tests.mini import mini_config, plain, write_mini
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=6, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +216,8 @@ def test_a_corpus_with_other_files_is_refused_by_a_later_stage_too(done: Session
     other = session(done.config.model_copy(update={"task": elsewhere}))
     before = done.store.read("config.json")
     for job in (pipeline, attribute):
-        with pytest.raises(StoreError, match=r"train\.jsonl, a file of train, is not what .* was begun with: it had \d+ bytes and has"):
+        with pytest.raises(
+            StoreError, match=r"train\.jsonl, a file of train, is not what .* was begun with: it had \d+ bytes and has"
+        ):
             job.run(other)
     assert done.store.read("config.json") == before

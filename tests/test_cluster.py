@@ -94,6 +94,7 @@ def test_a_job_that_never_fits_on_this_machine_ends_before_its_first_stage(tmp_p
 
 @pytest.fixture(scope="module")
 def labelled() -> Iterator[Cluster]:
+    ray.shutdown()
     cluster = Cluster()
     memory = {"object_store_memory": 80_000_000}
     cluster.add_node(num_cpus=2, labels=ON_DEMAND, include_dashboard=False, **memory)

@@ -3,12 +3,10 @@
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import ray
 
 from kd import ray_data
 from kd.errors import StageError
@@ -17,13 +15,6 @@ from kd.rows import Example, RowError
 from kd.shards import Apply
 from kd.store import Store
 from tests.tiny_shards import Shout, corpus, shouted, work
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from kd.tasks.columns import Columns
 from kd.tasks.commonsense_qa import CommonsenseQA
 from kd.tasks.esnli import ESNLI
 from kd.tasks.svamp import Svamp
+from tests.conftest import connect
 from tests.test_corpus import write_jsonl
-from tests.tiny_corpus import connect, in_order, made, mine, names, only, record, rows, write_files
+from tests.tiny_corpus import in_order, made, mine, names, only, record, rows, write_files
 
 SHARED = Path(os.environ.get("KD_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
@@ -32,23 +32,22 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """What one CPU made of the corpus. The cluster of the other tests is started after it."""
+def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """What one CPU made of the corpus."""
     store = Store.at(str(tmp_path_factory.mktemp("alone")))
+    ray.shutdown()
     connect(cpus=1)
     made(mine(corpus), store, rows_per_shard=4)
     ray.shutdown()
-    connect(cpus=6)
-    yield store
-    ray.shutdown()
+    return store
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(alone: Store) -> None:
-    """A local Ray with six CPUs."""
+    connect(cpus=6)
 
 
-def test_six_cpus_write_the_bytes_that_one_writes(alone: Store, corpus: Path, tmp_path: Path) -> None:
+def test_six_cpus_write_the_bytes_that_one_writes(cluster: None, alone: Store, corpus: Path, tmp_path: Path) -> None:
     store = Store.at(str(tmp_path))
     one, six = alone.manifest("examples"), made(mine(corpus), store, rows_per_shard=4)
     assert one is not None

@@ -1,11 +1,10 @@
 """A corpus once more: what another attempt, errors to be tried again and a corpus that changed meanwhile lead to."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import ray
 
 from kd.errors import StageError, StoreError
 from kd.manifests import Manifest
@@ -16,14 +15,7 @@ from kd.store import Store
 from kd.tasks.base import PrepareConfig
 from kd.tasks.columns import Columns
 from tests.test_corpus import write_jsonl
-from tests.tiny_corpus import connect, made, names, only, record, rows
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    connect(cpus=4)
-    yield
-    ray.shutdown()
+from tests.tiny_corpus import made, names, only, record, rows
 
 
 def repeated(folder: Path) -> Columns:

@@ -3,28 +3,19 @@
 import gzip
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from kd.errors import InputError, StageError, StoreError
 from kd.store import Store
 from tests.test_corpus import write_jsonl
-from tests.tiny_corpus import connect, made, mine, names, only, record, rows, write_files
+from tests.tiny_corpus import made, mine, names, only, record, rows, write_files
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_files(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    connect(cpus=6)
-    yield
-    ray.shutdown()
 
 
 def test_bad_records_stay_in_their_places_and_say_why(cluster: None, tmp_path: Path) -> None:

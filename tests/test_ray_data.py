@@ -1,12 +1,10 @@
 """The same stage on a local Ray: the same files as a plain loop, whatever the number of actors, and errors that speak."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-import ray
 
 from kd import ray_data
 from kd.errors import InputError, StageError
@@ -18,13 +16,6 @@ from tests.tiny_shards import corpus, loop, shouted, work
 
 ONE = Pool(min_actors=1, max_actors=1, cpus_per_actor=1, gpus_per_actor=0)
 TWO = Pool(min_actors=2, max_actors=2, cpus_per_actor=1, gpus_per_actor=0)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,12 @@ from tests.tiny import tiny_classifier, tiny_t5
 FILES = {"train": "train", "test": "test"}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def disconnected() -> None:
+    """These tests see whether a job connects."""
+    ray.shutdown()
+
+
 def session(config: Config) -> Session:
     return Session(config, Store.at(config.directory), Console(io.StringIO()), ExitStack())
 

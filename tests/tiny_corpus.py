@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from kd.manifests import Manifest
 from kd.ray_corpus import prepare
 from kd.rows import Example
@@ -14,10 +12,6 @@ from kd.tasks.columns import Columns
 from tests.test_corpus import WRITERS, write_jsonl
 
 SIZES = {"train-0.jsonl": 7, "train-1.jsonl": 1, "train-2.jsonl.gz": 11, "test-0.parquet": 5, "test-1.csv": 4}
-
-
-def connect(cpus: int) -> None:
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
 
 
 def write_files(folder: Path) -> Path:
