@@ -72,7 +72,7 @@ class UnderRay:
         The driver hears of a shard when the next one is done, so its own clock would leave a shard's time out.
         """
         work = self._work(threads)
-        ray_data.run(self._store, [work], Pool(actors, actors, cpus_per_actor=1, gpus_per_actor=0), lambda done, total: None)
+        ray_data.run(self._store, [work], Pool(actors, actors, cpus_per_actor=1, gpus_per_actor=0), lambda *_: None)
         published = sorted(Path(self._store.path(f"{work.target}/{shard.file}")).stat().st_mtime for shard in self._shards)
         rows = sum(shard.rows for shard in self._shards[actors:])  # shards are of one size
         return rows / (published[-1] - published[actors - 1])
