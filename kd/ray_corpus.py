@@ -28,7 +28,7 @@ from kd.corpus import Source
 from kd.errors import InputError, UserError
 from kd.examples import Place, Stream, Written, check_complete, finished, plan
 from kd.manifests import MANIFEST, Manifest, Shard, digest
-from kd.ray_data import packed, quiet_context, raise_packed, readable_errors
+from kd.ray_data import as_they_come, packed, quiet_context, raise_packed, readable_errors
 from kd.rows import Example
 from kd.shards import check_errors, errored_rows, summarise
 from kd.side import side_size
@@ -158,7 +158,7 @@ def _write(stream: Stream) -> Iterator[Written]:
         records = records.limit(stream.limit)
     blocks = records.repartition(target_num_rows_per_block=stream.rows_per_shard, strict=True)
     shards = blocks.map_batches(partial(_write_shard, stream), batch_size=None, batch_format="pyarrow")
-    for row in shards.iter_rows():
+    for row in as_they_come(shards):
         raise_packed(row["failure"])
         yield pickle.loads(row["written"])
 

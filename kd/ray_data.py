@@ -135,9 +135,15 @@ def _results(store: Store, claimed: Sequence[Claimed], units: Sequence[Unit], po
     todo = ray.data.from_items(items, override_num_blocks=len(items))
     results = todo.map_batches(ShardWorker, batch_size=1, fn_constructor_kwargs=arguments, **pool.options(len(units)))
     with readable_errors():
-        for result in results.iter_rows():
+        for result in as_they_come(results):
             raise_packed(result["failure"])
             yield result
+
+
+def as_they_come(results: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """The rows of what is made block by block, each at once: `iter_rows` holds a block back until the next one is there."""
+    for table in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from table.to_pylist()
 
 
 def _without_shards(claimed: Claimed) -> Claimed:

@@ -40,7 +40,7 @@ class Dealt:
     def map_batches(self, *_: object, **__: object) -> "Dealt":
         return self
 
-    def iter_rows(self) -> Iterator[dict[str, object]]:
+    def iter_batches(self, **_: object) -> Iterator[dict[str, object]]:
         raise KeyboardInterrupt
 
 
