@@ -9,17 +9,20 @@ from kd.planning.plan import SHARDS_PER_ACTOR, cut_in_shards
 from kd.tasks.planted import ROWS
 
 ROOT = Path(__file__).parents[1]
-CQA = {"train": 8_766, "validation": 975, "test": 1_221}
-SIZES = {
+PUBLISHED = {
     "anli": {"train": 16_946, "validation": 1_000, "test": 1_000},
-    "commonsense_qa": CQA,
-    "cqa_local": CQA,
+    "commonsense_qa": {"train": 8_766, "validation": 975, "test": 1_221},
     "esnli": {"train": 549_367, "validation": 9_842, "test": 9_824},
     "svamp": {"train": 720, "validation": 80, "test": 200},
+}
+"""Rows of each split: table 3 of Distilling step-by-step (arXiv 2305.02301), whose hold-outs the tasks take."""
+SIZES = {
+    **PUBLISHED,
+    **{f"dss_{name}": rows for name, rows in PUBLISHED.items()},
+    "cqa_local": PUBLISHED["commonsense_qa"],
     "quickstart": ROWS,
 }
-"""Rows of each split: table 3 of Distilling step-by-step (arXiv 2305.02301), whose hold-outs the tasks take; the quickstart's
-are made by `kd.tasks.planted`."""
+"""The same for each config; the quickstart's rows are made by `kd.tasks.planted`."""
 SHUFFLED_AT_LEAST = 4_000
 """Rows of a window of training, where the corpus has as many."""
 
