@@ -1,6 +1,8 @@
 """A stage over shards, once more: what is not done again, what a crash or another attempt leaves, and errors tried again."""
 
 import dataclasses
+import resource
+import signal
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kd.attempts import MOST_TRIES, noted_try
-from kd.errors import StageError
+from kd.errors import StageError, StoreError
 from kd.manifests import Shard
 from kd.rows import Example, RowError
 from kd.shards import Apply, Claimed, claim, finish, run_shard
@@ -167,3 +169,24 @@ def test_a_shard_whose_process_never_comes_back_is_given_up_in_the_end(store: St
         with noted_try(store, newer.folder, newer.attempt, "train-0"):
             pass
     assert store.names("loud/tries") == []
+
+
+def test_a_disk_that_fills_is_named_and_what_is_published_stays(store: Store) -> None:
+    shards = corpus(store)
+    claimed = claim(store, work(shards))
+    assert isinstance(claimed, Claimed)
+    run_shard(store, claimed, shards[0], Shout().open())
+    before = store.read(f"loud/{shards[0].file}")
+    ignored, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (1000, limits[1])
+    )  # no file may grow past that: the system refuses, as a full disk does
+    try:
+        with pytest.raises(StoreError, match=r"cannot write .*loud/train-2\.parquet: .*; check the path, .* and the free space"):
+            run_shard(store, claimed, shards[1], Shout().open())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [name for name in store.names("loud") if "parquet" in name] == [shards[0].file], "nothing half-written is left"
+    assert store.read(f"loud/{shards[0].file}") == before
+    assert loop(store, work(shards)).rows == 5
