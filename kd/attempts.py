@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kd.errors import StageError
+from kd.errors import StageError, StoreError
 from kd.store import Store
 
 MOST_TRIES = 10
@@ -37,8 +37,7 @@ def check_newest(store: Store, folder: str, attempt: str, title: str) -> None:
 def noted_try(store: Store, folder: str, attempt: str, shard: str) -> Iterator[None]:
     """Inside, a shard is being done, and a note says so that outlives its process. Raises StageError at one try too many."""
     note = f"{folder}/tries/{shard}.json"
-    before = store.read_json(note) if store.exists(note) else {}
-    tries = before["tries"] + 1 if before.get("attempt") == attempt else 1
+    tries = _tries(store, note, attempt) + 1
     if tries > MOST_TRIES:
         raise StageError(
             f"shard {shard} of {store.path(folder)}: its process ended {MOST_TRIES} times without a word, which is how a"
@@ -49,3 +48,12 @@ def noted_try(store: Store, folder: str, attempt: str, shard: str) -> Iterator[N
         yield
     finally:
         store.delete(note)
+
+
+def _tries(store: Store, note: str, attempt: str) -> int:
+    """How often this attempt has begun a shard before; none without a readable note, which another process may have deleted."""
+    try:
+        before = store.read_json(note)
+    except StoreError:
+        return 0
+    return int(before["tries"]) if before["attempt"] == attempt else 0

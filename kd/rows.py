@@ -275,26 +275,6 @@ def text_of(row: Example, span: Span) -> str:
     return row.segments[span.segment].text[span.start : span.end]
 
 
-def check_conserved(before: Sequence[Row], after: Sequence[Row]) -> None:
-    """The law of every stage: as many rows out as in, the same uids in the same order, none twice.
-
-    Raises:
-        ValueError: naming the first uid that breaks it.
-    """
-    went_in = [row.uid for row in before]
-    came_out = [row.uid for row in after]
-    if len(set(went_in)) != len(went_in):
-        seen: set[str] = set()
-        twice = next(uid for uid in went_in if uid in seen or seen.add(uid))  # type: ignore[func-returns-value]
-        raise ValueError(f"uid {twice!r} occurs twice in the input of a stage; expected every uid once")
-    if went_in != came_out:
-        missing = sorted(set(went_in) - set(came_out))[:3]
-        added = sorted(set(came_out) - set(went_in))[:3]
-        raise ValueError(
-            f"a stage took {len(went_in)} rows and gave {len(came_out)}; missing {missing}, added {added}, or reordered"
-        )
-
-
 def _check_spans(segments: Sequence[Segment], which: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> None:
     sizes = [len(segment.text) for segment in segments]
     for segment, start, end in zip(which, starts, ends, strict=True):

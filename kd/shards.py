@@ -16,7 +16,7 @@ from kd.arrow import schema_digest
 from kd.attempts import begin_attempt, check_newest
 from kd.errors import StageError
 from kd.manifests import MANIFEST, Manifest, Shard, digest
-from kd.rows import Row, RowError, as_errored, check_conserved
+from kd.rows import Row, RowError, as_errored
 from kd.store import Store
 
 Apply = Callable[[list[Any], Counter[str]], list[Any]]
@@ -142,6 +142,26 @@ def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply) -> dic
     check_newest(store, claimed.folder, claimed.attempt, work.title)
     store.publish_rows(target, finished, work.writes, counted)
     return counted
+
+
+def check_conserved(before: Sequence[Row], after: Sequence[Row]) -> None:
+    """The law of every stage: as many rows out as in, the same uids in the same order, none twice.
+
+    Raises:
+        ValueError: naming the first uid that breaks it.
+    """
+    went_in = [row.uid for row in before]
+    came_out = [row.uid for row in after]
+    if len(set(went_in)) != len(went_in):
+        seen: set[str] = set()
+        twice = next(uid for uid in went_in if uid in seen or seen.add(uid))  # type: ignore[func-returns-value]
+        raise ValueError(f"uid {twice!r} occurs twice in the input of a stage; expected every uid once")
+    if went_in != came_out:
+        missing = sorted(set(went_in) - set(came_out))[:3]
+        added = sorted(set(came_out) - set(went_in))[:3]
+        raise ValueError(
+            f"a stage took {len(went_in)} rows and gave {len(came_out)}; missing {missing}, added {added}, or reordered"
+        )
 
 
 def finish(store: Store, claimed: Claimed, seconds: float, device: str, counted: Mapping[str, int] | None = None) -> Manifest:

@@ -24,6 +24,7 @@ from kd.ray_data import Pool
 from kd.rows import Example, RowError
 from kd.shards import Apply, Work
 from kd.store import Store
+from tests.conftest import connect
 from tests.tiny_shards import corpus, loop, work
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -195,7 +196,8 @@ def test_a_node_is_lost(tmp_path: Path, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+    ray.shutdown()
+    connect(cpus=4)
     yield
     ray.shutdown()
 

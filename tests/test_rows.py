@@ -8,6 +8,7 @@ import pytest
 
 from kd import arrow, rows
 from kd.rows import Attribution, Example, Features, MetricRow, Prediction, RationaleRow, RowError, Segment, Span
+from kd.shards import check_conserved
 
 GOLDEN = Path(__file__).parent / "golden" / "schemas.txt"
 ROW_TYPES = (Example, Attribution, RationaleRow, Prediction, Features, MetricRow)
@@ -165,12 +166,12 @@ def test_an_errored_row_keeps_what_it_had_and_says_why(row_type: type[Example]) 
 
 def test_conservation_is_broken_by_a_lost_an_added_a_doubled_and_a_moved_row() -> None:
     a, b, c = example("a"), example("b"), example("c")
-    rows.check_conserved([a, b], [a, b])
+    check_conserved([a, b], [a, b])
     for after in ([a], [a, b, c], [a, c], [b, a]):
         with pytest.raises(ValueError, match="went|took 2 rows"):
-            rows.check_conserved([a, b], after)
+            check_conserved([a, b], after)
     with pytest.raises(ValueError, match="'a' occurs twice"):
-        rows.check_conserved([a, a], [a, a])
+        check_conserved([a, a], [a, a])
 
 
 def test_what_is_counted_about_a_row() -> None:

@@ -169,6 +169,9 @@ def test_a_shard_whose_process_never_comes_back_is_given_up_in_the_end(store: St
         with noted_try(store, newer.folder, newer.attempt, "train-0"):
             pass
     assert store.names("loud/tries") == []
+    store.publish("loud/tries/train-0.json", b"{")
+    with noted_try(*mine, "train-0"):
+        assert store.read_json("loud/tries/train-0.json")["tries"] == 1, "a note that cannot be read stops nothing"
 
 
 def test_a_disk_that_fills_is_named_and_what_is_published_stays(store: Store) -> None:
