@@ -25,7 +25,7 @@ from kd.rows import Example, RowError
 from kd.shards import Apply, Work
 from kd.store import Store
 from tests.conftest import connect
-from tests.tiny_shards import corpus, loop, work
+from tests.tiny_shards import corpus, loop, shouted, work
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -49,15 +49,11 @@ class Slowly:
         self._note("begun")
         time.sleep(0.1)
         self._note("ended")
-        return [RowError("unknown_label", "bad") if row.target == "bad" else _loud(row) for row in rows]
+        return [shouted(row) for row in rows]
 
     def _note(self, what: str) -> None:
         with Path(self.notes, "log.txt").open("a") as stream:
             stream.write(f"{what} {os.getpid()} {ray.get_runtime_context().get_node_id()}\n")
-
-
-def _loud(row: Example) -> Example:
-    return Example(**{name: getattr(row, name) for name in Example.__dataclass_fields__} | {"target": (row.target or "").upper()})
 
 
 def slow_work(shards: list[Shard], notes: Path) -> Work:
