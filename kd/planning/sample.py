@@ -88,9 +88,9 @@ def _records(source: Source) -> list[str]:
     return [record for index in chosen for record in itertools.islice(source.records(index), each)]
 
 
-def _places(files: int, most: int) -> list[int]:
-    """The first of so many files, and others at even distances."""
-    return sorted({place * files // most for place in range(most)})
+def _places(count: int, most: int) -> list[int]:
+    """The first of so many files or shards, and others at even distances."""
+    return sorted({place * count // most for place in range(most)})
 
 
 def _count(source: Source, records: Sequence[str]) -> tuple[int, str]:
