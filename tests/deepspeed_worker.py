@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from kd.ray_train import DeepSpeedEngine
+from kd.deepspeed_engine import DeepSpeedEngine
 from kd.training.config import LoopConfig
 from kd.training.loop import Trainer
 from kd.training.runs import Claimed, Queue

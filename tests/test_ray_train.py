@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from kd.errors import InputError, StageError
-from kd.ray_train import CHECKPOINTS, _resume, _trainer, root_cause, train_queue
+from kd.ray_train import CHECKPOINTS, _trainer, root_cause, train_queue
+from kd.ray_worker import resume
 from kd.training.engine import TorchEngine
 from kd.training.progress import read_progress
 from kd.training.runs import MODEL, Queue
@@ -228,11 +229,11 @@ def test_of_another_runs_checkpoint_only_the_name_of_the_run_is_read(tmp_path: P
     trainer.save(stored)
     trainer.state.step = 0
     (stored / "run.txt").write_text("another")
-    _resume(checkpoint, trainer, item)
+    resume(checkpoint, trainer, item)
     assert trainer.state.step == 0
     assert remote.read == ["run.txt"]
     (stored / "run.txt").write_text(item.digest)
-    _resume(checkpoint, trainer, item)
+    resume(checkpoint, trainer, item)
     assert trainer.state.step == 3
 
 
