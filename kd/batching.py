@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from kd.errors import RowFault
 from kd.rows import Example, RowError
 
-FIRST_ROWS = 128
+FIRST_ROWS = 512
 """Rows of the first window, for which the model waits; fewer hide more of the tokenising, but each window pads a little more."""
 
 WINDOW_ROWS = 2048
