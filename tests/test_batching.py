@@ -163,7 +163,7 @@ def test_the_next_window_is_tokenised_while_the_model_works(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("rows", "windows"), [(1, [1]), (128, [128]), (129, [128, 1]), (1000, [128, 872]), (4096, [128, 2048, 1920])]
+    ("rows", "windows"), [(1, [1]), (512, [512]), (513, [512, 1]), (1000, [512, 488]), (4096, [512, 2048, 1536])]
 )
 def test_the_first_window_is_small_and_has_the_longest_rows(rows: int, windows: list[int]) -> None:
     tokenised: list[list[int]] = []
