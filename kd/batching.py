@@ -12,10 +12,10 @@ from typing import Protocol, TypeVar
 from kd.errors import RowFault
 from kd.rows import Example, RowError
 
-FIRST_ROWS = 512
-"""Rows of the first window, for which the model waits; fewer hide more of the tokenising, but each window pads a little more."""
+FIRST_ROWS = 256
+"""Rows of the first window, for which the model waits. Up to twice as many are one window: two would pad more than is waited."""
 
-WINDOW_ROWS = 2048
+WINDOW_ROWS = 8192
 """Rows of every other window, tokenised in one go while the window before goes through the model."""
 
 BATCH_COST = 0.02
@@ -60,9 +60,7 @@ class MicroBatches:
             work: takes one micro-batch through the model.
             tally: gets the model's `tokens`, and the `padding_tokens` that were computed beside them.
         """
-        by_length = sorted(range(len(rows)), key=lambda index: -sum(len(part.text) for part in rows[index].segments))
-        starts = [0, *range(FIRST_ROWS, len(rows), WINDOW_ROWS)]
-        windows = [by_length[start:end] for start, end in itertools.pairwise([*starts, len(rows)])]
+        windows = _windows([sum(len(part.text) for part in row.segments) for row in rows])
         results: dict[int, R | RowError] = {}
         for window, prepared in _one_ahead((window, prepare([rows[index] for index in window])) for window in windows):
             ready: dict[int, S] = {}
@@ -99,6 +97,19 @@ class MicroBatches:
         """The places in micro-batches, the longest rows last, from where they are taken."""
         batches = cut([ready[index].size for index in places], self.budget_tokens)
         return [[places[i] for i in batch] for batch in reversed(batches)]
+
+
+def _windows(lengths: Sequence[int]) -> list[list[int]]:
+    """The places of rows with texts of these lengths: those most alike first, which pad little among themselves, then the
+    others, longest first.
+    """
+    ordered = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    if len(ordered) <= 2 * FIRST_ROWS:
+        return [ordered]
+    starts = range(len(ordered) - FIRST_ROWS + 1)
+    start = min(starts, key=lambda at: lengths[ordered[at]] - lengths[ordered[at + FIRST_ROWS - 1]])
+    others = ordered[:start] + ordered[start + FIRST_ROWS :]
+    return [ordered[start : start + FIRST_ROWS], *(others[at : at + WINDOW_ROWS] for at in range(0, len(others), WINDOW_ROWS))]
 
 
 def cut(sizes: Sequence[tuple[int, int]], budget_tokens: int) -> list[list[int]]:

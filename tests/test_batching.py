@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd.batching import MicroBatches, cut, padding_frac
+from kd.batching import MicroBatches, _windows, cut, padding_frac
 from kd.errors import RowFault
 from kd.rows import Example, RowError, Segment
 from tests import tiny
@@ -157,22 +157,27 @@ def test_the_next_window_is_tokenised_while_the_model_works(monkeypatch: pytest.
         return prepare(rows)
 
     def work(items: list[Item]) -> list[bool]:
-        return [second_window.wait(5)]
+        return [second_window.wait(5)] * len(items)
 
-    assert MicroBatches(10).run(rows_of(4, 3), prepare_and_tell, work, Counter()) == [True, True]
+    assert MicroBatches(10).run(rows_of(5, 4, 3), prepare_and_tell, work, Counter()) == [True, True, True]
 
 
-@pytest.mark.parametrize(
-    ("rows", "windows"), [(1, [1]), (512, [512]), (513, [512, 1]), (1000, [512, 488]), (4096, [512, 2048, 1536])]
-)
-def test_the_first_window_is_small_and_has_the_longest_rows(rows: int, windows: list[int]) -> None:
+@pytest.mark.parametrize(("rows", "windows"), [(0, [0]), (1, [1]), (512, [512]), (513, [256, 257]), (9000, [256, 8192, 552])])
+def test_rows_are_tokenised_in_windows_and_the_first_is_small(rows: int, windows: list[int]) -> None:
     tokenised: list[list[int]] = []
 
     def prepare_and_note(window: Sequence[Example]) -> list[Item | RowFault]:
         tokenised.append([len(row.segments[0].text) for row in window])
         return prepare(window)
 
-    found = MicroBatches(10**6).run(rows_of(*range(1, rows + 1)), prepare_and_note, Model(10**9), Counter())
+    found = MicroBatches(10**8).run(rows_of(*range(1, rows + 1)), prepare_and_note, Model(10**9), Counter())
     assert len(found) == rows
     assert list(map(len, tokenised)) == windows
-    assert [length for window in tokenised for length in window] == list(range(rows, 0, -1))
+    assert all(window == sorted(window, reverse=True) for window in tokenised)
+
+
+def test_the_rows_of_the_first_window_are_the_ones_most_alike() -> None:
+    lengths = [*range(0, 600, 2), *[700] * 200, *range(1000, 1600, 2)]
+    first, others = _windows(lengths)
+    assert [lengths[place] for place in first] == [700] * 200 + list(range(598, 486, -2))
+    assert sorted(first + others) == list(range(800))
