@@ -67,7 +67,8 @@ class Findings:
         stages: dict[str, Manifest | None] = {"prepare": wiring.examples_if_any}
         if wiring.config.teach is not None:
             stages["teach"] = _manifest(_or_none(self._teaching))
-        stages["attribute"] = _manifest(_or_none(self._attributions))
+        if wiring.config.teacher is not None:
+            stages["attribute"] = _manifest(_or_none(self._attributions))
         for source in wiring.config.rationales.sources:
             stages[f"rationalize {source.name}"] = _manifest(_or_none(self._rationales, source.name))
         for variant, seed in wiring.pairs:
@@ -133,7 +134,9 @@ class Findings:
     @cached_property
     def _predictions(self) -> dict[tuple[str, int], tuple[str, Manifest] | None]:
         """What each model answered, by its variant and seed: None for one that was not trained or not evaluated."""
-        models: dict[tuple[str, int], Callable[[], Work]] = {(TEACHER, 0): self.wiring.teacher_predictions}
+        models: dict[tuple[str, int], Callable[[], Work]] = {}
+        if self.wiring.config.teacher is not None:
+            models[TEACHER, 0] = self.wiring.teacher_predictions
         for variant, seed in self.wiring.pairs:
             models[variant.name, seed] = partial(self.wiring.student_predictions, variant, seed)
         return {model: _or_none(self._completed, work) for model, work in models.items()}

@@ -14,7 +14,8 @@ def run(session: Session) -> None:
     prepare.run(session)
     if session.config.teach is not None:
         teach.run(session)
-    attribute.run(session)
+    if session.config.teacher is not None:
+        attribute.run(session)
     rationalize.run(session)
     train.run(session)
     evaluate.run(session)

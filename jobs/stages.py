@@ -32,7 +32,7 @@ def wiring(session: Session) -> Wiring:
 
 
 def check_models(config: Config) -> None:
-    """Refuse a teacher or a student that cannot be opened before anything is paid for.
+    """Refuse a teacher, if there is one, or a student that cannot be opened before anything is paid for.
 
     Opened are tokenizer and architecture, without weights, as the family and within the limits that they will have; a
     classifier must go together with the task. A model whose tokenizer is trained on the corpus has nothing to open yet.
@@ -43,7 +43,7 @@ def check_models(config: Config) -> None:
     from kd.families.opening import open_family
 
     for role, model in (("teacher", config.teacher), ("student", config.student)):
-        if needs_tokenizer(model):
+        if model is None or needs_tokenizer(model):
             continue
         try:
             open_family(load(ModelSource(model), "meta"), model).check_choices(config.task.brings_choices)

@@ -73,7 +73,7 @@ class Wiring:
         if self.config.teach is None:
             raise StageError("the config has no `teach`: the teacher is used as it is")
         teach = self.config.teach
-        recipe = Featurise(teach.objective, self._untrained(self.config.teacher, teach.seed))
+        recipe = Featurise(teach.objective, self._untrained(self._explained_model, teach.seed))
         return Work(
             title="teach features",
             target=f"{TEACHER}/features",
@@ -99,9 +99,9 @@ class Wiring:
     def teacher(self) -> ModelSource:
         """The model that is explained: as it was named, or as `teach` left it."""
         if self.config.teach is None:
-            return self._untrained(self.config.teacher, 0)
+            return self._untrained(self._explained_model, 0)
         folder, _ = trained(self.store, self.teaching(), self.config.teach)
-        return ModelSource(self.config.teacher, self.store, f"{folder}/{MODEL}")
+        return ModelSource(self._explained_model, self.store, f"{folder}/{MODEL}")
 
     @cached_property
     def teacher_digest(self) -> str:
@@ -112,7 +112,13 @@ class Wiring:
 
     @cached_property
     def _teacher_identity(self) -> str:
-        return identity(self.config.teacher, self._tokenizer(self.config.teacher))
+        return identity(self._explained_model, self._tokenizer(self._explained_model))
+
+    @property
+    def _explained_model(self) -> ModelConfig:
+        if self.config.teacher is None:
+            raise StageError("the config has no `teacher`, so nothing is explained; the stages are prepare, rationalize and on")
+        return self.config.teacher
 
     # --- rationales ---
 
@@ -127,16 +133,16 @@ class Wiring:
             reads=Example,
             writes=Attribution,
             shards=[shard for split, rows in config.splits.items() for shard in first_rows(self.examples.shards_of(split), rows)],
-            config=stage_slice(config) | {"teacher": model_slice(self.config.teacher)},
+            config=stage_slice(config) | {"teacher": model_slice(self._explained_model)},
             inputs={EXAMPLES: self.examples.digest, TEACHER: self.teacher_digest},
             max_error_frac=config.max_error_frac,
             max_error_key="attribution.max_error_frac",
         )
 
     def rationales(self) -> dict[str, Work]:
-        """Every source of rationales over the attributed rows, by its name."""
-        folder, attributions = self._attributed
-        config = self.config.rationales
+        """Every source of rationales over the attributed rows, by its name; without a teacher over train as it is."""
+        has_teacher, config = self.config.teacher is not None, self.config.rationales
+        folder, rows = self._attributed if has_teacher else (EXAMPLES, self.examples)
         settings = config.model_dump(mode="json", exclude={"sources", "max_error_frac"})
         return {
             source.name: Work(
@@ -144,11 +150,11 @@ class Wiring:
                 recipe=Rationalise(config, source),
                 source=folder,
                 target=f"rationales/{source.name}",
-                reads=Attribution,
+                reads=Attribution if has_teacher else Example,
                 writes=RationaleRow,
-                shards=attributions.shards,
+                shards=rows.shards if has_teacher else rows.shards_of("train"),
                 config=settings | {"source": source.model_dump(mode="json")},
-                inputs={"attributions": attributions.digest},
+                inputs={"attributions" if has_teacher else EXAMPLES: rows.digest},
                 max_error_frac=config.max_error_frac,
                 max_error_key="rationales.max_error_frac",
             )
@@ -204,8 +210,9 @@ class Wiring:
     # --- predictions ---
 
     def predictions(self) -> list[Work]:
-        """The evaluated split answered by the teacher and by every student."""
-        return [self.teacher_predictions(), *(self.student_predictions(*pair) for pair in self.pairs)]
+        """The evaluated split answered by the teacher, if there is one, and by every student."""
+        teacher = [self.teacher_predictions()] if self.config.teacher is not None else []
+        return [*teacher, *(self.student_predictions(*pair) for pair in self.pairs)]
 
     def teacher_predictions(self) -> Work:
         """The evaluated split answered by the teacher."""
@@ -240,7 +247,7 @@ class Wiring:
 
     def make_tokenizers(self) -> None:
         """Train the tokenizers that models from a spec need, where they are not there yet."""
-        for config in (self.config.teacher, self.config.student):
+        for config in filter(None, (self.config.teacher, self.config.student)):
             make_tokenizer(self.store, EXAMPLES, self.examples, config, self._phrases)
 
     @property
@@ -260,7 +267,7 @@ class Wiring:
         features = self.store.manifest(folder) if folder else None
         if folder is None or features is None:
             raise StageError(f"{self.store.path(work.target)} is not complete for this config; run the stage {stage!r} first")
-        config = self.config.teacher if variant == TEACHER else self.config.student
+        config = self._explained_model if variant == TEACHER else self.config.student
         return Run(
             stage=stage,
             variant=variant,

@@ -77,7 +77,7 @@ class ClusterConfig(Frozen):
 
 
 class Config(Frozen):
-    """One run: a corpus, a teacher, an attribution, rationales, students."""
+    """One run: a corpus, a teacher, an attribution, rationales, students; or without a teacher, from an LLM's rationales."""
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
     """The run's name; its directory is <root>/<name>."""
@@ -89,12 +89,12 @@ class Config(Frozen):
     """What the corpus is and how its records are read."""
     prepare: PrepareConfig = PrepareConfig()
     """How the corpus becomes shards of examples."""
-    teacher: ModelConfig
-    """The large model that is explained."""
+    teacher: ModelConfig | None = None
+    """The large model that is explained. Null: none is; students learn from labels and from what came with the corpus."""
     teach: TeachConfig | None = None
     """How the teacher is fine-tuned first. Null: it is used as it is."""
     attribution: AttributionConfig = AttributionConfig()
-    """Which words decided the teacher's answer."""
+    """Which words decided the teacher's answer. Not for a run without a teacher."""
     rationales: RationalesConfig = RationalesConfig()
     """How scores become rationales, and which other sources of rationales there are."""
     student: ModelConfig
@@ -113,6 +113,25 @@ class Config(Frozen):
             if variant.source not in known:
                 raise ValueError(
                     f"training.variants: {variant.name!r} learns from source {variant.source!r}; rationales.sources has {known}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _what_needs_a_teacher_has_one(self) -> "Config":
+        if self.teacher is not None:
+            return self
+        without = "and the config has no `teacher`; give it one, or"
+        if self.teach is not None:
+            raise ValueError(f"teach: it fine-tunes the teacher, {without} leave teach out")
+        if self.attribution != AttributionConfig():
+            raise ValueError(f"attribution: it explains the teacher, {without} leave attribution out")
+        if self.training.answers == "teacher":
+            raise ValueError(f"training.answers: teacher is the teacher's answer, {without} set training.answers to gold or llm")
+        for source in self.rationales.sources:
+            if source.needs_attributions:
+                raise ValueError(
+                    f"rationales.sources: {source.name} is made from the teacher's attributions, {without} name only sources that"
+                    " need none: llm, none"
                 )
         return self
 

@@ -42,6 +42,8 @@ class ModelConfig(Frozen):
     """Longer inputs lose tokens from their longest segment; options and prompts are never cut."""
     max_answer_tokens: PositiveInt = 64
     """Limit of an answer, its end-of-sequence token included."""
+    max_generated_tokens: PositiveInt | None = None
+    """The same for answers that the model writes itself; null: `max_answer_tokens`, which then only limits what is learned."""
     chat_template: bool = False
     """For causal models: whether the input is put into the tokenizer's chat template, as a user's message."""
     trust_remote_code: bool = False
@@ -54,6 +56,11 @@ class ModelConfig(Frozen):
         if (self.name is None) == (self.spec is None):
             raise ValueError("expected exactly one of name (a hub id or a local folder) and spec (a model to build)")
         return self
+
+    @property
+    def generated_tokens(self) -> int:
+        """The limit of an answer that the model writes itself."""
+        return self.max_generated_tokens or self.max_answer_tokens
 
 
 @dataclass(frozen=True)

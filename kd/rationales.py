@@ -11,16 +11,18 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import regex
 from pydantic import Field, model_validator
 
 from kd.frozen import Frozen
-from kd.rows import Attribution, RationaleRow, RowError, Segment, Span, extended, text_of
+from kd.rows import Attribution, Example, RationaleRow, RowError, Segment, Span, extended, text_of, widened
 from kd.shards import Apply
 from kd.spans import pool, words
 
+UNEXPLAINED = "none"
+"""Model, method and explained answer of rows in a run without a teacher."""
 DrawnRole = Literal["context", "question", "premise", "hypothesis", "text", "choice"]
 
 # A letter, a digit, or a symbol that stands for itself: an emoji can carry a sentence. Never `+ = $ ^ | < >`.
@@ -90,7 +92,7 @@ class Threshold(Frozen):
 Selection = Annotated[TopK | Fraction | Threshold, Field(discriminator="type")]
 
 
-# --- where a rationale comes from ---------------------------------------------------------------------------------------
+# --- where a rationale comes from: `needs_attributions` says whether that is what a teacher's attribution says ----------
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class AttributionSource(Frozen):
     """The words that the teacher's attribution ranks highest."""
 
     type: Literal["attribution"] = "attribution"
+    needs_attributions: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -123,6 +126,7 @@ class RandomSource(Frozen):
     """As many words as the attribution takes in that row, drawn evenly from the same candidates: the control."""
 
     type: Literal["random"] = "random"
+    needs_attributions: ClassVar[bool] = True
     seed: int = Field(default=0, ge=0)
     """Seed of the draw, which is made anew for each row from this and the row's uid."""
 
@@ -143,6 +147,7 @@ class LlmSource(Frozen):
     """
 
     type: Literal["llm"] = "llm"
+    needs_attributions: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -158,6 +163,7 @@ class NoSource(Frozen):
     """No rationale at all: every row's is empty."""
 
     type: Literal["none"] = "none"
+    needs_attributions: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -203,8 +209,11 @@ class RationalesConfig(Frozen):
         return self
 
     def candidates(self, row: Attribution, found: Sequence[Span], importance: Sequence[float]) -> list[Candidate]:
-        """The words of a row that any rationale may hold, in reading order. `found` are all its words."""
-        read, _ = pool(_token_spans(row), [1.0] * len(row.tokens), found)
+        """The words of a row that any rationale may hold, in reading order. `found` are all its words.
+
+        Of a row that no teacher has read these are all words of the roles.
+        """
+        read = pool(_token_spans(row), [1.0] * len(row.tokens), found)[0] if row.method != UNEXPLAINED else [1.0] * len(found)
         groups: dict[str | int, list[int]] = {}
         for index, span in enumerate(found):
             if read[index] and row.segments[span.segment].role in self.roles and self._may_hold(text_of(row, span)):
@@ -242,7 +251,7 @@ class RationalesConfig(Frozen):
 
 @dataclass(frozen=True)
 class Rationalise:
-    """The stage's recipe: one source over attributed rows."""
+    """The stage's recipe: one source over attributed rows, or over examples where the source needs no attributions."""
 
     config: RationalesConfig
     source: SourceConfig
@@ -251,7 +260,7 @@ class Rationalise:
         """The function from rows to rows; there is nothing to load."""
         settings = self.config.model_dump(mode="json", exclude={"sources", "max_error_frac"})
         provenance = json.dumps({"source": self.source.model_dump(mode="json")} | settings, separators=(",", ":"))
-        return lambda rows, _: [self._rationalise(row, provenance) for row in rows]
+        return lambda rows, _: [self._rationalise(_explained(row), provenance) for row in rows]
 
     def _rationalise(self, row: Attribution, provenance: str) -> RationaleRow | RowError:
         if not all(map(math.isfinite, row.scores)):
@@ -273,6 +282,13 @@ class Rationalise:
             source=self.source.name,
             provenance=provenance,
         )
+
+
+def _explained(row: Example) -> Attribution:
+    """The attributed row, or an example as one that no teacher has read: without answers, tokens and scores."""
+    if isinstance(row, Attribution):
+        return row
+    return widened(row, Attribution, model=UNEXPLAINED, method=UNEXPLAINED, explained=UNEXPLAINED)
 
 
 def pool_to_words(row: Attribution, found: Sequence[Span]) -> list[float]:

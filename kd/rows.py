@@ -263,11 +263,16 @@ def extended(row: Row, row_type: type[R], **added: Any) -> R:
     return row_type(**{field.name: getattr(row, field.name) for field in dataclasses.fields(row)}, **added)
 
 
-def as_errored(row: Row, row_type: type[R], error: RowError) -> R:
-    """A row without its result: what it had so far, the error, and blanks in what `row_type` adds."""
+def widened(row: Row, row_type: type[R], **given: Any) -> R:
+    """A row of another type: what `row` has, `given`, and blanks in the rest of what `row_type` has."""
     had = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
     blanks = {name: blank(hint) for name, hint in hints(row_type).items()}
-    return row_type(**{name: had.get(name, empty) for name, empty in blanks.items()} | {"error": error})
+    return row_type(**{name: had.get(name, empty) for name, empty in blanks.items()} | given)
+
+
+def as_errored(row: Row, row_type: type[R], error: RowError) -> R:
+    """A row without its result: what it had so far, the error, and blanks in what `row_type` adds."""
+    return widened(row, row_type, error=error)
 
 
 def text_of(row: Example, span: Span) -> str:

@@ -60,8 +60,9 @@ def _texts(store: Store, folder: str, examples: Manifest, phrases: Sequence[str]
 
 def strings_of(row: Example) -> Iterator[str]:
     """Every string of a row that a model reads or writes."""
-    yield "".join(segment.text for segment in row.segments)
-    yield from (text for text in (row.target, row.llm_rationale) if text)
+    # A tokenizer begins anew behind its end-of-sequence token, which parts the two texts of inference.
+    yield from "".join(segment.text for segment in row.segments).split(END)
+    yield from (text for text in (row.target, row.llm_rationale, row.llm_label) if text)
     yield from row.label_set
 
 

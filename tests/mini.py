@@ -114,7 +114,8 @@ def taught(wiring: Wiring) -> Wiring:
     if wiring.config.teach is not None:
         plain(wiring.store, [wiring.teaching_features()])
         train_here(wiring.teaching_queue())
-    plain(wiring.store, [wiring.attributions()])
+    if wiring.config.teacher is not None:
+        plain(wiring.store, [wiring.attributions()])
     plain(wiring.store, list(wiring.rationales().values()))
     return wiring
 
@@ -125,3 +126,16 @@ def studied(wiring: Wiring) -> Wiring:
     train_here(wiring.training_queue())
     plain(wiring.store, wiring.predictions())
     return wiring
+
+
+def without_teacher(path: Path, **changes: Any) -> Config:
+    """The config in the file for students that learn from labels and an LLM's rationales; sections are replaced."""
+    data = yaml.safe_load(path.read_text())
+    for section in ("teacher", "teach", "attribution"):
+        del data[section]
+    variants = [
+        {"name": "label-only", "source": "none", "objective": {"type": "label_only"}},
+        {"name": "llm", "source": "llm"},
+    ]
+    data["rationales"] |= {"sources": [{"type": "llm"}, {"type": "none"}]}
+    return validate(data | {"training": data["training"] | {"variants": variants}} | changes, str(path))

@@ -137,6 +137,21 @@ def test_an_answer_is_given_in_the_spelling_of_the_label(student: ModelSource) -
     assert outcome(answered(student, question("say: is it red", "red", ("red", "blue")))) == ("red", "ok", True)
 
 
+def test_where_only_the_very_text_is_right_another_spelling_of_the_label_is_unparsed(student: ModelSource) -> None:
+    exact = TOY.model_copy(update={"match": "exact"})
+    assert outcome(answered(student, question("say: is it red", "red", ("red", "blue")), exact)) == (None, "unparsed", False)
+    assert outcome(answered(student, question("is it red", "yes", ("yes", "no")), exact)) == ("yes", "ok", True)
+    assert outcome(answered(student, question("say: is it red", "red"), exact)) == ("Red", "ok", False)
+
+
+def test_a_limit_of_generated_tokens_holds_for_answers_and_one_of_targets_does_not(student: ModelSource) -> None:
+    """The model knows this answer of seven tokens, and its own limit of answers is six."""
+    row = question("is it late", "one two three four five six")
+    for limit, found in ((7, (LEARNT["is it late"], "ok", True)), (3, (None, "truncated", False))):
+        config = student.config.model_copy(update={"max_generated_tokens": limit})
+        assert outcome(answered(dataclasses.replace(student, config=config), row)) == found
+
+
 def test_free_text_is_read_as_it_is(student: ModelSource) -> None:
     assert outcome(answered(student, question("say: is it red", "red."))) == ("Red", "ok", True)
 

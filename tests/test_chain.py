@@ -20,7 +20,7 @@ from kd.examples import as_example
 from kd.rows import Attribution, Example, Features, Prediction, RationaleRow, Row
 from kd.shards import completed
 from kd.store import Store
-from tests.mini import mini_config, plain, write_mini
+from tests.mini import mini_config, plain, without_teacher, write_mini
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +184,16 @@ def test_a_second_run_of_the_chain_does_nothing(done: Session) -> None:
     again = session(done.config)
     pipeline.run(again)
     assert printed(again).count("complete already") == 8
+
+
+def test_a_run_without_a_teacher_skips_its_stages(cluster: None, mini: Path) -> None:
+    ran = session(without_teacher(mini, name="untaught"))
+    pipeline.run(ran)
+    stages = [line.split()[0] for line in printed(ran).splitlines() if line.endswith(")") and line[0].isalpha()]
+    assert stages == ["prepare", "rationalize", "features", "train", "evaluate", "report"]
+    assert all(ran.store.read_json("report.json")["stages"].values())
+    with pytest.raises(StageError, match="the config has no `teacher`, so nothing is explained"):
+        attribute.run(ran)
 
 
 def test_a_stage_without_its_upstream_says_which_one_to_run(done: Session, mini: Path) -> None:

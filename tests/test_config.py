@@ -157,6 +157,28 @@ def test_a_split_that_the_corpus_does_not_have_is_refused(section: str, values: 
         validate(data, "here")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"rationales\.sources: attribution is made from the teacher's attributions, .* no `teacher`; .* llm, none"),
+        ({"rationales": {"sources": [{"type": "random"}]}}, r"rationales\.sources: random is made from the teacher's"),
+        ({"teach": {"steps": 5}}, r"teach: it fine-tunes the teacher, and the config has no `teacher`; .* leave teach out"),
+        ({"attribution": {"explained": "predicted"}}, r"attribution: it explains the teacher, .* leave attribution out"),
+        ({"training": {"answers": "teacher"}}, r"training\.answers: teacher is the teacher's answer, .* to gold or llm"),
+    ],
+)
+def test_without_a_teacher_what_needs_one_is_refused(changes: dict[str, Any], message: str) -> None:
+    data = read_yaml(QUICKSTART)
+    plain = {key: data[key] for key in ("name", "task", "student")}
+    variants = [{"name": "x", "source": "attribution" if not changes else "none", "objective": {"type": "label_only"}}]
+    sections = {"rationales": {"sources": [{"type": "none"}]}} if changes else {}
+    training = {"variants": variants} | changes.get("training", {})
+    if "rationales" in changes:
+        training["variants"] = [variants[0] | {"source": "random"}]
+    with pytest.raises(ConfigError, match=message):
+        validate(plain | sections | changes | {"training": training}, "here")
+
+
 def test_a_split_that_is_held_out_of_train_is_one_of_the_corpus() -> None:
     data = read_yaml(QUICKSTART) | {"task": {"type": "commonsense_qa", "path": "data/my.jsonl", "holdout": {"fraction": 0.2}}}
     changes = {"attribution": {"splits": {"train": 5, "validation": 5}}, "evaluation": {"split": "validation"}}
@@ -169,7 +191,7 @@ def test_a_split_that_is_held_out_of_train_is_one_of_the_corpus() -> None:
         ("name: [", "is not YAML"),
         ("- a\n- b\n", "expected a mapping of keys at the top, got list"),
         ("name: x\ncolour: red\n", r"colour: unknown key"),
-        ("name: x\n", r"task: Field required(?s:.*)teacher: Field required"),
+        ("name: x\n", r"task: Field required(?s:.*)student: Field required"),
         (
             "name: x\nrationales: {selection: {type: top_k, kk: 3}}\n",
             r"rationales\.selection\.kk: unknown key; did you mean 'k'\?",

@@ -37,6 +37,7 @@ def config_of(name: str) -> Config:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_there_are_four_shards_to_explain_for_every_actor(name: str) -> None:
+    """Without a teacher rationales are made of the rows of train, which are those that `attribution.splits` has by default."""
     config = config_of(name)
     explained = [min(SIZES[name][split], rows or SIZES[name][split]) for split, rows in config.attribution.splits.items()]
     shards = [shard for rows in explained for shard in cut_in_shards(rows, config.prepare.rows_per_shard)]

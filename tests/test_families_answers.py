@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from kd.errors import ConfigError, RowFault
 from kd.families.base import Generated
-from kd.models import Loaded
+from kd.families.opening import open_family
+from kd.models import Loaded, ModelConfig
 from kd.rows import Segment
 from tests import tiny
 from tests.tiny_known import steered
@@ -58,6 +60,18 @@ def test_an_answer_that_ends_is_finished_and_unknown_words_stay_visible(models: 
     assert said.text == f"{word}<unk>"
     (cut,) = tiny.family(loaded, max_answer_tokens=2).read(tiny.of_ids([3, 4, 1])).generate()
     assert (cut.ids, cut.finished) == ([5, 2], False)
+
+
+@pytest.mark.parametrize("limit", [2, 5, 9])
+def test_a_limit_is_one_less_than_the_max_length_of_generate_which_counts_the_start(
+    models: dict[str, Loaded], limit: int
+) -> None:
+    """So gen_max_len = 64 in the code of Distilling step-by-step is max_generated_tokens: 63."""
+    family = open_family(models["t5"], ModelConfig(name="x", max_answer_tokens=20, max_generated_tokens=limit))
+    (said,) = family.read(tiny.of_ids([3, 4, 1])).generate()
+    (ids,) = models["t5"].model.generate(torch.tensor([[3, 4, 1]]), max_length=limit + 1, do_sample=False, num_beams=1).tolist()
+    assert (said.ids, said.finished) == (ids[1:], False)
+    assert len(said.ids) == limit
 
 
 def test_rows_that_end_early_wait_for_the_others(models: dict[str, Loaded]) -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from kd.errors import ConfigError, RowFault
 from kd.families.base import Family
+from kd.families.opening import open_family
 from kd.families.text import Encoded
-from kd.models import Loaded
+from kd.models import Loaded, ModelConfig
 from kd.rows import Segment, Span
 from kd.vocabulary import train_tokenizer
 from tests import tiny
@@ -163,6 +164,10 @@ def test_a_limit_beyond_the_model_s_positions_is_refused(models: dict[str, Loade
         tiny.family(models["bart"], 65)
     with pytest.raises(ConfigError, match="max_answer_tokens: the model has 64 positions, got 65"):
         tiny.family(models["pair"], 64, 65)
+    with pytest.raises(ConfigError, match="max_generated_tokens: the model has 64 positions, got 65"):
+        open_family(models["pair"], ModelConfig(name="x", max_input_tokens=64, max_generated_tokens=65))
+    with pytest.raises(ConfigError, match=r"max_input_tokens \+ max_generated_tokens: the model has 80 positions, got 81"):
+        open_family(models["gpt2"], ModelConfig(name="x", max_input_tokens=64, max_answer_tokens=8, max_generated_tokens=17))
     tiny.family(models["t5"], 5000, 5000)
     with pytest.raises(ConfigError, match=r"max_input_tokens \+ max_answer_tokens: the model has 80 positions, got 81"):
         tiny.family(models["gpt2"], 73, 8)

@@ -57,6 +57,14 @@ def test_a_students_answer_is_the_targets_or_the_teachers(tmp_path: Path) -> Non
     assert [made.target_ids for made in learned["teacher"]] == [river, river]
 
 
+def test_an_llms_label_is_learned_in_place_of_the_target_and_a_row_without_one_teaches_nothing(tmp_path: Path) -> None:
+    rows = [rationale_row(example(llm_label=label), "find") for label in (" river", None, "  ")]
+    tokens = family(load(tiny_source(tmp_path), "cpu"))
+    first, *others = Featurise(MultiTask(), tiny_source(tmp_path), "llm").open()(rows, Counter())
+    assert first.target_ids == [tokens.encode_answer("river"), tokens.encode_answer("find")]
+    assert [made.tally() for made in others] == [("teaches_nothing",)] * 2
+
+
 def test_a_teacher_who_said_nothing_teaches_nothing(tmp_path: Path) -> None:
     silent = replace(rationale_row(example(target=None), ""), explained_answer="")
     (made,) = Featurise(LabelOnly(), tiny_source(tmp_path), "teacher").open()([silent], Counter())

@@ -29,7 +29,7 @@ from kd.rationales import AttributionSource, NoSource, RationalesConfig, TopK
 from kd.rows import Example
 from kd.store import Store
 from kd.tasks.columns import Columns
-from tests.mini import PRICES, TINY, mini_config, prepared, write_mini
+from tests.mini import PRICES, TINY, mini_config, prepared, without_teacher, write_mini
 from tests.test_rows import example
 from tests.tiny import examples, family, tiny_source, tiny_t5
 
@@ -161,6 +161,20 @@ def test_a_plan_without_a_probe_reads_no_weights(tmp_path: Path) -> None:
     assert plan.stages["evaluate"].rows == 20 * 3
     assert all(size > 0 for size in plan.output_bytes.values())
     assert sum(count for _, count in plan.splits["train"].histogram) == 60
+
+
+def test_a_plan_without_a_teacher_counts_the_students_tokens_and_explains_nothing(tmp_path: Path) -> None:
+    config = without_teacher(write_mini(tmp_path))
+    plan = make_plan(config, of_corpus(config.task), PRICES, None, probing=True, local=True)
+    assert (plan.probe, plan.attribution, plan.batches) == (None, None, None)
+    assert list(plan.stages) == ["train", "evaluate"]
+    assert (plan.stages["train"].rows, plan.stages["evaluate"].rows) == (4 * 8 * 2, 20 * 2)
+    assert set(plan.output_bytes) == {"examples", "rationales", "students", "predictions"}
+    assert all(size > 0 for size in plan.output_bytes.values())
+    text = to_text(plan)
+    assert "Rows, and input tokens of the student" in text
+    assert "nothing (no teacher)" in text
+    assert "attribution.batch_tokens" not in text
 
 
 def test_a_teacher_that_can_take_no_row_is_refused(tmp_path: Path) -> None:

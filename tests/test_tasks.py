@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from kd.errors import InputError
 from kd.tasks.anli import Anli
-from kd.tasks.base import Files, is_content_uid, normalise
+from kd.tasks.base import Files, Match, is_content_uid, normalise
 from kd.tasks.commonsense_qa import CommonsenseQA
 from kd.tasks.holdout import Holdout
 from kd.tasks.svamp import Svamp
@@ -117,3 +117,27 @@ def test_a_missing_column_is_named_with_those_that_are_there_and_the_key_to_set(
     with pytest.raises(InputError, match=r"column answer or label or answerKey"):
         CommonsenseQA(id=None).check_columns({"train": {"question", "choices"}})
     CommonsenseQA(id=None).check_columns({"train": {"question", "choices", "answer"}, "test": {"question", "choices"}})
+
+
+@pytest.mark.parametrize(
+    ("match", "right"),
+    [
+        ("exact", ["water bottle"]),
+        ("normalised", ["water bottle", "Water  bottle.", " water bottle"]),
+        ("value", []),
+    ],
+)
+def test_a_task_says_when_a_text_is_right(match: Match, right: list[str]) -> None:
+    answers = ["water bottle", "Water  bottle.", " water bottle", "water", ""]
+    task = CommonsenseQA(match=match)
+    assert [answer for answer in answers if task.judge(answer, "water bottle")] == right
+
+
+@pytest.mark.parametrize(
+    ("match", "right"),
+    [("exact", ["( 6.0 * 12.0 )"]), ("normalised", ["( 6.0 * 12.0 )", "( 6.0  * 12.0 )."]), ("value", ["( 6.0 * 12.0 )", "72"])],
+)
+def test_a_task_says_when_an_equation_is_right(match: Match, right: list[str]) -> None:
+    answers = ["( 6.0 * 12.0 )", "( 6.0  * 12.0 ).", "72", "( 6.0 *", "72 pens"]
+    assert [answer for answer in answers if Svamp(match=match).judge(answer, "( 6.0 * 12.0 )")] == right
+    assert Svamp().match == "value"

@@ -125,9 +125,10 @@ class Answerer:
     def _read(self, said: Generated, row: Example) -> str | None:
         """The answer in what was generated; None where it cannot be read.
 
-        Where there is a label set, it is the label that was generated (`Family.label_of`). Elsewhere it is the text
-        itself, unless that is empty or the task cannot judge it: what a task can read is right for itself.
+        Where there is a label set, it is the label that was generated (`Family.label_of`), as the task judges. Elsewhere it is
+        the text itself, unless that is empty or the task cannot judge it: what a task can read is right for itself.
         """
+        judge = self._recipe.task.judge
         if row.label_set:
-            return self._family.label_of(said, row.label_set)
-        return said.text if normalise(said.text) and self._recipe.task.judge(said.text, said.text) else None
+            return self._family.label_of(said, row.label_set, judge)
+        return said.text if normalise(said.text) and judge(said.text, said.text) else None

@@ -18,7 +18,7 @@ from kd.errors import ConfigError, RowFault
 from kd.families.text import Encoded, Reader, as_fault
 from kd.models import Loaded
 from kd.rows import Segment
-from kd.tasks.base import normalise
+from kd.tasks.base import reads_alike
 
 Answer = list[int]
 """Target ids of an answer: what the model is to write, its end-of-sequence token included; a classifier's is its class."""
@@ -90,6 +90,7 @@ class Family(ABC):
     loaded: Loaded
     max_input_tokens: int
     max_answer_tokens: int
+    max_generated_tokens: int
     _answers: Callable[[str], tuple[int, ...]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -145,19 +146,19 @@ class Family(ABC):
         for label in labels:
             self._answers(label)
 
-    def label_of(self, said: Generated, labels: Sequence[str]) -> str | None:
-        """The label that was generated: token by token, or in a text that reads the same; None for no or several labels.
+    def label_of(self, said: Generated, labels: Sequence[str], is_same: Callable[[str, str], bool] = reads_alike) -> str | None:
+        """The label that was generated: token by token, or in a text that `is_same`; None for no or several labels.
 
         Raises what `check_labels` does.
         """
         same = [label for label in labels if self._answers(label) == tuple(said.ids)]
         if not same:
-            same = [label for label in labels if normalise(label) == normalise(said.text)]
+            same = [label for label in labels if is_same(said.text, label)]
         return same[0] if len(set(same)) == 1 else None
 
     def size(self, encoded: Encoded, answers: Sequence[Answer]) -> tuple[int, int]:
         """Input and answer tokens that a row takes in a batch; without answers the most that may be generated."""
-        return len(encoded.ids), max(map(len, answers), default=self.max_answer_tokens)
+        return len(encoded.ids), max(map(len, answers), default=self.max_generated_tokens)
 
     # --- tokens to answers ---
 

@@ -126,8 +126,8 @@ class DecoderOnly(Generative):
         self._template_lead = self._lead_of_template() if self.loaded.chat_template else 0
         self.ends = tuple(end) if isinstance(end, list) else (end,)
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
-        both = self.max_input_tokens + self.max_answer_tokens
-        check_positions(self.model.config, "max_input_tokens + max_answer_tokens", both)
+        for name, tokens in (("max_answer_tokens", self.max_answer_tokens), ("max_generated_tokens", self.max_generated_tokens)):
+            check_positions(self.model.config, f"max_input_tokens + {name}", self.max_input_tokens + tokens)
 
 
 def _led(text: str) -> Frame:

@@ -75,3 +75,4 @@ class EncoderDecoder(Generative):
         self.ends = tuple(end) if isinstance(end, list) else (end,)
         check_positions(self.model.get_encoder().config, "max_input_tokens", self.max_input_tokens)
         check_positions(self.model.get_decoder().config, "max_answer_tokens", self.max_answer_tokens)
+        check_positions(self.model.get_decoder().config, "max_generated_tokens", self.max_generated_tokens)

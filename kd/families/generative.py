@@ -92,7 +92,7 @@ class GenerativeReading(Reading):
         step = opening.first.argmax(-1, keepdim=True)
         written, ended = [step], torch.isin(step, ends)
         cache = branched(opening.cache)
-        while len(written) < family.max_answer_tokens and not ended.all():
+        while len(written) < family.max_generated_tokens and not ended.all():
             step = family.write(opening, cache, len(written) - 1, step)[:, -1].argmax(-1, keepdim=True)
             written.append(step)
             ended |= torch.isin(step, ends)

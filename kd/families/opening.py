@@ -13,7 +13,7 @@ from kd.models import Loaded, ModelConfig, ModelSource, load
 
 def open_family(loaded: Loaded, limits: ModelConfig) -> Family:
     """A loaded model as its family, within the config's limits."""
-    return _family_of(loaded)(loaded, limits.max_input_tokens, limits.max_answer_tokens)
+    return _family_of(loaded)(loaded, limits.max_input_tokens, limits.max_answer_tokens, limits.generated_tokens)
 
 
 def load_family(source: ModelSource, device: str, threads: int) -> Family:

@@ -70,7 +70,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class GpuPlan:
-    """One type of GPU: hours by stage, their sum and price, and how many of them attribute within an hour.
+    """One type of GPU: hours by stage, their sum and price, and how many of them attribute within an hour (0: nothing to).
 
     `too_small` are the stages whose model does not fit on one.
     """
@@ -98,12 +98,13 @@ class TimePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All of it. `output_bytes` is by folder of the run directory; `probe` and `attribution` are None without a probe."""
+    """All of it. `output_bytes` is by folder of the run directory; `probe` and `attribution` are None without a probe, and
+    `batches` without a teacher."""
 
     name: str
     splits: Mapping[str, SplitPlan]
     stages: Mapping[str, StagePlan]
-    batches: BatchPlan
+    batches: BatchPlan | None
     gpus: Sequence[GpuPlan]
     share_of_peak: float
     output_bytes: Mapping[str, int]
@@ -123,7 +124,8 @@ def on_gpu(gpu: Gpu, prices: Prices, stages: Mapping[str, StagePlan]) -> GpuPlan
     hours = {title: prices.hours(gpu, stage.flops) for title, stage in stages.items()}
     total = sum(hours.values())
     small = [title for title, stage in stages.items() if stage.memory_gib > gpu.memory_gib]
-    return GpuPlan(gpu.type, hours, total, total * gpu.usd_per_hour, max(1, math.ceil(hours["attribute"])), small)
+    enough = max(1, math.ceil(hours["attribute"])) if "attribute" in hours else 0
+    return GpuPlan(gpu.type, hours, total, total * gpu.usd_per_hour, enough, small)
 
 
 def on_actors(probe: Probe, actors: int, local: bool, shards: Sequence[int]) -> TimePlan:

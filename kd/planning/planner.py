@@ -12,13 +12,14 @@ from kd.models import ModelSource
 from kd.planning.batches import suggested_batches
 from kd.planning.compute import answered, attributed, trained
 from kd.planning.lengths import histogram, openable
-from kd.planning.plan import Plan, SplitPlan, StagePlan, cut_in_shards, on_actors, on_gpu, suggested_shard
+from kd.planning.plan import BatchPlan, Plan, SplitPlan, StagePlan, cut_in_shards, on_actors, on_gpu, suggested_shard
 from kd.planning.price import Prices
 from kd.planning.probe import Probe, actors_here, actors_like_these, probe, spread
 from kd.planning.rows import bytes_per_row
 from kd.planning.sample import SplitSample
 from kd.planning.sampled import Sampled, read
 from kd.rows import Attribution, Example, Features, RationaleRow
+from kd.training.config import TeachConfig
 
 TRAINING_BYTES = 16
 """Of a weight in training: itself, its gradient, AdamW's two states and, in bfloat16, the copy in float32."""
@@ -36,7 +37,8 @@ def make_plan(
     """The plan of a run.
 
     Args:
-        samples: by split. teacher: the one that `teach` left, if it has; else its starting weights stand for it.
+        samples: by split. teacher: the one that `teach` left, if it has; else its starting weights stand for it. In a run
+            without a teacher nothing is explained, and so nothing probed.
         probing: whether rows are explained here, to see how fast; otherwise no weights are loaded.
         local: whether the run will have this machine alone, and no running cluster.
 
@@ -46,25 +48,26 @@ def make_plan(
     phrases = sorted({phrase for variant in config.training.variants for phrase in variant.objective.prefixes})
     rows = samples["train"].examples
     with ExitStack() as opened:
-        source = teacher or opened.enter_context(openable(config.teacher, rows, phrases))
+        source = teacher
+        if source is None and config.teacher is not None:
+            source = opened.enter_context(openable(config.teacher, rows, phrases))
         student = opened.enter_context(openable(config.student, rows, phrases))
         sampled = Sampled(config, samples, source, student)
-        found = _probed(sampled) if probing else None
+        found = _probed(sampled, source) if probing and source is not None else None
         return _planned(sampled, prices, found, local, starting=config.teach is not None and teacher is None)
 
 
 def _planned(sampled: Sampled, prices: Prices, found: Probe | None, local: bool, starting: bool) -> Plan:
     config, splits = sampled.config, _splits(sampled)
     stages = _stages(sampled, splits)
-    shards = [size for rows in sampled.explained.values() for size in cut_in_shards(rows, config.prepare.rows_per_shard)]
+    explained = list(sampled.explained.values()) or [sampled.rationalised]
+    shards = [size for rows in explained for size in cut_in_shards(rows, config.prepare.rows_per_shard)]
     cluster, rate = config.cluster, found.rows_per_s if found else None
     return Plan(
         name=config.name,
         splits=splits,
         stages=stages,
-        batches=suggested_batches(
-            _shard_sizes(sampled), config.attribution.batch_tokens, found.rows_per_s_by_budget if found else {}
-        ),
+        batches=_batches(sampled, found) if sampled.teacher else None,
         gpus=[on_gpu(gpu, prices, stages) for gpu in prices.gpus],
         share_of_peak=prices.share_of_peak,
         output_bytes=_output_bytes(sampled, stages, found),
@@ -75,25 +78,26 @@ def _planned(sampled: Sampled, prices: Prices, found: Probe | None, local: bool,
     )
 
 
-def _probed(sampled: Sampled) -> Probe:
+def _probed(sampled: Sampled, teacher: ModelSource) -> Probe:
     """A shard's rows explained on this machine."""
     config, cluster = sampled.config, sampled.config.cluster
-    recipe = Attribute(config.attribution, sampled.teacher, cluster.model_device, cluster.threads_per_actor)
+    recipe = Attribute(config.attribution, teacher, cluster.model_device, cluster.threads_per_actor)
     rows = sampled.lengths[sampled.largest].rows
     return probe(recipe, spread(rows, min(len(rows), config.prepare.rows_per_shard)), actors_here(cluster))
 
 
-def _shard_sizes(sampled: Sampled) -> list[tuple[int, int]]:
-    """Input and answer tokens of the rows of one shard."""
-    return [row.size for row in sampled.lengths[sampled.largest].of_rows][: sampled.config.prepare.rows_per_shard]
+def _batches(sampled: Sampled, found: Probe | None) -> BatchPlan:
+    """Micro-batches for the rows of one shard."""
+    sizes = [row.size for row in sampled.lengths[sampled.largest].of_rows][: sampled.config.prepare.rows_per_shard]
+    return suggested_batches(sizes, sampled.config.attribution.batch_tokens, found.rows_per_s_by_budget if found else {})
 
 
 def _splits(sampled: Sampled) -> dict[str, SplitPlan]:
-    shape = shape_of(sampled.teacher_family.loaded)
+    shape, has_teacher = shape_of(sampled.reader.loaded), sampled.teacher is not None
     found = {}
     for split, sample in sampled.samples.items():
         lengths = sampled.lengths[split]
-        flops = [attributed(shape, sampled.config.attribution, row) for row in lengths.of_rows]
+        flops = [attributed(shape, sampled.config.attribution, row) if has_teacher else 0.0 for row in lengths.of_rows]
         found[split] = SplitPlan(
             rows=sample.rows,
             counted=sample.counted,
@@ -116,15 +120,17 @@ def _splits(sampled: Sampled) -> dict[str, SplitPlan]:
 
 def _stages(sampled: Sampled, splits: Mapping[str, SplitPlan]) -> dict[str, StagePlan]:
     """In the order in which they run."""
-    teach = {"teach": _teaching(sampled)} if sampled.config.teach else {}
-    explained = sum(split.explained * split.attribution_gflop_per_row * 1e9 for split in splits.values())
-    attribute = StagePlan(sum(sampled.explained.values()), explained, _gib(sampled.teacher_family))
-    return {**teach, "attribute": attribute, "train": _training(sampled), "evaluate": _evaluation(sampled)}
+    stages = {}
+    if sampled.config.teach is not None:
+        stages["teach"] = _teaching(sampled, sampled.config.teach)
+    if sampled.teacher is not None:
+        flops = sum(split.explained * split.attribution_gflop_per_row * 1e9 for split in splits.values())
+        stages["attribute"] = StagePlan(sum(sampled.explained.values()), flops, _gib(sampled.reader))
+    return {**stages, "train": _training(sampled), "evaluate": _evaluation(sampled)}
 
 
-def _teaching(sampled: Sampled) -> StagePlan:
-    teach, family = sampled.config.teach, sampled.teacher_family
-    assert teach is not None  # asked only where there is one
+def _teaching(sampled: Sampled, teach: TeachConfig) -> StagePlan:
+    family = sampled.reader
     flops = trained(shape_of(family.loaded), teach, sampled.taught, _validation(sampled))
     return StagePlan(teach.steps * teach.batch_rows, flops, _gib(family, TRAINING_BYTES))
 
@@ -138,15 +144,17 @@ def _training(sampled: Sampled) -> StagePlan:
 
 
 def _evaluation(sampled: Sampled) -> StagePlan:
-    """The teacher and every student answer the evaluated split."""
+    """The teacher, if there is one, and every student answer the evaluated split."""
     config = sampled.config.evaluation
     sample = sampled.samples[config.split]
     rows = min(sample.rows, config.limit_rows or sample.rows)
+    models = [(sampled.student_family, sampled.students)]
+    models += [(sampled.teacher_family, 1)] if sampled.teacher_family else []
     flops = 0.0
-    for family, models in ((sampled.teacher_family, 1), (sampled.student_family, sampled.students)):
+    for family, count in models:
         shape = shape_of(family.loaded)
-        flops += models * rows * statistics.fmean(answered(shape, row) for row in read(family, sample).of_rows)
-    return StagePlan(rows * (1 + sampled.students), flops, max(_gib(sampled.teacher_family), _gib(sampled.student_family)))
+        flops += count * rows * statistics.fmean(answered(shape, row) for row in read(family, sample).of_rows)
+    return StagePlan(rows * sum(count for _, count in models), flops, max(_gib(family) for family, _ in models))
 
 
 def _validation(sampled: Sampled) -> int:
@@ -164,27 +172,34 @@ def _gib(family: Family, bytes_per_weight: int | None = None) -> float:
 
 def _output_bytes(sampled: Sampled, stages: Mapping[str, StagePlan], found: Probe | None) -> dict[str, int]:
     """By folder of the run directory. Models are counted as their weights."""
-    explained, train = sum(sampled.explained.values()), sampled.samples["train"].rows
     example = bytes_per_row(sampled.lengths["train"].rows, Example)
-    attribution = found.bytes_per_row if found and found.bytes_per_row else bytes_per_row(sampled.attributed, Attribution)
     rationale = sum(bytes_per_row(rows, RationaleRow) for rows in sampled.rationales.values())
     features = sum(bytes_per_row(rows, Features) for rows in sampled.learned.values())
     students = sampled.students * _gib(sampled.student_family) * 2**30
-    teacher = train * bytes_per_row(sampled.taught, Features) + _gib(sampled.teacher_family) * 2**30
     sizes = {
         "examples": sum(sample.rows for sample in sampled.samples.values()) * example,
-        **({"teacher": teacher} if sampled.config.teach else {}),
-        "attributions": explained * attribution,
-        "rationales": explained * rationale,
-        "students": sampled.explained["train"] * features + students,
+        **_teacher_bytes(sampled, found),
+        "rationales": sampled.rationalised * rationale,
+        "students": sampled.learnt_from * features + students,
         "predictions": stages["evaluate"].rows * example,
     }
     return {folder: round(size) for folder, size in sizes.items()}
 
 
+def _teacher_bytes(sampled: Sampled, found: Probe | None) -> dict[str, float]:
+    """What the teacher and its attributions take; nothing in a run without one."""
+    if sampled.teacher is None:
+        return {}
+    teacher = sampled.samples["train"].rows * bytes_per_row(sampled.taught, Features) + _gib(sampled.reader) * 2**30
+    attribution = found.bytes_per_row if found and found.bytes_per_row else bytes_per_row(sampled.attributed, Attribution)
+    taught = {"teacher": teacher} if sampled.config.teach else {}
+    return taught | {"attributions": sum(sampled.explained.values()) * attribution}
+
+
 def _notes(config: Config, prices: Prices, starting: bool) -> list[str]:
     """What limits the numbers, in sentences. `starting`: the probe used a teacher that is yet to be fine-tuned."""
-    precisions = {"teacher.dtype": config.teacher.dtype, "training.precision": config.training.precision}
+    precisions = {"teacher.dtype": config.teacher.dtype} if config.teacher else {}
+    precisions |= {"training.precision": config.training.precision}
     precisions |= {"teach.precision": config.teach.precision} if config.teach else {}
     slow = [key for key, precision in precisions.items() if precision == "float32"]
     said = {

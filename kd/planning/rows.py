@@ -48,8 +48,8 @@ def _attributed(row: Example, length: Length, method: str, draw: random.Random) 
     )
 
 
-def rationales(config: RationalesConfig, rows: Sequence[Attribution]) -> dict[str, list[RationaleRow]]:
-    """What each source of rationales makes of attributed rows, by its name."""
+def rationales(config: RationalesConfig, rows: Sequence[Example]) -> dict[str, list[RationaleRow]]:
+    """What each source of rationales makes of rows, attributed ones where it needs that, by its name."""
     return {source.name: done(Rationalise(config, source), rows, RationaleRow) for source in config.sources}
 
 

@@ -21,7 +21,7 @@ LEARNED_ROWS = 200
 
 @dataclass(frozen=True)
 class Sampled:
-    """A run's sample. Models are opened without weights.
+    """A run's sample. Models are opened without weights. Without a teacher nothing is explained.
 
     Raises:
         ConfigError, InputError: a model cannot be opened, or can read or learn no sampled row.
@@ -29,24 +29,39 @@ class Sampled:
 
     config: Config
     samples: Mapping[str, SplitSample]
-    teacher: ModelSource
+    teacher: ModelSource | None
     student: ModelSource
 
     @cached_property
     def explained(self) -> dict[str, int]:
         """Rows to attribute, by split."""
-        asked = self.config.attribution.splits
+        asked = self.config.attribution.splits if self.teacher else {}
         return {split: min(self.samples[split].rows, most or self.samples[split].rows) for split, most in asked.items()}
 
     @property
     def largest(self) -> str:
-        """The split of which most rows are attributed."""
-        return max(self.explained, key=lambda split: self.explained[split])
+        """The split of which most rows are attributed; train where none is."""
+        return max(self.explained, key=lambda split: self.explained[split], default="train")
+
+    @property
+    def rationalised(self) -> int:
+        """Rows that get rationales."""
+        return sum(self.explained.values()) if self.teacher else self.samples["train"].rows
+
+    @property
+    def learnt_from(self) -> int:
+        """Rows of train that students learn from."""
+        return self.explained["train"] if self.teacher else self.samples["train"].rows
 
     @cached_property
-    def teacher_family(self) -> Family:
+    def teacher_family(self) -> Family | None:
         """The teacher, without weights."""
-        return open_family(load(self.teacher, "meta"), self.config.teacher)
+        return open_family(load(self.teacher, "meta"), self.teacher.config) if self.teacher else None
+
+    @property
+    def reader(self) -> Family:
+        """The model whose tokens are counted: the teacher, or without one the student."""
+        return self.teacher_family or self.student_family
 
     @cached_property
     def student_family(self) -> Family:
@@ -55,8 +70,8 @@ class Sampled:
 
     @cached_property
     def lengths(self) -> dict[str, Lengths]:
-        """Each split as the teacher reads it."""
-        return {split: read(self.teacher_family, sample) for split, sample in self.samples.items()}
+        """Each split as `reader` reads it."""
+        return {split: read(self.reader, sample) for split, sample in self.samples.items()}
 
     @cached_property
     def attributed(self) -> list[Attribution]:
@@ -65,14 +80,16 @@ class Sampled:
 
     @cached_property
     def rationales(self) -> dict[str, list[RationaleRow]]:
-        """The same with rationales of their size, by source."""
-        return rationales(self.config.rationales, self.attributed)
+        """Rows of train with rationales of their size, by source."""
+        return rationales(self.config.rationales, self.attributed if self.teacher else self.lengths["train"].rows)
 
     @cached_property
     def taught(self) -> list[Features]:
         """What rows of train teach the teacher; nothing where it is used as it is."""
         teach = self.config.teach
-        return [] if teach is None else _features("teach", Featurise(teach.objective, self.teacher), self.lengths["train"].rows)
+        if teach is None or self.teacher is None:
+            return []
+        return _features("teach", Featurise(teach.objective, self.teacher), self.lengths["train"].rows)
 
     @cached_property
     def learned(self) -> dict[str, list[Features]]:

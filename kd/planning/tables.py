@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping
 
 from kd.planning.plan import SHARDS_PER_ACTOR, BatchPlan, Plan, SplitPlan
-from kd.reporting.tables import Table, as_text, percent
+from kd.reporting.tables import MISSING, Table, as_text, percent
 
 BAR = 40
 """Characters of a histogram's longest bar."""
@@ -35,8 +35,9 @@ def corpus_table(splits: Mapping[str, SplitPlan]) -> Table:
         for name, split in splits.items()
     ]
     columns = ("split", "rows", "from", "explained", "mean", "median", "longest", "cut %", "errors in sample")
-    note = "explained: rows that `attribute` takes. cut %: rows that lose tokens to teacher.max_input_tokens."
-    return Table("Rows, and input tokens of the teacher", columns, lines, notes=[note], left=frozenset({"split", "from"}))
+    reader = "teacher" if any(split.explained for split in splits.values()) else "student"
+    note = f"explained: rows that `attribute` takes. cut %: rows that lose tokens to {reader}.max_input_tokens."
+    return Table(f"Rows, and input tokens of the {reader}", columns, lines, notes=[note], left=frozenset({"split", "from"}))
 
 
 def length_table(splits: Mapping[str, SplitPlan]) -> Table:
@@ -81,7 +82,7 @@ def price_table(plan: Plan) -> Table:
             *(_figure(gpu.hours[title]) for title in titles),
             _figure(gpu.total_hours),
             "<0.01" if 0 < gpu.usd < 0.01 else f"{gpu.usd:,.2f}",
-            f"{gpu.to_attribute_in_an_hour:,}",
+            f"{gpu.to_attribute_in_an_hour:,}" if gpu.to_attribute_in_an_hour else MISSING,
         )
         for gpu in plan.gpus
     ]
@@ -106,7 +107,7 @@ def _figure(value: float) -> str:
 
 def _probed(plan: Plan) -> list[str]:
     if plan.probe is None or plan.attribution is None:
-        return ["nothing (--no-probe)"]
+        return ["nothing (no teacher)" if plan.batches is None else "nothing (--no-probe)"]
     probe, time = plan.probe, plan.attribution
     those = f"{probe.at_once} actor{'s' * (probe.at_once > 1)} at once on {probe.device}, torch threads {probe.threads}"
     such = f"{time.actors} such actor{'s' * (time.actors > 1)}"
@@ -121,10 +122,10 @@ def _probed(plan: Plan) -> list[str]:
 def _suggested(plan: Plan) -> list[str]:
     size = "" if plan.probe is None else ", a minute of work each at most"
     return [
-        *_workers(plan),
+        *(_workers(plan) if plan.batches else []),
         f"shards        prepare.rows_per_shard: {plan.rows_per_shard}",
         f"              ({SHARDS_PER_ACTOR} or more for each of cluster.max_actors{size})",
-        *_batches(plan.batches),
+        *(_batches(plan.batches) if plan.batches else []),
     ]
 
 

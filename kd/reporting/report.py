@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kd.evaluation.metrics import METRICS, over_seeds
 from kd.manifests import Manifest
+from kd.rationales import UNEXPLAINED
 from kd.reporting.heatmap import drawn
 from kd.reporting.plots import dot_plot
 from kd.reporting.tables import (
@@ -180,12 +181,13 @@ def to_markdown(report: Report) -> str:
 def _facts(row: Attribution) -> dict[str, str]:
     """What stands beside an example, in words."""
     options = [] if any(segment.role == "choice" for segment in row.segments) else row.label_set
-    facts = {
-        "gold answer": MISSING + " (no label)" if row.target is None else row.target,
-        "teacher wrote": row.generated or MISSING,
-        "teacher ranks first": row.ranked or MISSING + " (no set of answers)",
-        "explained": f"{row.explained_answer or MISSING} ({row.explained})",
-    }
+    facts = {"gold answer": MISSING + " (no label)" if row.target is None else row.target}
+    if row.method != UNEXPLAINED:
+        facts |= {
+            "teacher wrote": row.generated or MISSING,
+            "teacher ranks first": row.ranked or MISSING + " (no set of answers)",
+            "explained": f"{row.explained_answer or MISSING} ({row.explained})",
+        }
     facts |= {"answers to choose from": ", ".join(options)} if options else {}
     return facts | ({"rationale": row.rationale_text or MISSING + " (empty)"} if isinstance(row, RationaleRow) else {})
 

@@ -21,6 +21,14 @@ def value_of(equation: str) -> Fraction:
     return value
 
 
+def has_same_value(one: str, other: str) -> bool:
+    """Whether both are equations, of the same value."""
+    try:
+        return value_of(one) == value_of(other)
+    except ValueError:
+        return False
+
+
 def _tokens(equation: str) -> list[str]:
     """Numbers, operators and brackets, the first one last."""
     tokens, position = [], 0

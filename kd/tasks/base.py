@@ -16,11 +16,13 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from kd.errors import InputError, RowFault
 from kd.frozen import Frozen
 from kd.rows import Example, RowError
+from kd.tasks.arithmetic import has_same_value
 from kd.tasks.fields import Record, id_at, is_in
 from kd.tasks.holdout import Holdout
 from kd.tasks.parsed import Need, Parsed, check
 
 Format = Literal["auto", "parquet", "jsonl", "csv"]
+Match = Literal["normalised", "exact", "value"]
 _CONTENT_UID = re.compile(r"[a-z]+/#[0-9a-f]{20}")
 _GLOB = re.compile(r"[*?\[]")
 _FILE = re.compile(r"\.(parquet|jsonl|ndjson|json|csv)(\.gz)?$")
@@ -103,6 +105,9 @@ class TaskConfig(Frozen):
     """Take the first rows of a split only."""
     llm: SideFile | None = None
     """Rationales of another model in a file of their own; null = those in the records, if any."""
+    match: Match = "normalised"
+    """When an answer is right. `exact`: it has the target's very characters; `normalised`: the same but for case, white space
+    and a final full stop; `value`: as an equation it has the target's value, and what has none is never right."""
 
     @abstractmethod
     def parse(self, record: Record) -> Parsed:
@@ -118,8 +123,10 @@ class TaskConfig(Frozen):
         return False
 
     def judge(self, answer: str, target: str) -> bool:
-        """Whether an answer is right: equal to the target after `normalise`."""
-        return normalise(answer) == normalise(target)
+        """Whether an answer is right, as `match` says."""
+        if self.match == "value":
+            return has_same_value(answer, target)
+        return answer == target if self.match == "exact" else reads_alike(answer, target)
 
     @property
     def described(self) -> dict[str, Any]:
@@ -249,6 +256,11 @@ def is_content_uid(uid: str) -> bool:
 def normalise(answer: str) -> str:
     """An answer for comparison: lower case, white space collapsed and stripped, without a final full stop."""
     return " ".join(answer.lower().split()).removesuffix(".").rstrip()
+
+
+def reads_alike(one: str, other: str) -> bool:
+    """Whether two answers are the same after `normalise`."""
+    return normalise(one) == normalise(other)
 
 
 def folder_and_pattern(path: str) -> tuple[str, str | None]:

@@ -5,13 +5,12 @@ value of its equation, not by its text.
 """
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any, Literal
 
 from kd.errors import RowFault
 from kd.rows import Segment
-from kd.tasks.arithmetic import value_of
-from kd.tasks.base import Files, TaskConfig
+from kd.tasks.arithmetic import has_same_value
+from kd.tasks.base import Files, Match, TaskConfig
 from kd.tasks.fields import Record, optional_text_at, text_at
 from kd.tasks.holdout import Holdout
 from kd.tasks.parsed import Need, Parsed
@@ -53,6 +52,8 @@ class Svamp(TaskConfig):
     """Column with the record's id; null = the uid is a hash of the record's content."""
     holdout: Holdout | None = Holdout(fraction=0.1, seed=0, by="position")
     """Validation is a part of train."""
+    match: Match = "value"
+    """When an answer is right: by default where its equation has the value of the record's."""
 
     def needs(self) -> Sequence[Need]:
         key = "task.type (columns maps any names)"
@@ -61,7 +62,7 @@ class Svamp(TaskConfig):
 
     def parse(self, record: Record) -> Parsed:
         equation = optional_text_at(record, "equation", "Equation")
-        if equation is not None and _value(equation) is None:
+        if equation is not None and not has_same_value(equation, equation):
             raise RowFault("unparsable", f"equation: expected numbers, + - * / and brackets; got {equation!a:.60}")
         return Parsed(
             segments=[
@@ -74,15 +75,3 @@ class Svamp(TaskConfig):
             llm_rationale=optional_text_at(record, "llm_rationale"),
             llm_label=optional_text_at(record, "llm_label"),
         )
-
-    def judge(self, answer: str, target: str) -> bool:
-        """Whether both equations have the same value; what has none is never right."""
-        value = _value(answer)
-        return value is not None and value == _value(target)
-
-
-def _value(equation: str) -> Fraction | None:
-    try:
-        return value_of(equation)
-    except ValueError:
-        return None

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Answers = Literal["gold", "teacher"]
-"""What is learned as a row's answer: its target, or the teacher's explained answer."""
+Answers = Literal["gold", "teacher", "llm"]
+"""What is learned as a row's answer: its target, the teacher's explained answer, or the LLM's label that came with it."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,8 @@ def taught(row: Example, answers: Answers) -> Example:
     """The row with the answer to learn as its target. Raises TypeError for a teacher's answer to a row that none answered."""
     if answers == "gold":
         return row
+    if answers == "llm":
+        return dataclasses.replace(row, target=(row.llm_label or "").strip() or None)
     if not isinstance(row, Attribution):
         raise TypeError(f"expected an attributed row with the teacher's answer, got {type(row).__name__}")
     return dataclasses.replace(row, target=row.explained_answer or None)

@@ -118,8 +118,9 @@ class Queue:
                 raise StageError(f"{where} is not complete; run the stage that writes it first")
             if features.rows == sum(features.errors.values()) + features.counts.get("teaches_nothing", 0):
                 raise StageError(
-                    f"{where}: none of its {features.rows} rows has anything to teach; expected rows with a target."
-                    " For a corpus without labels set training.answers = teacher, and leave teach out"
+                    f"{where}: none of its {features.rows} rows has anything to teach; expected rows with a target, or with an"
+                    " llm_label where training.answers is llm. For a corpus without labels set training.answers = teacher (or"
+                    " llm), and leave teach out"
                 )
             if run.objective.needs_rationales:
                 self._check_rationales(run, features.inputs)
