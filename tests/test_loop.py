@@ -1,5 +1,6 @@
 """The training loop with plain torch: what it computes, and that a restart, a second run and another cut change nothing."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from kd.rows import Features, RationaleRow
 from kd.training.config import LoopConfig
 from kd.training.engine import TorchEngine, adamw, clip_gradient
 from kd.training.loop import State, Trainer
+from kd.training.order import Order
 from kd.training.progress import read_progress
 from kd.training.runs import MODEL, Queue, trained
 from kd.training.session import open_run, train_here
@@ -70,15 +72,59 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others(tmp_path: P
     assert losses(first, 0) != losses(first, 1)
 
 
-@pytest.mark.parametrize("micro_batch_rows", [1, 2, 4])
-def test_accumulation_changes_nothing(tmp_path: Path, micro_batch_rows: int) -> None:
-    # A third of the rows teaches nothing, so micro-batches of one row are often empty.
+@pytest.mark.parametrize("micro_batch_tokens", [1, 40, 90])
+def test_however_a_batch_is_cut_it_teaches_the_same(tmp_path: Path, micro_batch_tokens: int) -> None:
     at_once, in_parts = [
-        tiny_queue(tmp_path / str(rows), SHORT.model_copy(update={"micro_batch_rows": rows})) for rows in (8, micro_batch_rows)
+        tiny_queue(tmp_path / str(tokens), SHORT.model_copy(update={"micro_batch_tokens": tokens}))
+        for tokens in (10_000, micro_batch_tokens)
     ]
     train_here(at_once)
     train_here(in_parts)
     assert losses(in_parts) == pytest.approx(losses(at_once), rel=1e-5)
+    assert padding(in_parts) < padding(at_once)
+    assert [entry["tokens"] for entry in history(in_parts)] == [entry["tokens"] for entry in history(at_once)]
+
+
+def padding(queue: Queue) -> float:
+    return sum(entry["padding_frac"] for entry in history(queue))
+
+
+def test_tokens_and_padding_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    with trainer(tiny_queue(tmp_path, SHORT)) as fresh:
+        table, rows = fresh.lessons.table, fresh.lessons.order.rows_of_batch(0)
+        alone = table.batch(rows).share(0, 1, 90, 2)
+        shared = [table.batch(rows).share(rank, 2, 90, 2) for rank in (0, 1)]
+    sequences = [ids for part in alone.micro_batches for ids in (*part.input_ids, *part.target_ids)]
+    assert alone.tokens == sum(map(len, sequences))
+    computed = [len(part.term) * (max(map(len, part.input_ids)) + max(map(len, part.target_ids))) for part in alone.micro_batches]
+    assert alone.padding_tokens == sum(computed) - alone.tokens
+    assert sum(alone.target_tokens) == sum(len(ids) for part in alone.micro_batches for ids in part.target_ids)
+    assert {share.tokens for share in shared} == {alone.tokens}
+    assert {tuple(share.target_tokens) for share in shared} == {tuple(alone.target_tokens)}
+    assert shared[0].padding_tokens == shared[1].padding_tokens
+
+
+def test_the_thread_that_prepares_batches_ends_with_the_run_and_with_its_failure(tmp_path: Path) -> None:
+    before = threading.active_count()
+    with trainer(tiny_queue(tmp_path, SHORT)) as fresh:
+        state = fresh.train(ignore, lambda: None)
+        assert 0 < state.waited_s < state.seconds
+        assert threading.active_count() == before
+
+        def fail(state: State) -> None:
+            raise OSError("no space left")
+
+        fresh.state.step = 2
+        with pytest.raises(OSError, match="no space left"):
+            fresh.train(fail, lambda: None)
+        assert threading.active_count() == before
+
+
+def test_a_batch_that_cannot_be_prepared_fails_in_its_own_step(tmp_path: Path) -> None:
+    with trainer(tiny_queue(tmp_path, SHORT)) as fresh:
+        fresh.lessons = replace(fresh.lessons, order=Order([8, 8, 800], 8, 8, seed=0))
+        with pytest.raises(IndexError):
+            fresh.train(ignore, lambda: None)
 
 
 def test_a_restart_goes_on_exactly(tmp_path: Path) -> None:

@@ -22,14 +22,15 @@ SHORT = LoopConfig(steps=6, batch_rows=8, learning_rate=3e-3, clip_norm=0.5, wei
 
 
 def row(number: int, split: str) -> RationaleRow:
-    """A question of four words, the second of which decides the answer; every third row is unlabelled or errored."""
+    """A question of four words, the second of which decides the answer; every third row is unlabelled or errored, and of the
+    others every fifth has no rationale."""
     words = [WORDS[(number * step + step) % len(WORDS)] for step in (1, 3, 5, 7)]
     target = ("yes", "no")[WORDS.index(words[1]) % 2]
     plain = example(" ".join(words), ("yes", "no"), target, uid=f"{split}{number}", split=split)
     if split == "train" and number % 3 == 0:
         broken = RowError("too_long", "made so") if number % 2 else None
         plain = replace(plain, target=None, error=broken)
-    return rationale_row(plain, words[1])
+    return rationale_row(plain, words[1] if number % 5 else "")
 
 
 def rationale_row(plain: Example, text: str) -> RationaleRow:
