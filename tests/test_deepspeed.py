@@ -25,6 +25,7 @@ from tests.tiny_runs import SHORT, history, tiny_queue
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "losses.json"
 """What plain torch made of the first run. Where a change of it is meant, `python -m tests.test_deepspeed` writes it anew."""
+pytestmark = pytest.mark.timeout(900)  # the first test starts processes that work through all cases
 FULL = [name for name, case in CASES.items() if case.config.precision == "float32"]
 HALF = [name for name in CASES if name not in FULL]
 
@@ -58,7 +59,7 @@ def work_together(world: int, folder: Path) -> None:
             )
             for rank, log in enumerate(logs)
         ]
-        codes = [worker.wait(timeout=290) for worker in workers]
+        codes = [worker.wait(timeout=400) for worker in workers]
     assert set(codes) == {0}, "\n".join(log.read_text()[-3000:] for log in logs)
 
 

@@ -16,9 +16,6 @@ Group = list[int]
 Sizes = Sequence[tuple[int, int]]
 """Input and target tokens of each sequence."""
 
-_SLACKS = (1.05, 1.15, 1.3, 1.5, 2.0)
-"""How far above an even share of the tokens a smaller budget may lie that is tried for several workers."""
-
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -63,17 +60,14 @@ def cost(group: Group, sizes: Sizes) -> int:
 def _groups(sizes: Sizes, budget_tokens: int, world: int) -> list[Group]:
     """Groups within the budget, as many as a multiple of the workers where there are sequences enough; the largest first.
 
-    One worker takes them as they are cut. For several it is the way that needs no further pass and lets them wait least:
-    too few groups, whole batches in halves, or smaller budgets, whose last groups are less of a remainder.
+    One worker takes them as they are cut. For several the largest are halved until all have one in every pass: those of the
+    cut, or those of the batch as one group, whichever lets workers wait less.
     """
     groups = cut(sizes, budget_tokens)
     if world == 1 or not groups:
         return groups
     most = -(-len(groups) // world) * world
-    even = sum(map(sum, sizes)) / most
-    smaller = [cut(sizes, int(even * slack)) for slack in _SLACKS if even * slack < budget_tokens]
-    starts = [groups, [list(range(len(sizes)))], *(found for found in smaller if len(found) <= most)]
-    ways = [_filled(start, most, sizes) for start in starts]
+    ways = [_filled(start, most, sizes) for start in (groups, [list(range(len(sizes)))])]
     allowed = [way for way in ways if all(len(group) == 1 or cost(group, sizes) <= budget_tokens for group in way)]
     return min(allowed, key=lambda way: sum(cost(group, sizes) for group in way[::world]))
 

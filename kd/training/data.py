@@ -62,16 +62,11 @@ class Batch:
         inputs, targets = _Lists.of(self.table, "input_ids"), _Lists.of(self.table, "target_ids")
         sizes = list(zip(inputs.lengths.tolist(), targets.lengths.tolist(), strict=True))
         passes = deal(sizes, budget_tokens, world)
-        counts = np.bincount(term, targets.lengths, minlength=terms)
+        mine = [(dealt[rank].number, dealt[rank].group) for dealt in passes]
         tokens = sum(map(sum, sizes))
         return Share(
-            [
-                Sequences(
-                    mine.number, term[mine.group].tolist(), inputs.of_sequences(mine.group), targets.of_sequences(mine.group)
-                )
-                for mine in (dealt[rank] for dealt in passes)
-            ],
-            [int(count) for count in counts],
+            [Sequences(number, term[group].tolist(), inputs.some(group), targets.some(group)) for number, group in mine],
+            [int(count) for count in np.bincount(term, targets.lengths, minlength=terms)],
             tokens,
             sum(cost(each.group, sizes) for dealt in passes for each in dealt) - tokens,
         )
@@ -128,6 +123,6 @@ class _Lists:
     def lengths(self) -> Any:
         return np.diff(self.offsets)
 
-    def of_sequences(self, group: Sequence[int]) -> list[list[int]]:
+    def some(self, group: Sequence[int]) -> list[list[int]]:
         """Some of the inner lists; one numpy slice each, no token is touched in Python."""
         return [self.values[self.offsets[index] : self.offsets[index + 1]].tolist() for index in group]
