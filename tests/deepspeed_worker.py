@@ -28,6 +28,8 @@ from tests.tiny_runs import SHORT, tiny_queue
 TOKENS = {"all": 10_000, "some": 40, "one": 1}
 """What a micro-batch holds of a batch of the tiny queue: everything (half of it, for two), a few sequences, a single one."""
 
+DROPOUT = 0.1
+
 
 @dataclass(frozen=True)
 class Case:
@@ -37,6 +39,7 @@ class Case:
     stage: int
     changes: dict[str, Any] = field(default_factory=dict)
     resumes: bool = False
+    dropout: float = 0.0
 
     @property
     def config(self) -> LoopConfig:
@@ -55,6 +58,7 @@ def _cases() -> dict[str, Case]:
         found[f"two-zero{stage}-row"] = Case(2, stage, {"batch_rows": 1})
         found[f"one-zero{stage}"] = Case(1, stage)
         found[f"one-zero{stage}-all"] = Case(1, stage, {"micro_batch_tokens": TOKENS["all"]})
+    found["two-zero2-dropout"] = Case(2, 2, {"micro_batch_tokens": TOKENS["one"]}, dropout=DROPOUT)
     for stage in range(1, 4):
         found[f"two-zero{stage}-bfloat16"] = Case(2, stage, {"precision": "bfloat16"}, resumes=True)
         found[f"one-zero{stage}-bfloat16"] = Case(1, stage, {"precision": "bfloat16"})
@@ -120,11 +124,13 @@ def main(rank: int, world: int, port: int, folder: Path) -> None:
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    queue = tiny_queue(folder / f"corpus{world}-{rank}", SHORT)
-    with TemporaryDirectory() as scratch:
-        opened = open_run(queue, queue.items[0].run, Path(scratch), rank, world)
-        for name in (name for name, case in CASES.items() if case.world == world):
-            run(name, opened, queue, folder)
+    mine = {name: case for name, case in CASES.items() if case.world == world}
+    for dropout in sorted({case.dropout for case in mine.values()}):
+        queue = tiny_queue(folder / f"corpus{world}-{rank}-{dropout}", SHORT, dropout=dropout)
+        with TemporaryDirectory() as scratch:
+            opened = open_run(queue, queue.items[0].run, Path(scratch), rank, world)
+            for name in (name for name, case in mine.items() if case.dropout == dropout):
+                run(name, opened, queue, folder)
     distributed.destroy_process_group()
 
 

@@ -1,11 +1,8 @@
 """The training loop with plain torch: what it computes, and that a restart, a second run and another cut change nothing."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -17,25 +14,16 @@ from kd.models import Loaded, load, save
 from kd.rows import Features, RationaleRow
 from kd.training.config import LoopConfig
 from kd.training.engine import TorchEngine, adamw, clip_gradient
-from kd.training.loop import State, Trainer
-from kd.training.order import Order
+from kd.training.loop import State
 from kd.training.progress import read_progress
 from kd.training.runs import MODEL, Queue, trained
-from kd.training.session import open_run, train_here
+from kd.training.session import train_here
 from kd.training.validation import Score, sample
 from tests import tiny
-from tests.tiny_runs import SHORT, history, tiny_queue
+from tests.tiny_runs import SHORT, history, tiny_queue, trainer
 
 torch.set_num_threads(1)  # more than there is to do, and other tests run beside these
 LONG = SHORT.model_copy(update={"steps": 60, "eval_every_steps": 20, "log_every_steps": 10})
-
-
-@contextmanager
-def trainer(queue: Queue, item: int = 0) -> Iterator[Trainer]:
-    run = queue.items[item].run
-    with TemporaryDirectory() as folder:
-        opened = open_run(queue, run, Path(folder), rank=0, world=1)
-        yield opened.trainer(TorchEngine(opened.student.model, queue.training, "cpu"), queue, run, Path(folder))
 
 
 def ignore(state: State) -> None:
@@ -87,44 +75,6 @@ def test_however_a_batch_is_cut_it_teaches_the_same(tmp_path: Path, micro_batch_
 
 def padding(queue: Queue) -> float:
     return sum(entry["padding_frac"] for entry in history(queue))
-
-
-def test_tokens_and_padding_are_those_of_the_whole_batch(tmp_path: Path) -> None:
-    with trainer(tiny_queue(tmp_path, SHORT)) as fresh:
-        table, rows = fresh.lessons.table, fresh.lessons.order.rows_of_batch(0)
-        alone = table.batch(rows).share(0, 1, 90, 2)
-        shared = [table.batch(rows).share(rank, 2, 90, 2) for rank in (0, 1)]
-    sequences = [ids for part in alone.micro_batches for ids in (*part.input_ids, *part.target_ids)]
-    assert alone.tokens == sum(map(len, sequences))
-    computed = [len(part.term) * (max(map(len, part.input_ids)) + max(map(len, part.target_ids))) for part in alone.micro_batches]
-    assert alone.padding_tokens == sum(computed) - alone.tokens
-    assert sum(alone.target_tokens) == sum(len(ids) for part in alone.micro_batches for ids in part.target_ids)
-    assert {share.tokens for share in shared} == {alone.tokens}
-    assert {tuple(share.target_tokens) for share in shared} == {tuple(alone.target_tokens)}
-    assert shared[0].padding_tokens == shared[1].padding_tokens
-
-
-def test_the_thread_that_prepares_batches_ends_with_the_run_and_with_its_failure(tmp_path: Path) -> None:
-    before = threading.active_count()
-    with trainer(tiny_queue(tmp_path, SHORT)) as fresh:
-        state = fresh.train(ignore, lambda: None)
-        assert 0 < state.waited_s < state.seconds
-        assert threading.active_count() == before
-
-        def fail(state: State) -> None:
-            raise OSError("no space left")
-
-        fresh.state.step = 2
-        with pytest.raises(OSError, match="no space left"):
-            fresh.train(fail, lambda: None)
-        assert threading.active_count() == before
-
-
-def test_a_batch_that_cannot_be_prepared_fails_in_its_own_step(tmp_path: Path) -> None:
-    with trainer(tiny_queue(tmp_path, SHORT)) as fresh:
-        fresh.lessons = replace(fresh.lessons, order=Order([8, 8, 800], 8, 8, seed=0))
-        with pytest.raises(IndexError):
-            fresh.train(ignore, lambda: None)
 
 
 def test_a_restart_goes_on_exactly(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """A small run directory to train in: rows with a cue word, their rationales, a tokenizer, features."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from kd.manifests import Manifest, Shard
@@ -11,9 +13,12 @@ from kd.rows import Example, Features, RationaleRow, RowError
 from kd.shards import Claimed, Work, claim, finish, run_shard
 from kd.store import Store
 from kd.training.config import LoopConfig
+from kd.training.engine import TorchEngine
 from kd.training.features import Featurise
+from kd.training.loop import Trainer
 from kd.training.objectives import AnyObjective, LabelOnly, MultiTask
 from kd.training.runs import Queue, Run
+from kd.training.session import open_run
 from tests.tiny import SPEC, example, tiny_source
 
 WORDS = ["river", "bank", "money", "coffee", "cake", "café", "open", "serves"]
@@ -113,6 +118,15 @@ def tiny_queue(
             )
             runs.append(run)
     return Queue.of(store, stage, runs, training, "cpu", judge)
+
+
+@contextmanager
+def trainer(queue: Queue, item: int = 0) -> Iterator[Trainer]:
+    """One of the queue's runs, ready to start in this process with plain torch."""
+    run = queue.items[item].run
+    with TemporaryDirectory() as folder:
+        opened = open_run(queue, run, Path(folder), rank=0, world=1)
+        yield opened.trainer(TorchEngine(opened.student.model, queue.training, "cpu"), queue, run, Path(folder))
 
 
 def judge(answer: str, target: str) -> bool:
