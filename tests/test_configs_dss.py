@@ -189,7 +189,7 @@ def in_miniature(name: str, folder: Path) -> Config:
     files = {split: f"{split}[.-]*" for split in ("train", "validation", "test")}
     limits = {key: tokens for key, tokens in data["student"].items() if key.startswith("max_")}
     data["student"] = {"spec": TINY} | limits
-    few = {"steps": 3, "batch_rows": 6, "micro_batch_rows": 3, "eval_every_steps": 2, "log_every_steps": 1, "seeds": [0]}
+    few = {"steps": 3, "batch_rows": 6, "micro_batch_tokens": 500, "eval_every_steps": 2, "log_every_steps": 1, "seeds": [0]}
     data["root"] = str(folder / "runs")
     data["task"] |= {"path": str(folder / "corpus"), "files": files, "holdout": None}
     data["prepare"] = {"rows_per_shard": 5}

@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kd.batching import one_ahead
 from kd.errors import StageError
 from kd.families.base import Family
 from kd.families.opening import open_family
 from kd.models import Loaded, ModelConfig, save
 from kd.training.config import LoopConfig
-from kd.training.data import FeatureTable, Sequences
+from kd.training.data import FeatureTable, Sequences, Share
 from kd.training.engine import Engine, reseed
 from kd.training.objectives import Term, coefficients, sums_per_term
 from kd.training.order import Order
@@ -38,12 +39,15 @@ _STAND_IN = [[0]]
 class State:
     """Where a run is. With the engine's files and the best model it is all that a restart needs.
 
-    An entry of the history covers the steps since the one before: the mean loss per target token of each term in nats,
-    and the gradient's norm and the learning rate of the last of them; after a validation its score as well.
+    An entry of the history covers the steps since the one before: the mean loss per target token of each term in nats, the
+    tokens learned and the share of the computed positions that were padding, and the gradient's norm and the learning rate
+    of the last of them; after a validation its score as well. All of it comes out the same in every attempt; `seconds` of
+    training, and `waited_s` of them for data, do not.
     """
 
     step: int = 0
     seconds: float = 0.0
+    waited_s: float = 0.0
     best_step: int | None = None
     best: Score | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -68,10 +72,12 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Tally:
-    """One step: this rank's loss sums per term, the global counts, the norm of the global gradient."""
+    """One step: this rank's loss sums per term, and of the whole batch the counts, tokens and padding, the gradient's norm."""
 
     sums_nats: Float[Tensor, "k"]
     counts: Sequence[int]
+    tokens: int
+    padding_tokens: int
     gradient_norm: Float[Tensor, ""]
 
 
@@ -97,9 +103,10 @@ class Trainer:
         """
         started = time.monotonic() - self.state.seconds
         tallies: list[Tally] = []
-        with _learning(self.student.model):
+        coming = (self._share(step) for step in range(self.state.step, self.config.steps))
+        with _learning(self.student.model), closing(one_ahead(coming)) as shares:
             while self.state.step < self.config.steps:
-                tallies.append(self._update(self.state.step))
+                tallies.append(self._update(self.state.step, self._awaited(shares)))
                 self.state.step += 1
                 if self._is_due(self.config.log_every_steps, self.config.eval_every_steps, self.config.save_every_steps):
                     self._log(tallies)
@@ -127,18 +134,29 @@ class Trainer:
         if self.engine.rank == 0:
             _copy(folder / BEST, self.folder / BEST)
 
-    def _update(self, step: int) -> Tally:
-        """One step on one global batch."""
-        reseed(self.engine.device, self.seed, step, self.engine.rank)
+    def _share(self, step: int) -> Share:
+        """This rank's part of a step's global batch. Runs in a thread of its own, one step ahead of the model."""
         batch = self.lessons.table.batch(self.lessons.order.rows_of_batch(step))
-        counts = batch.target_tokens(len(self.lessons.terms))
-        weights = torch.tensor(coefficients(self.lessons.terms, counts), device=self.engine.device)
+        return batch.share(self.engine.rank, self.engine.world, self.config.micro_batch_tokens, len(self.lessons.terms))
+
+    def _awaited(self, shares: Iterator[Share]) -> Share:
+        """The next share; the time until it is there is noted."""
+        began = time.monotonic()
+        share = next(shares)
+        self.state.waited_s += time.monotonic() - began
+        return share
+
+    def _update(self, step: int, share: Share) -> Tally:
+        """One step on one global batch. Dropout is drawn per micro-batch: where the cut is the same, on any rank the same."""
+        weights = torch.tensor(coefficients(self.lessons.terms, share.target_tokens), device=self.engine.device)
         sums = torch.zeros_like(weights)
-        for part in batch.micro_batches(self.engine.rank, self.engine.world, self.config.accumulation):
+        for part in share.micro_batches:
+            reseed(self.engine.device, self.seed, step, part.number)
             part_sums = self._sums(part)
-            self.engine.backward((part_sums * weights).sum())
+            self.engine.backward((part_sums * weights).sum(), last=part is share.micro_batches[-1])
             sums += part_sums.detach()
-        return Tally(sums, counts, self.engine.step(self.config.learning_rate_at(step)))
+        norm = self.engine.step(self.config.learning_rate_at(step))
+        return Tally(sums, share.target_tokens, share.tokens, share.padding_tokens, norm)
 
     def _sums(self, part: Sequences) -> Float[Tensor, "k"]:
         """The loss sums of some sequences. For none: zeros that still pass through the model, since every rank must."""
@@ -153,6 +171,9 @@ class Trainer:
         sums = self.engine.total(torch.stack([tally.sums_nats for tally in tallies]).sum(0)).tolist()
         counts = np.sum([tally.counts for tally in tallies], axis=0).tolist()
         means = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+        tokens, padding = (
+            sum(counted) for counted in zip(*((each.tokens, each.padding_tokens) for each in tallies), strict=True)
+        )
         norm = float(tallies[-1].gradient_norm)
         if not math.isfinite(sum(sums) + norm):
             raise StageError(
@@ -163,6 +184,8 @@ class Trainer:
             {
                 "step": self.state.step,
                 "loss": dict(zip([term.name for term in self.lessons.terms], means, strict=True)),
+                "tokens": tokens,
+                "padding_frac": padding / (tokens + padding) if tokens else 0.0,
                 "gradient_norm": norm,
                 "learning_rate": self.config.learning_rate_at(self.state.step - 1),
             }
