@@ -69,12 +69,7 @@ def test_however_a_batch_is_cut_it_teaches_the_same(tmp_path: Path, micro_batch_
     train_here(at_once)
     train_here(in_parts)
     assert losses(in_parts) == pytest.approx(losses(at_once), rel=1e-5)
-    assert padding(in_parts) < padding(at_once)
     assert [entry["tokens"] for entry in history(in_parts)] == [entry["tokens"] for entry in history(at_once)]
-
-
-def padding(queue: Queue) -> float:
-    return sum(entry["padding_frac"] for entry in history(queue))
 
 
 def test_a_restart_goes_on_exactly(tmp_path: Path) -> None:
