@@ -1,13 +1,17 @@
-"""One of two processes that train with DeepSpeed, without Ray: `python -m tests.deepspeed_worker RANK PORT FOLDER`.
+"""One of two processes that train with DeepSpeed, without Ray: `python -m tests.deepspeed_worker RANK PORT FOLDER CASE...`.
 
-For every case of `CASES` it trains the tiny queue's first run, saves a checkpoint on the way, goes on from it with another
+For every case named it trains the tiny queue's first run, saves a checkpoint on the way, goes on from it with another
 model, and writes down what happened.
 """
 
 import json
 import os
 import shutil
+import socket
+import subprocess
 import sys
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,11 +31,56 @@ TWO = {"num_workers": 2, "micro_batch_rows": 2, "zero3_whole_below_params": 0, "
 CASES: dict[str, dict[str, Any]] = {f"zero{stage}": {"zero_stage": stage} for stage in range(4)} | {
     f"zero{stage}-bfloat16": {"zero_stage": stage, "precision": "bfloat16"} for stage in range(1, 4)
 }
+LORA = {"lora": {"rank": 4, "targets": ["q", "v"]}}
+SWITCHES: dict[str, dict[str, Any]] = (
+    {
+        "zero2-checkpointing": {"zero_stage": 2, "gradient_checkpointing": True},
+        "zero3-checkpointing": {"zero_stage": 3, "gradient_checkpointing": True},
+        "zero1-offload": {"zero_stage": 1, "offload": "optimizer"},
+        "zero2-offload": {"zero_stage": 2, "offload": "optimizer"},
+        "zero3-offload": {"zero_stage": 3, "offload": "optimizer"},
+        "zero3-offload-parameters": {"zero_stage": 3, "offload": "parameters"},
+        "zero2-offload-bfloat16": {"zero_stage": 2, "offload": "optimizer", "precision": "bfloat16"},
+        "zero3-offload-bfloat16": {"zero_stage": 3, "offload": "parameters", "precision": "bfloat16"},
+    }
+    | {f"zero{stage}-lora": {"zero_stage": stage} | LORA for stage in range(4)}
+    | {
+        "zero3-lora-everything": {"zero_stage": 3, "offload": "parameters", "gradient_checkpointing": True} | LORA,
+        "zero2-lora-bfloat16": {"zero_stage": 2, "precision": "bfloat16"} | LORA,
+        "zero3-lora-bfloat16": {"zero_stage": 3, "precision": "bfloat16"} | LORA,
+    }
+)
+"""What does not change what is learned, and adapters, which do."""
+ROOT = Path(__file__).parents[1]
+
+
+def two_workers(folder: Path, cases: Iterable[str]) -> None:
+    """Let two processes make what they make of these cases, in a folder each. No compiler is on their PATH."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (folder / "bin").mkdir()
+    command = [sys.executable, "-W", "ignore", "-m", "tests.deepspeed_worker"]
+    environment = os.environ | {"PATH": str(folder / "bin"), "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
+    logs = [folder / f"{rank}.log" for rank in range(2)]
+    with ExitStack() as stack:
+        workers = [
+            subprocess.Popen(
+                [*command, str(rank), str(port), str(folder), *cases],
+                cwd=ROOT,
+                env=environment,
+                stdout=stack.enter_context(log.open("w")),
+                stderr=subprocess.STDOUT,
+            )
+            for rank, log in enumerate(logs)
+        ]
+        codes = [worker.wait(timeout=280) for worker in workers]
+    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 def config(case: str) -> LoopConfig:
     """The case's config; validated anew, since a copy would not be."""
-    return LoopConfig(**SHORT.model_dump() | TWO | CASES[case])
+    return LoopConfig(**SHORT.model_dump() | TWO | (CASES | SWITCHES)[case])
 
 
 def train(queue: Queue, item: Claimed, folder: Path, saved: Path, resume: bool) -> Trainer:
@@ -66,17 +115,17 @@ def run(case: str, queue: Queue, folder: Path) -> None:
                 shutil.copytree(trainer.folder / "best", folder / case / name)
 
 
-def main(rank: int, port: int, folder: Path) -> None:
+def main(rank: int, port: int, folder: Path, cases: Iterable[str]) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     queue = tiny_queue(folder / f"corpus{rank}", SHORT)
-    for case in CASES:
+    for case in cases:
         (folder / case / "saved").mkdir(parents=True, exist_ok=True)
         run(case, queue, folder)
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

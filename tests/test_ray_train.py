@@ -3,12 +3,8 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -30,10 +26,9 @@ from kd.training.engine import TorchEngine
 from kd.training.progress import read_progress
 from kd.training.runs import MODEL, Queue
 from kd.training.session import open_run, train_here
-from tests.deepspeed_worker import CASES
-from tests.tiny_runs import SHORT, history, tiny_queue
+from tests.deepspeed_worker import CASES, two_workers
+from tests.tiny_runs import SHORT, figures, history, tiny_queue
 
-ROOT = Path(__file__).parents[1]
 GROUP = SHORT.model_copy(
     update={"steps": 40, "num_workers": 2, "eval_every_steps": 10, "save_every_steps": 10, "log_every_steps": 5, "zero_stage": 2}
 )
@@ -46,26 +41,7 @@ GROUP = SHORT.model_copy(
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes made of every case. No compiler is on their PATH, so all of this needs none."""
     folder = tmp_path_factory.mktemp("deepspeed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / "bin").mkdir()
-    command = [sys.executable, "-W", "ignore", "-m", "tests.deepspeed_worker"]
-    environment = os.environ | {"PATH": str(folder / "bin"), "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
-    logs = [folder / f"{rank}.log" for rank in range(2)]
-    with ExitStack() as stack:
-        workers = [
-            subprocess.Popen(
-                [*command, str(rank), str(port), str(folder)],
-                cwd=ROOT,
-                env=environment,
-                stdout=stack.enter_context(log.open("w")),
-                stderr=subprocess.STDOUT,
-            )
-            for rank, log in enumerate(logs)
-        ]
-        codes = [worker.wait(timeout=280) for worker in workers]
-    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+    two_workers(folder, CASES)
     return folder
 
 
@@ -75,10 +51,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Queue:
     queue = tiny_queue(tmp_path_factory.mktemp("plain"), SHORT)
     train_here(queue)
     return queue
-
-
-def figures(entries: list[dict[str, Any]]) -> list[float]:
-    return [value for entry in entries for value in (*entry["loss"].values(), entry["gradient_norm"])]
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "bfloat16" not in case])

@@ -1,6 +1,6 @@
 """What training is configured by, and DeepSpeed's JSON, which follows from it."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import ValidationError
@@ -32,6 +32,12 @@ def test_the_batch_is_rows_times_workers_times_accumulation() -> None:
         ({"steps": 10, "warmup_steps": 10}, r"warmup_steps \(10\) must be fewer than steps \(10\)"),
         ({"zero_stage": 4}, "zero_stage"),
         ({"precision": "bfloat16"}, "precision bfloat16 with zero_stage 0 .* expected zero_stage: 1"),
+        ({"offload": "optimizer"}, "offload optimizer needs what ZeRO splits: expected zero_stage 1 or higher, got 0"),
+        ({"offload": "parameters", "zero_stage": 2}, "offload parameters .* expected zero_stage 3 or higher, got 2"),
+        ({"patience_evals": 2, "eval_rows": 0}, r"patience_evals \(2\) counts validations, and eval_rows = 0"),
+        ({"patience_evals": 0}, "patience_evals"),
+        ({"lora": {"rank": 4}}, "targets"),
+        ({"lora": {"targets": []}}, "targets"),
         ({"learning_rate": 0}, "learning_rate"),
         ({"batch_size": 8}, "batch_size"),
     ],
@@ -88,6 +94,19 @@ def test_deepspeed_is_told_everything_that_its_defaults_would_change() -> None:
     assert settings["bf16"] == {"enabled": True}
     assert settings["zero_optimization"]["stage"] == 2
     assert deepspeed_json(config.model_copy(update={"clip_norm": 0.0}), world=2)["gradient_clipping"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("offload", "kept"),
+    [("none", set()), ("optimizer", {"offload_optimizer"}), ("parameters", {"offload_optimizer", "offload_param"})],
+)
+def test_deepspeed_is_told_what_stays_in_the_cpus_memory(
+    offload: Literal["none", "optimizer", "parameters"], kept: set[str]
+) -> None:
+    zero = deepspeed_json(LoopConfig(zero_stage=3, offload=offload), world=1)["zero_optimization"]
+    assert {key for key in zero if key.startswith("offload")} == kept
+    assert all(zero[key] == {"device": "cpu"} for key in kept)
+    assert deepspeed_json(LoopConfig(), world=1)["zero_force_ds_cpu_optimizer"] is False
 
 
 def test_without_zero_and_in_fp32_clipping_is_ours_alone() -> None:

@@ -124,6 +124,11 @@ def history(queue: Queue, item: int = 0) -> list[dict[str, Any]]:
     return entries
 
 
+def figures(entries: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The losses and the gradient norms of a history."""
+    return [value for entry in entries for value in (*entry["loss"].values(), entry["gradient_norm"])]
+
+
 VARIANTS: Mapping[str, AnyObjective] = {"words": MultiTask(), "label": LabelOnly()}
 
 _ATTRIBUTED: dict[str, Any] = {
