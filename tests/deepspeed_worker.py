@@ -22,7 +22,7 @@ from torch import distributed
 
 from kd.deepspeed_engine import DeepSpeedEngine
 from kd.training.config import LoopConfig
-from kd.training.loop import Trainer
+from kd.training.loop import BEST, LAST, Trainer
 from kd.training.runs import Claimed, Queue
 from kd.training.session import open_run
 from tests.tiny_runs import SHORT, tiny_queue
@@ -32,25 +32,21 @@ CASES: dict[str, dict[str, Any]] = {f"zero{stage}": {"zero_stage": stage} for st
     f"zero{stage}-bfloat16": {"zero_stage": stage, "precision": "bfloat16"} for stage in range(1, 4)
 }
 LORA = {"lora": {"rank": 4, "targets": ["q", "v"]}}
-SWITCHES: dict[str, dict[str, Any]] = (
-    {
-        "zero2-checkpointing": {"zero_stage": 2, "gradient_checkpointing": True},
-        "zero3-checkpointing": {"zero_stage": 3, "gradient_checkpointing": True},
-        "zero1-offload": {"zero_stage": 1, "offload": "optimizer"},
-        "zero2-offload": {"zero_stage": 2, "offload": "optimizer"},
-        "zero3-offload": {"zero_stage": 3, "offload": "optimizer"},
-        "zero3-offload-parameters": {"zero_stage": 3, "offload": "parameters"},
-        "zero2-offload-bfloat16": {"zero_stage": 2, "offload": "optimizer", "precision": "bfloat16"},
-        "zero3-offload-bfloat16": {"zero_stage": 3, "offload": "parameters", "precision": "bfloat16"},
-    }
-    | {f"zero{stage}-lora": {"zero_stage": stage} | LORA for stage in range(4)}
-    | {
-        "zero3-lora-everything": {"zero_stage": 3, "offload": "parameters", "gradient_checkpointing": True} | LORA,
-        "zero2-lora-bfloat16": {"zero_stage": 2, "precision": "bfloat16"} | LORA,
-        "zero3-lora-bfloat16": {"zero_stage": 3, "precision": "bfloat16"} | LORA,
-    }
-)
-"""What does not change what is learned, and adapters, which do."""
+EVERYTHING = {"gradient_checkpointing": True, "offload": "parameters"}
+STOPPING = {"steps": 14, "eval_every_steps": 2, "learning_rate": 0.02, "schedule": "constant", "patience_evals": 1}
+SWITCHES: dict[str, dict[str, Any]] = {
+    "zero2-checkpointing": {"zero_stage": 2, "gradient_checkpointing": True},
+    "zero2-offload": {"zero_stage": 2, "offload": "optimizer"},
+    "zero2-offload-bfloat16": {"zero_stage": 2, "offload": "optimizer", "precision": "bfloat16"},
+    "zero3-offload": {"zero_stage": 3, "offload": "parameters"},
+    "zero0-lora": {"zero_stage": 0} | LORA,
+    "zero1-lora-offload": {"zero_stage": 1, "offload": "optimizer"} | LORA,
+    "zero2-lora": {"zero_stage": 2} | LORA,
+    "zero3-lora": {"zero_stage": 3} | LORA | EVERYTHING,
+    "zero3-lora-bfloat16": {"zero_stage": 3, "precision": "bfloat16"} | LORA,
+    "zero3-stopping": {"zero_stage": 3} | STOPPING,
+}
+"""What saves memory and changes nothing, adapters, and a run that ends early."""
 ROOT = Path(__file__).parents[1]
 
 
@@ -112,7 +108,8 @@ def run(case: str, queue: Queue, folder: Path) -> None:
             trainer = train(queue, which, Path(scratch), saved, resume=name == "resumed")
             if trainer.engine.rank == 0:
                 (folder / case / f"{name}.json").write_text(json.dumps(trainer.state.history))
-                shutil.copytree(trainer.folder / "best", folder / case / name)
+                for kept in (path for path in trainer.folder.iterdir() if path.name in (BEST, LAST)):
+                    shutil.copytree(kept, folder / case / (name if kept.name == BEST else f"{name}-{LAST}"))
 
 
 def main(rank: int, port: int, folder: Path, cases: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from kd.training.runs import MODEL, Queue
 from kd.training.session import open_run, train_here
 from kd.training.validation import sample
 from tests import tiny
-from tests.deepspeed_worker import LORA, SWITCHES, two_workers
+from tests.deepspeed_worker import LORA, STOPPING, SWITCHES, two_workers
 from tests.tiny_runs import SHORT, figures, history, tiny_queue
 
 torch.set_num_threads(1)
@@ -119,15 +120,13 @@ def test_other_families_learn_by_adapters(tmp_path: Path, made: Callable[[], Loa
 
 
 @pytest.mark.parametrize(
-    ("targets", "message"),
-    [
-        (("q", "query"), r"lora.targets: query is no linear layer of T5.*; expected names among k, lm_head, o, q, v, wi, wo"),
-        (("shared",), "lora.targets: shared is no linear layer"),
-        (("lm_head",), "lm_head shares its weight with another layer"),
-    ],
+    ("targets", "unknown"), [(("q", "query"), "query"), (("shared",), "shared"), (("lm_head",), "lm_head")], ids=str
 )
-def test_a_target_that_cannot_be_adapted_is_refused(tmp_path: Path, targets: tuple[str, ...], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_a_target_that_cannot_be_adapted_is_refused(tmp_path: Path, targets: tuple[str, ...], unknown: str) -> None:
+    expected = (
+        f"{unknown} names no linear layer of T5.* with a weight of its own; expected names among k, o, q, v, wi_0, wi_1, wo"
+    )
+    with pytest.raises(ConfigError, match=expected):
         add_adapters(tiny.tiny_t5(tmp_path).model, Lora(targets=targets))
 
 
@@ -171,43 +170,61 @@ def test_layers_are_recomputed_where_the_config_says_so(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("switches")
-    two_workers(folder, SWITCHES)
+    two_workers(folder, ["zero2", *SWITCHES])
     return folder
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Queue:
-    return trained(tmp_path_factory.mktemp("whole"))
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Queue]:
+    """The same runs in one process with plain torch."""
+    runs: dict[str, dict[str, object]] = {"whole": {}, "lora": LORA, "stopping": STOPPING}
+    return {name: trained(tmp_path_factory.mktemp(name), change) for name, change in runs.items()}
 
 
-@pytest.fixture(scope="module")
-def adapted(tmp_path_factory: pytest.TempPathFactory) -> Queue:
-    return trained(tmp_path_factory.mktemp("adapted"), LORA)
+def entries(outcomes: Path, case: str, name: str = "whole") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((outcomes / case / f"{name}.json").read_text())
+    return found
+
+
+def near(case: str) -> dict[str, float]:
+    return {"rel": 0.03} if "bfloat16" in case else {"abs": 1e-5}
+
+
+@pytest.mark.parametrize("case", [case for case in SWITCHES if "stopping" not in case])
+def test_two_workers_learn_what_one_process_does(outcomes: Path, plain: dict[str, Queue], case: str) -> None:
+    expected = history(plain["lora" if "lora" in case else "whole"])
+    assert figures(entries(outcomes, case)) == pytest.approx(figures(expected), **near(case))
+
+
+@pytest.mark.parametrize("case", ["zero2-checkpointing", "zero2-offload"])
+def test_what_saves_memory_changes_no_loss_of_the_same_stage(outcomes: Path, case: str) -> None:
+    assert figures(entries(outcomes, case)) == pytest.approx(figures(entries(outcomes, "zero2")), abs=1e-6)
 
 
 @pytest.mark.parametrize("case", SWITCHES)
-def test_no_switch_changes_what_two_workers_learn(outcomes: Path, whole: Queue, adapted: Queue, case: str) -> None:
-    plain = adapted if "lora" in case else whole
-    entries = json.loads((outcomes / case / "whole.json").read_text())
-    near = {"rel": 0.03} if "bfloat16" in case else {"abs": 1e-5}
-    assert figures(entries) == pytest.approx(figures(history(plain)), **near)
-
-
-@pytest.mark.parametrize("case", SWITCHES)
-def test_a_checkpoint_goes_on_exactly_under_every_switch(outcomes: Path, case: str) -> None:
-    whole, resumed = [json.loads((outcomes / case / f"{name}.json").read_text()) for name in ("whole", "resumed")]
-    assert resumed == whole
+def test_a_checkpoint_goes_on_exactly(outcomes: Path, case: str) -> None:
+    assert entries(outcomes, case, "resumed") == entries(outcomes, case)
     first, second = [load_file(outcomes / case / name / "model.safetensors") for name in ("whole", "resumed")]
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("case", SWITCHES)
-def test_an_export_loads_tied_and_has_the_loss_that_training_saw(outcomes: Path, whole: Queue, case: str) -> None:
-    entries, folder = json.loads((outcomes / case / "whole.json").read_text()), outcomes / case / "whole"
-    near = {"rel": 0.03} if "bfloat16" in case else {"abs": 1e-5}
-    assert validation_loss(whole, folder) == pytest.approx(entries[-1]["validation_loss"], **near)
-    assert load_file(folder / "model.safetensors").keys() == load_file(model_folder(whole) / "model.safetensors").keys()
+@pytest.mark.parametrize("case", [case for case in SWITCHES if "stopping" not in case])
+def test_an_export_loads_tied_and_has_the_loss_that_training_saw(outcomes: Path, plain: dict[str, Queue], case: str) -> None:
+    folder, seen = outcomes / case / "whole", entries(outcomes, case)[-1]["validation_loss"]
+    assert validation_loss(plain["whole"], folder) == pytest.approx(seen, **near(case))
+    written = load_file(folder / "model.safetensors").keys()
+    assert written == load_file(model_folder(plain["whole"]) / "model.safetensors").keys()
 
 
-def test_offloading_compiles_nothing(outcomes: Path) -> None:
+def test_two_workers_stop_where_one_process_does_and_export_both_steps(outcomes: Path, plain: dict[str, Queue]) -> None:
+    seen = {entry["step"]: entry.get("validation_loss") for entry in entries(outcomes, "zero3-stopping")}
+    manifest = plain["stopping"].store.manifest(plain["stopping"].items[0].folder)
+    assert manifest is not None
+    best, last = manifest.figures["best_step"], manifest.figures["last_step"]
+    assert best < last == max(seen) < 14
+    for name, step in (("whole", best), ("whole-last", last)):
+        assert validation_loss(plain["stopping"], outcomes / "zero3-stopping" / name) == pytest.approx(seen[step], abs=1e-5)
+
+
+def test_nothing_was_compiled(outcomes: Path) -> None:
     assert not list(outcomes.glob("extensions/**/*.so"))

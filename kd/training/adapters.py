@@ -32,16 +32,33 @@ class Lora(Frozen):
     """Names of linear layers, as the model's modules end: `q` and `v` for a T5, `q_proj` and `v_proj` for a Llama."""
 
 
+def adapted_layers(model: PreTrainedModel, lora: Lora) -> dict[str, torch.nn.Module]:
+    """The layers that get adapters, by their full names. The model may be on "meta".
+
+    Raises:
+        ConfigError: a target names no linear layer with a weight of its own.
+    """
+    linear = _linear_layers(model)
+    found = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in lora.targets}
+    unknown = [target for target, names in found.items() if not names]
+    if unknown:
+        raise ConfigError(
+            f"lora.targets: {', '.join(unknown)} names no linear layer of {type(model).__name__} with a weight of its own;"
+            f" expected names among {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}"
+        )
+    return {name: linear[name] for names in found.values() for name in names}
+
+
 def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
     """Freeze the model and put adapters beside its chosen layers, in place. They begin as nothing: B is zero, A is random.
 
     Raises:
-        ConfigError: a name is of no linear layer, or of one that shares its weight with another.
+        ConfigError: as `adapted_layers`.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
 
-    chosen = _chosen(model, lora.targets)
+    chosen = adapted_layers(model, lora)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -66,28 +83,11 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
-def _chosen(model: PreTrainedModel, targets: tuple[str, ...]) -> dict[str, torch.nn.Module]:
-    """The layers to adapt, by their full names."""
-    linear = _linear_layers(model)
-    found = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in targets}
-    unknown = [target for target, names in found.items() if not names]
-    if unknown:
-        raise ConfigError(
-            f"lora.targets: {', '.join(unknown)} is no linear layer of {type(model).__name__};"
-            f" expected names among {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}"
-        )
-    chosen = {name: linear[name] for names in found.values() for name in names}
-    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    for name, layer in chosen.items():
-        if owners[id(layer.weight)] > 1:
-            raise ConfigError(
-                f"lora.targets: {name} shares its weight with another layer, which merging would change too; leave it out"
-            )
-    return chosen
-
-
 def _linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+    """Those with a weight of their own: merging into a shared one would change another layer too."""
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
-    return {name: module for name, module in model.named_modules() if isinstance(module, Linear | Conv1D)}
+    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    named = {name: module for name, module in model.named_modules() if isinstance(module, Linear | Conv1D)}
+    return {name: module for name, module in named.items() if owners[id(module.weight)] == 1}

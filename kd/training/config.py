@@ -58,7 +58,8 @@ class LoopConfig(Frozen):
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: weights and gradients in bf16, the optimizer's copy in fp32; from `zero_stage` 1 on."""
     gradient_checkpointing: bool = False
-    """Keep only the inputs of layers for the backward pass, and compute the rest again: less memory, a third more time."""
+    """Keep only the inputs of layers for the backward pass, and compute the rest again: less
+    memory, for one more forward pass."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What waits in the CPU's memory while the device does not need it: the optimizer's states (its step is then taken on
     the CPU; from `zero_stage` 1 on), or parameters as well (at `zero_stage` 3)."""
