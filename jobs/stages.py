@@ -35,18 +35,25 @@ def check_models(config: Config) -> None:
     """Refuse a teacher, if there is one, or a student that cannot be opened before anything is paid for.
 
     Opened are tokenizer and architecture, without weights, as the family and within the limits that they will have; a
-    classifier must go together with the task. A model whose tokenizer is trained on the corpus has nothing to open yet.
+    classifier must go together with the task, and adapters need layers that they fit. A model whose tokenizer is trained on
+    the corpus has nothing to open yet.
 
     Raises:
         ConfigError, InputError: what `kd.models.load` or the family raises, said of the model.
     """
     from kd.families.opening import open_family
+    from kd.training.adapters import adapted_layers
 
+    loops = {"teacher": config.teach, "student": config.training}
     for role, model in (("teacher", config.teacher), ("student", config.student)):
         if model is None or needs_tokenizer(model):
             continue
         try:
-            open_family(load(ModelSource(model), "meta"), model).check_choices(config.task.brings_choices)
+            loaded = load(ModelSource(model), "meta")
+            open_family(loaded, model).check_choices(config.task.brings_choices)
+            loop = loops[role]
+            if loop is not None and loop.lora:
+                adapted_layers(loaded.model, loop.lora)
         except UserError as error:
             raise type(error)(f"the {role}: {error}") from error
 

@@ -1,5 +1,8 @@
 """Train the students: every variant with every seed, on label and rationale together."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from jobs.cli import Session, main
 
 
@@ -10,11 +13,18 @@ def run(session: Session) -> None:
     works = wiring(session)
     run_works(session, "features", works.student_features(), works.cpu_pool)
     for manifest in run_queue(session, "train", works.training_queue()):
-        accuracy = manifest.figures["validation_accuracy"]
-        shown = (
-            "not validated" if accuracy is None else f"validation accuracy {accuracy:.1%} at step {manifest.figures['best_step']}"
+        session.console.say(
+            f"             {manifest.config['variant']}/{manifest.config['seed']}: {_validated(manifest.figures)}"
         )
-        session.console.say(f"             {manifest.config['variant']}/{manifest.config['seed']}: {shown}")
+
+
+def _validated(figures: Mapping[str, Any]) -> str:
+    """How the best step and the last one validate."""
+    if figures["validation_accuracy"] is None:
+        return "not validated"
+    best = f"validation accuracy {figures['validation_accuracy']:.1%} at step {figures['best_step']}"
+    last = f", {figures['last_validation_accuracy']:.1%} at the last, {figures['last_step']}"
+    return best if figures["last_step"] == figures["best_step"] else best + last
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
-"""One of some processes that train with DeepSpeed, without Ray: `python -m tests.deepspeed_worker RANK WORLD PORT FOLDER`.
+"""One of some processes that train with DeepSpeed, without Ray: `python -m tests.deepspeed_worker RANK WORLD PORT FOLDER CASE...`.
 
-For every case of `CASES` of so many workers it trains the tiny queue's first run and writes down what happened; where the
-case `resumes`, it saves a checkpoint on the way and goes on from it with another model.
+For every case named it trains the tiny queue's first run and writes down what happened; where the case `resumes`, it saves a
+checkpoint on the way and goes on from it with another model.
 """
 
 import json
 import os
 import shutil
+import socket
+import subprocess
 import sys
+from collections.abc import Iterable
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +23,7 @@ from torch import distributed
 
 from kd.deepspeed_engine import DeepSpeedEngine
 from kd.training.config import LoopConfig
-from kd.training.loop import Trainer
+from kd.training.loop import BEST, LAST, Trainer
 from kd.training.order import Order
 from kd.training.runs import Queue
 from kd.training.session import Opened, open_run
@@ -65,7 +69,48 @@ def _cases() -> dict[str, Case]:
     return found
 
 
+LORA = {"lora": {"rank": 4, "targets": ["q", "v"]}}
+STOPPING = {"steps": 14, "eval_every_steps": 2, "learning_rate": 0.02, "schedule": "constant", "patience_evals": 1}
 CASES = _cases()
+SWITCHES = {
+    "zero2-checkpointing": Case(2, 2, {"gradient_checkpointing": True}, resumes=True),
+    "zero2-offload": Case(2, 2, {"offload": "optimizer"}, resumes=True),
+    "zero2-offload-bfloat16": Case(2, 2, {"offload": "optimizer", "precision": "bfloat16"}, resumes=True),
+    "zero3-offload": Case(2, 3, {"offload": "parameters"}, resumes=True),
+    "zero0-lora": Case(2, 0, LORA, resumes=True),
+    "zero1-lora-offload": Case(2, 1, {"offload": "optimizer"} | LORA, resumes=True),
+    "zero2-lora": Case(2, 2, LORA, resumes=True),
+    "zero3-lora": Case(2, 3, {"gradient_checkpointing": True, "offload": "parameters"} | LORA, resumes=True),
+    "zero3-lora-bfloat16": Case(2, 3, {"precision": "bfloat16"} | LORA, resumes=True),
+    "zero3-stopping": Case(2, 3, STOPPING, resumes=True),
+}
+"""What saves memory and changes nothing, adapters, and a run that ends early."""
+EVERY = CASES | SWITCHES
+ROOT = Path(__file__).parents[1]
+
+
+def work_together(world: int, folder: Path, cases: Iterable[str]) -> None:
+    """Let so many processes make what they make of these cases, in a folder each. No compiler is on their PATH."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (folder / "bin").mkdir(exist_ok=True)
+    command = [sys.executable, "-W", "ignore", "-m", "tests.deepspeed_worker"]
+    environment = os.environ | {"PATH": str(folder / "bin"), "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
+    logs = [folder / f"{world}-{rank}.log" for rank in range(world)]
+    with ExitStack() as stack:
+        workers = [
+            subprocess.Popen(
+                [*command, str(rank), str(world), str(port), str(folder), *cases],
+                cwd=ROOT,
+                env=environment,
+                stdout=stack.enter_context(log.open("w")),
+                stderr=subprocess.STDOUT,
+            )
+            for rank, log in enumerate(logs)
+        ]
+        codes = [worker.wait(timeout=600) for worker in workers]
+    assert set(codes) == {0}, "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 def train(opened: Opened, queue: Queue, name: str, folder: Path, saved: Path, resume: bool) -> Trainer:
@@ -78,7 +123,7 @@ def train(opened: Opened, queue: Queue, name: str, folder: Path, saved: Path, re
         opened,
         student=replace(opened.student, model=model),
         lessons=replace(opened.lessons, order=order(queue)),
-        validation=opened.validation if CASES[name].resumes else None,
+        validation=opened.validation if EVERY[name].resumes else None,
     )
     trainer = own.trainer(engine, queue, queue.items[0].run, folder)
     if resume:
@@ -109,30 +154,33 @@ def save(trainer: Trainer, saved: Path) -> None:
 
 
 def run(name: str, opened: Opened, queue: Queue, folder: Path) -> None:
-    queue, saved = replace(queue, training=CASES[name].config), folder / name / "saved"
+    saved = folder / name / "saved"
     saved.mkdir(parents=True, exist_ok=True)
-    for attempt in ("whole", "resumed") if CASES[name].resumes else ("whole",):
+    for attempt in ("whole", "resumed") if EVERY[name].resumes else ("whole",):
         with TemporaryDirectory() as scratch:
             trainer = train(opened, queue, name, Path(scratch), saved, resume=attempt == "resumed")
             if trainer.engine.rank == 0:
                 (folder / name / f"{attempt}.json").write_text(json.dumps(trainer.state.history))
-                shutil.copytree(trainer.folder / "best", folder / name / attempt)
+                for kept in (path for path in trainer.folder.iterdir() if path.name in (BEST, LAST)):
+                    shutil.copytree(kept, folder / name / (attempt if kept.name == BEST else f"{attempt}-{LAST}"))
 
 
-def main(rank: int, world: int, port: int, folder: Path) -> None:
+def main(rank: int, world: int, port: int, folder: Path, cases: Iterable[str]) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    mine = {name: case for name, case in CASES.items() if case.world == world}
-    for dropout in sorted({case.dropout for case in mine.values()}):
-        queue = tiny_queue(folder / f"corpus{world}-{rank}-{dropout}", SHORT, dropout=dropout)
+    mine = {name: EVERY[name] for name in cases}
+    queues = {
+        dropout: tiny_queue(folder / f"corpus{world}-{rank}-{dropout}", SHORT, dropout=dropout)
+        for dropout in {case.dropout for case in mine.values()}
+    }
+    for name, case in mine.items():
+        queue = replace(queues[case.dropout], training=case.config)
         with TemporaryDirectory() as scratch:
-            opened = open_run(queue, queue.items[0].run, Path(scratch), rank, world)
-            for name in (name for name, case in mine.items() if case.dropout == dropout):
-                run(name, opened, queue, folder)
+            run(name, open_run(queue, queue.items[0].run, Path(scratch), rank, world), queue, folder)
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5:])

@@ -4,13 +4,7 @@ Losses and gradient norms are compared step by step, with clipping on: AdamW hid
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,10 +13,9 @@ from safetensors.torch import load_file
 from kd.training.config import LoopConfig
 from kd.training.runs import MODEL, Queue
 from kd.training.session import train_here
-from tests.deepspeed_worker import CASES, DROPOUT, TOKENS
-from tests.tiny_runs import SHORT, history, tiny_queue
+from tests.deepspeed_worker import CASES, DROPOUT, ROOT, TOKENS, work_together
+from tests.tiny_runs import SHORT, figures, history, tiny_queue
 
-ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "losses.json"
 """What plain torch made of the first run. Where a change of it is meant, `python -m tests.test_deepspeed` writes it anew."""
 pytestmark = pytest.mark.timeout(900)  # the first test starts processes that work through all cases
@@ -34,33 +27,9 @@ HALF = [name for name, case in CASES.items() if case.config.precision == "bfloat
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process and two made of their cases. No compiler is on their PATH, so all of this needs none."""
     folder = tmp_path_factory.mktemp("deepspeed")
-    (folder / "bin").mkdir()
     for world in (1, 2):
-        work_together(world, folder)
+        work_together(world, folder, [name for name, case in CASES.items() if case.world == world])
     return folder
-
-
-def work_together(world: int, folder: Path) -> None:
-    """Start the processes of a group and wait for them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-W", "ignore", "-m", "tests.deepspeed_worker"]
-    environment = os.environ | {"PATH": str(folder / "bin"), "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
-    logs = [folder / f"{world}-{rank}.log" for rank in range(world)]
-    with ExitStack() as stack:
-        workers = [
-            subprocess.Popen(
-                [*command, str(rank), str(world), str(port), str(folder)],
-                cwd=ROOT,
-                env=environment,
-                stdout=stack.enter_context(log.open("w")),
-                stderr=subprocess.STDOUT,
-            )
-            for rank, log in enumerate(logs)
-        ]
-        codes = [worker.wait(timeout=400) for worker in workers]
-    assert set(codes) == {0}, "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +43,6 @@ def trained_plainly(folder: Path, batch_rows: int, dropout: float = 0.0, micro_b
     queue = tiny_queue(folder, LoopConfig(**SHORT.model_dump() | changes), dropout=dropout)
     train_here(queue)
     return queue
-
-
-def figures(entries: list[dict[str, Any]]) -> list[float]:
-    """Every step's losses and gradient norm; a loss that nothing had a part in as -1."""
-    return [-1.0 if value is None else value for entry in entries for value in (*entry["loss"].values(), entry["gradient_norm"])]
 
 
 def test_plain_torch_trains_as_it_always_has(plain: dict[int, Queue]) -> None:

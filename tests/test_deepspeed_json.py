@@ -1,6 +1,6 @@
 """DeepSpeed's JSON against the keys that DeepSpeed itself knows: whatever could change a result is written."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -38,6 +38,22 @@ WITHOUT_EFFECT: dict[str, set[str]] = {
         "zero_optimization.elastic_checkpoint",
     },
     "lay memory out": {"zero_optimization.parameter_alignment", "disable_python_gc"},
+    "say how what is offloaded travels and waits": {
+        "zero_optimization.offload_optimizer.nvme_path",
+        "zero_optimization.offload_optimizer.buffer_count",
+        "zero_optimization.offload_optimizer.pin_memory",
+        "zero_optimization.offload_optimizer.pipeline_read",
+        "zero_optimization.offload_optimizer.pipeline_write",
+        "zero_optimization.offload_optimizer.fast_init",
+        "zero_optimization.offload_optimizer.ratio",
+        "zero_optimization.offload_optimizer.super_offload",
+        "zero_optimization.offload_optimizer.cpuadam_cores_perc",
+        "zero_optimization.offload_param.nvme_path",
+        "zero_optimization.offload_param.buffer_count",
+        "zero_optimization.offload_param.buffer_size",
+        "zero_optimization.offload_param.max_in_cpu",
+        "zero_optimization.offload_param.pin_memory",
+    },
 }  # fmt: skip
 """What DeepSpeed may be left to choose, and why."""
 
@@ -47,6 +63,7 @@ CONFIGS = [
     for precision in ("float32", "bfloat16")
     if stage or precision == "float32"
 ]
+CONFIGS += [LoopConfig(zero_stage=2, offload="optimizer"), LoopConfig(zero_stage=3, offload="parameters")]
 
 
 class Asked(dict[str, Any]):
@@ -102,7 +119,7 @@ def written(section: dict[str, Any], prefix: str = "") -> set[str]:
     return {prefix + key for key in section}.union(*inner)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.zero_stage}-{config.precision}")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.zero_stage}-{config.precision}-{config.offload}")
 def test_every_key_that_could_change_a_result_is_written(config: LoopConfig) -> None:
     settings = deepspeed_json(config, world=1)
     left_out = set().union(*WITHOUT_EFFECT.values())
@@ -110,8 +127,9 @@ def test_every_key_that_could_change_a_result_is_written(config: LoopConfig) -> 
 
 
 def test_every_key_that_is_written_or_left_out_is_one_that_deepspeed_knows() -> None:
-    settings = deepspeed_json(CONFIGS[0], world=1)
-    assert sorted(written(settings).union(*WITHOUT_EFFECT.values()) - known(settings)) == []
+    every = [deepspeed_json(config, world=1) for config in CONFIGS]
+    named = set().union(*WITHOUT_EFFECT.values(), *map(written, every))
+    assert sorted(named - set().union(*map(known, every))) == []
 
 
 def test_clipping_and_precision_are_the_configs() -> None:
@@ -129,6 +147,20 @@ def test_without_zero_and_in_fp32_clipping_is_ours_alone() -> None:
     assert deepspeed_json(config, world=1)["gradient_clipping"] == 0.0
     assert not LoopConfig(zero_stage=1).has_plain_gradients
     assert not LoopConfig(zero_stage=1, precision="bfloat16").has_plain_gradients
+
+
+@pytest.mark.parametrize(
+    ("offload", "kept"),
+    [("none", set()), ("optimizer", {"offload_optimizer"}), ("parameters", {"offload_optimizer", "offload_param"})],
+)
+def test_deepspeed_is_told_what_stays_in_the_cpus_memory(
+    offload: Literal["none", "optimizer", "parameters"], kept: set[str]
+) -> None:
+    settings = deepspeed_json(LoopConfig(zero_stage=3, offload=offload), world=1)
+    zero = settings["zero_optimization"]
+    assert {key for key, value in zero.items() if key.startswith("offload") and value} == kept
+    assert all(zero[key] == {"device": "cpu"} for key in kept)
+    assert settings["zero_force_ds_cpu_optimizer"] is False
 
 
 def test_a_group_of_another_size_than_the_config_says_is_refused() -> None:

@@ -44,6 +44,7 @@ LIBRARIES = {
     "ray": ("jobs", "kd.ray_corpus", "kd.ray_data", "kd.ray_train", "kd.ray_worker"),
     "deepspeed": ("kd.deepspeed_engine",),
     "captum": ("kd.attribution.methods",),
+    "peft": ("kd.training.adapters",),
     "torch": (
         "kd.models",
         "kd.pooling",
@@ -61,7 +62,7 @@ LIBRARIES = {
     "pandas": (),
 }
 
-HEAVY = ("torch", "ray", "transformers", "captum", "deepspeed", "datasets")
+HEAVY = ("torch", "ray", "transformers", "captum", "deepspeed", "datasets", "peft")
 
 
 def modules() -> list[tuple[str, Path]]:

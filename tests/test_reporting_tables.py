@@ -1,7 +1,16 @@
 """The tables of a report: what is missing is a dash with its reason, and nothing breaks or widens them."""
 
 from kd.evaluation.metrics import About, Counts
-from kd.reporting.tables import Table, accuracy_table, as_markdown, as_text, rationale_table, stage_table, terminal_table
+from kd.reporting.tables import (
+    Table,
+    accuracy_table,
+    as_markdown,
+    as_text,
+    rationale_table,
+    stage_table,
+    terminal_table,
+    training_table,
+)
 from tests.tiny_reports import FULL, answers, manifest, rationales, unlabelled
 
 
@@ -59,3 +68,16 @@ def test_numbers_are_never_clipped_to_make_room_for_a_name() -> None:
 def test_markdown_cells_cannot_break_the_table() -> None:
     table = Table("t", ("model", "mean %"), [("a|b\nc", "58.0")], notes=["note"], left=frozenset({"model"}))
     assert as_markdown(table) == "## t\n\n| model | mean % |\n| --- | ---: |\n| a\\|b c | 58.0 |\n\nnote"
+
+
+def test_a_run_shows_its_best_step_and_its_last_one() -> None:
+    scores = {"best_step": 40, "validation_accuracy": 0.75, "validation_loss": 0.5}
+    last = {"last_step": 60, "last_validation_accuracy": 1.0, "last_validation_loss": 0.75, "trained_parameters": 3072}
+    unscored = dict.fromkeys({**scores, **last}) | {"best_step": 6, "last_step": 6, "trained_parameters": 10}
+    runs = {"teach": manifest(figures=scores | last), "train a/0": manifest(figures=unscored), "prepare": manifest()}
+    table = training_table(runs)
+    assert table.rows[0] == ("teach", "40", "75.0", "0.5", "60", "100.0", "0.75", "3,072")
+    assert table.rows[1] == ("train a/0", "6", "–", "–", "6", "–", "–", "10")
+    assert len(table.rows) == 2
+    assert table.notes == ["Not validated, so the last step is kept: train a/0."]
+    assert training_table({"train": None}).notes == ["Nothing has been trained."]

@@ -17,6 +17,7 @@ from kd.errors import ConfigError, InputError
 from kd.models import save
 from kd.store import Store
 from kd.tasks.planted import generate
+from kd.training.adapters import Lora
 from tests.mini import mini_config, prepared, write_mini
 from tests.tiny import tiny_classifier, tiny_t5
 
@@ -59,6 +60,17 @@ def test_a_student_is_opened_without_its_weights_and_one_from_a_spec_not_at_all(
     (tmp_path / "student" / "model.safetensors").unlink()
     config = mini_config(write_mini(tmp_path / "corpus"), student={"name": str(tmp_path / "student")})
     check_models(config)
+
+
+def test_adapters_without_a_layer_are_refused_before_the_corpus_is_read(tmp_path: Path) -> None:
+    save(tiny_t5(tmp_path), tmp_path / "student")
+    config = mini_config(write_mini(tmp_path / "corpus"), student={"name": str(tmp_path / "student")})
+    for target in ("query", "lm_head"):
+        training = config.training.model_copy(update={"lora": Lora(targets=("q", target))})
+        with pytest.raises(ConfigError, match=f"the student: lora.targets: {target} names no linear layer"):
+            check_models(config.model_copy(update={"training": training}))
+    training = config.training.model_copy(update={"lora": Lora(targets=("q", "v"))})
+    check_models(config.model_copy(update={"training": training}))
 
 
 @pytest.mark.parametrize(

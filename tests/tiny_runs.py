@@ -139,6 +139,11 @@ def history(queue: Queue, item: int = 0) -> list[dict[str, Any]]:
     return entries
 
 
+def figures(entries: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Every step's losses and gradient norm; a loss that nothing had a part in as -1."""
+    return [-1.0 if value is None else value for entry in entries for value in (*entry["loss"].values(), entry["gradient_norm"])]
+
+
 VARIANTS: Mapping[str, AnyObjective] = {"words": MultiTask(), "label": LabelOnly()}
 
 _ATTRIBUTED: dict[str, Any] = {

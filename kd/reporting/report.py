@@ -28,6 +28,7 @@ from kd.reporting.tables import (
     scores,
     stage_table,
     teacher_near_chance,
+    training_table,
 )
 from kd.rows import Attribution, MetricRow, Prediction, RationaleRow
 
@@ -70,8 +71,9 @@ class Report:
 
     @cached_property
     def tables(self) -> list[Table]:
-        """Accuracy, rationales, stages."""
-        return [accuracy_table(self.metrics), rationale_table(self.metrics), stage_table(self.stages)]
+        """Accuracy, rationales, training, stages."""
+        trained = training_table(self.stages)
+        return [accuracy_table(self.metrics), rationale_table(self.metrics), trained, stage_table(self.stages)]
 
 
 # --- in words -----------------------------------------------------------------------------------------------------------
@@ -148,13 +150,14 @@ def to_html(report: Report) -> str:
     page = Environment(
         loader=PackageLoader("kd.reporting", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.j2")
-    accuracy, rationales, stages = report.tables
+    accuracy, rationales, training, stages = report.tables
     return page.render(
         report=report,
         headline=headline(report),
         warnings=warnings(report),
         accuracy=accuracy,
         rationales=rationales,
+        training=training,
         stages=stages,
         plot=dot_plot(scores(report.metrics), chance_level(report.metrics)),
         examples=[_example_page(shown) for shown in report.examples],

@@ -172,6 +172,36 @@ def _count(found: Mapping[str, MetricRow], metric: str) -> str:
     return f"{found[metric].n:,}" if metric in found else MISSING
 
 
+def training_table(stages: Mapping[str, Manifest | None]) -> Table:
+    """What was trained: how the best step validates, which is the one that is evaluated, and how the last one does."""
+    runs = {title: manifest.figures for title, manifest in stages.items() if manifest and "best_step" in manifest.figures}
+    unscored = [title for title, figures in runs.items() if figures["validation_accuracy"] is None]
+    reasons = {
+        "Nothing has been trained.": not runs,
+        f"Not validated, so the last step is kept: {', '.join(unscored)}.": unscored,
+    }
+    return Table(
+        title="Training",
+        columns=("run", "best step", "best %", "best loss", "last step", "last %", "last loss", "trained parameters"),
+        rows=[_training_line(title, figures) for title, figures in runs.items()],
+        notes=[reason for reason, applies in reasons.items() if applies],
+        left=frozenset({"run"}),
+    )
+
+
+def _training_line(title: str, figures: Mapping[str, float | str | None]) -> tuple[str, ...]:
+    best = ("best_step", "validation_accuracy", "validation_loss")
+    last = ("last_step", "last_validation_accuracy", "last_validation_loss")
+    cells = [_figure(name, figures[name]) for name in (*best, *last, "trained_parameters")]
+    return (title, *cells)
+
+
+def _figure(name: str, value: float | str | None) -> str:
+    """A share as percent, anything else as a short number."""
+    is_share = name.endswith("accuracy") and isinstance(value, float)
+    return percent(float(value)) if is_share and value is not None else _short(value)
+
+
 def stage_table(stages: Mapping[str, Manifest | None]) -> Table:
     """What each stage did, from its manifest; None stands for a stage that is not complete."""
     absent = [title for title, manifest in stages.items() if manifest is None]

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from kd.frozen import Frozen
+from kd.training.adapters import Lora
 from kd.training.objectives import Answers, AnyObjective, LabelOnly, MultiTask
 
 NAME = r"^[a-z0-9_-]+$"
@@ -37,6 +38,11 @@ class LoopConfig(Frozen):
     """Steps between validations. The step that validates best is the one that is kept."""
     eval_rows: int = Field(default=500, ge=0)
     """At most this many validation rows, the same for every run. 0: no validation, the last step is kept."""
+    patience_evals: int | None = Field(default=None, ge=1)
+    """Training ends early when so many validations in a row have not beaten the best. Null: never. The schedule is that of
+    `steps` all the same."""
+    keep_last: bool = True
+    """Whether the last step's model is kept beside the best one's, in `last/` beside `model/`, where they are not the same."""
     eval_batch_tokens: int = Field(default=16_384, ge=1)
     """Padded tokens of one validation batch."""
     save_every_steps: int = Field(default=500, ge=0)
@@ -53,6 +59,14 @@ class LoopConfig(Frozen):
     """Under ZeRO-3, parameters smaller than this stay whole on every worker."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: weights and gradients in bf16, the optimizer's copy in fp32; from `zero_stage` 1 on."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of layers for the backward pass, and compute the rest again: less
+    memory, for one more forward pass."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What waits in the CPU's memory while the device does not need it: the optimizer's states (its step is then taken on
+    the CPU; from `zero_stage` 1 on), or parameters as well (at `zero_stage` 3)."""
+    lora: Lora | None = None
+    """Train low-rank adapters and leave the model as it is; they are merged into the exported model. Null: train it whole."""
     num_workers: int = Field(default=1, ge=1)
     """Workers of the group, one GPU each where the cluster's device is cuda. Fixed: optimizer states are cut for it."""
     threads_per_worker: int = Field(default=1, ge=1)
@@ -76,6 +90,24 @@ class LoopConfig(Frozen):
             raise ValueError(
                 "precision bfloat16 with zero_stage 0 lets DeepSpeed take one AdamW step too many (decay, bias correction);"
                 " expected zero_stage: 1, which only splits optimizer states, or precision: float32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offload_fits_the_stage(self) -> "LoopConfig":
+        lowest = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.zero_stage < lowest:
+            raise ValueError(
+                f"offload {self.offload} needs what ZeRO splits: expected zero_stage {lowest} or higher, got {self.zero_stage}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _patience_has_validations(self) -> "LoopConfig":
+        if self.patience_evals is not None and not self.eval_rows:
+            raise ValueError(
+                f"patience_evals ({self.patience_evals}) counts validations, and eval_rows = 0 turns them off;"
+                " set eval_rows, or patience_evals: null"
             )
         return self
 

@@ -61,6 +61,7 @@ def _bf16(config: LoopConfig) -> dict[str, Any]:
 
 
 def _zero(config: LoopConfig) -> dict[str, Any]:
+    kept = {"device": "cpu"}
     return {
         "stage": config.zero_stage,
         "compute_grad_norm": True,
@@ -76,8 +77,8 @@ def _zero(config: LoopConfig) -> dict[str, Any]:
         "load_from_fp32_weights": True,
         "legacy_stage1": False,
         "sub_group_size": 1_000_000_000,
-        "offload_param": None,
-        "offload_optimizer": None,
+        "offload_param": kept if config.offload == "parameters" else None,
+        "offload_optimizer": None if config.offload == "none" else kept,
         "zenflow": None,
         "memory_efficient_linear": True,
         "zero_hpz_partition_size": 1,

@@ -22,6 +22,7 @@ from kd.errors import StageError
 from kd.families.base import Family
 from kd.families.opening import open_family
 from kd.models import Loaded, ModelConfig, save
+from kd.training.adapters import merged
 from kd.training.config import LoopConfig
 from kd.training.data import FeatureTable, Sequences, Share
 from kd.training.engine import Engine, reseed
@@ -31,6 +32,8 @@ from kd.training.validation import Score, Validation
 
 BEST = "best"
 """The folder of the best step's model, as plain transformers loads it."""
+LAST = "last"
+"""The folder of the last step's model, where it is kept and not the best."""
 _STATE = "state.json"
 _STAND_IN = [[0]]
 
@@ -39,6 +42,8 @@ _STAND_IN = [[0]]
 class State:
     """Where a run is. With the engine's files and the best model it is all that a restart needs.
 
+    `best` and `last` are the scores of the best and of the newest validated step; `stale_evals` counts the validations since
+    the best one; the run is `done` at its last step, or when it has been stale for too long.
     An entry of the history covers the steps since the one before: the mean loss per target token of each term in nats, the
     tokens learned and the share of the computed positions that were padding, and the gradient's norm and the learning rate
     of the last of them; after a validation its score as well. All of it comes out the same in every attempt; `seconds` of
@@ -50,6 +55,9 @@ class State:
     waited_s: float = 0.0
     best_step: int | None = None
     best: Score | None = None
+    last: Score | None = None
+    stale_evals: int = 0
+    done: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:
@@ -58,7 +66,7 @@ class State:
     @classmethod
     def from_json(cls, text: str) -> "State":
         values = json.loads(text)
-        return cls(**values | {"best": Score(**values["best"]) if values["best"] else None})
+        return cls(**values | {name: Score(**values[name]) if values[name] else None for name in ("best", "last")})
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,9 @@ class Trainer:
     state: State = field(default_factory=State)
 
     def train(self, progress: Callable[[State], None], checkpoint: Callable[[], None]) -> State:
-        """Train to the last step. The first rank calls `progress` after every step, every rank `checkpoint` where it is due.
+        """Train to the last step, or until patience ends.
+
+        The first rank calls `progress` after every step, every rank `checkpoint` where it is due.
 
         Raises:
             StageError: the loss is no longer a number; on every rank alike.
@@ -105,7 +115,7 @@ class Trainer:
         tallies: list[Tally] = []
         coming = (self._share(step) for step in range(self.state.step, self.config.steps))
         with _learning(self.student.model), closing(one_ahead(coming)) as shares:
-            while self.state.step < self.config.steps:
+            while not self.state.done:
                 tallies.append(self._update(self.state.step, self._awaited(shares)))
                 self.state.step += 1
                 if self._is_due(self.config.log_every_steps, self.config.eval_every_steps, self.config.save_every_steps):
@@ -114,7 +124,7 @@ class Trainer:
                 if self._is_due(self.config.eval_every_steps):
                     self._validate()
                 self.state.seconds = time.monotonic() - started
-                if self._is_due(self.config.save_every_steps) and self.state.step < self.config.steps:
+                if self._is_due(self.config.save_every_steps) and not self.state.done:
                     checkpoint()
                 if self.engine.rank == 0:
                     progress(self.state)
@@ -192,18 +202,34 @@ class Trainer:
         )
 
     def _validate(self) -> None:
-        """Score this step, and keep its model if it is the best so far; without validation rows the last one is."""
+        """Score this step, and keep its model if it is the best so far or the last; without validation rows the last is best."""
         if self.validation is None and self.state.step < self.config.steps:
             return
         with self.engine.whole() as model:
             whole = dataclasses.replace(self.student, model=model)
             score = self.validation.score(self.engine, self._open_family(whole)) if self.validation else None
-            if score is None or score.beats(self.state.best):
-                self.state.best_step, self.state.best = self.state.step, score
-                if self.engine.rank == 0:
-                    save(whole, self.folder / BEST)
+            self._judge(score)
+            if self.engine.rank == 0:
+                self._keep(whole)
         if score is not None:
             self.state.history[-1] |= {"validation_accuracy": score.accuracy, "validation_loss": score.loss_nats}
+
+    def _judge(self, score: Score | None) -> None:
+        """Whether this step is the best so far, and whether it is the last; scores are of all ranks, so all of them agree."""
+        state = self.state
+        state.last = score
+        state.stale_evals += 1
+        if score is None or score.beats(state.best):
+            state.best_step, state.best, state.stale_evals = state.step, score, 0
+        state.done = state.step == self.config.steps or state.stale_evals == self.config.patience_evals
+
+    def _keep(self, whole: Loaded) -> None:
+        """Write the model of this step if it is wanted: the best so far, or the last."""
+        is_best = self.state.best_step == self.state.step
+        if not is_best and not (self.state.done and self.config.keep_last):
+            return
+        plain = dataclasses.replace(whole, model=merged(whole.model)) if self.config.lora else whole
+        save(plain, self.folder / (BEST if is_best else LAST))
 
     @cached_property
     def _family(self) -> Family:

@@ -62,7 +62,7 @@ class ProgressFile:
 
         def written(state: "State") -> None:
             now = time.monotonic()
-            if now - self._written_s >= _INTERVAL_S or state.step == self.queue.training.steps:
+            if now - self._written_s >= _INTERVAL_S or state.done:
                 self._written_s = now
                 self._publish(item.run.name, before, state.step, state.history)
 

@@ -13,6 +13,8 @@ from kd.training.objectives import AnyObjective
 
 MODEL = "model"
 """The folder of the best step's model, below the run's."""
+LAST_MODEL = "last"
+"""The folder of the last step's model, below the run's, where it is kept and not the best."""
 HISTORY = "history.json"
 """What happened at which step, in the run's folder."""
 Judge = Callable[[str, str], bool]

@@ -9,24 +9,28 @@ from pathlib import Path
 
 import torch
 
+from kd.errors import ConfigError
 from kd.families.opening import open_family
 from kd.manifests import Manifest
-from kd.models import Loaded, load
+from kd.models import Loaded, load, seeded
+from kd.training.adapters import add_adapters
+from kd.training.config import LoopConfig
 from kd.training.data import open_features
 from kd.training.engine import Engine, TorchEngine
-from kd.training.loop import BEST, Lessons, Trainer
+from kd.training.loop import BEST, LAST, Lessons, State, Trainer
 from kd.training.order import Order
 from kd.training.progress import ProgressFile
-from kd.training.runs import HISTORY, MODEL, Claimed, Queue, Run
+from kd.training.runs import HISTORY, LAST_MODEL, MODEL, Claimed, Queue, Run
 from kd.training.validation import Validation, open_validation, sample
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What a run needs, read from the run directory."""
+    """What a run needs, read from the run directory. `parameters` are those of the exported model."""
 
     student: Loaded
     parameters: int
+    trained_parameters: int
     lessons: Lessons
     validation: Validation | None
 
@@ -47,20 +51,40 @@ def open_run(queue: Queue, run: Run, scratch: Path, rank: int, world: int) -> Op
     training, limits = queue.training, run.model.config
     full = limits.model_copy(update={"dtype": "float32"})
     student = load(dataclasses.replace(run.model, config=full), queue.device)
+    parameters = sum(parameter.numel() for parameter in student.model.parameters())
+    _fit_for_training(student, training, run.seed)
     family = open_family(student, limits)
     table = open_features(queue.store, run.features, run.shards, scratch)
     order = Order([shard.rows for shard in run.shards], training.batch_rows, training.window_shards, run.seed)
     rows = sample(queue.store, run.examples, run.validation, training.eval_rows)
     prefix, budget = run.objective.answer_prefix, training.eval_batch_tokens
     validation = open_validation(rows, family, prefix, queue.judge, budget, rank, world)
-    parameters = sum(parameter.numel() for parameter in student.model.parameters())
-    return Opened(student, parameters, Lessons(table, order, run.objective.terms), validation)
+    trained = sum(parameter.numel() for parameter in student.model.parameters() if parameter.requires_grad)
+    return Opened(student, parameters, trained, Lessons(table, order, run.objective.terms), validation)
+
+
+def _fit_for_training(student: Loaded, training: LoopConfig, seed: int) -> None:
+    """Add what the config wants of the model while it learns, in place. Nothing of it is in an exported model.
+
+    Raises:
+        ConfigError: the model cannot have it.
+    """
+    if training.lora:
+        with seeded(seed):
+            add_adapters(student.model, training.lora)
+    if training.gradient_checkpointing:
+        if not student.model.supports_gradient_checkpointing:
+            raise ConfigError(f"{student.name} cannot recompute its layers; set gradient_checkpointing: false")
+        student.model.activation_checkpointing_enable({"use_reentrant": False})
+        student.model.disable_input_require_grads()  # which only the reentrant kind needs
 
 
 def publish_run(queue: Queue, item: Claimed, opened: Opened, trainer: Trainer) -> Manifest:
-    """Write the best step's model, the history, and last of all the manifest."""
+    """Write the models of the best and the last step, the history, and last of all the manifest."""
     store, state, run = queue.store, trainer.state, item.run
     store.upload(trainer.folder / BEST, f"{item.folder}/{MODEL}")
+    if (trainer.folder / LAST).exists():
+        store.upload(trainer.folder / LAST, f"{item.folder}/{LAST_MODEL}")
     store.publish_json(f"{item.folder}/{HISTORY}", {"history": state.history})
     manifest = Manifest(
         stage=run.stage,
@@ -68,12 +92,11 @@ def publish_run(queue: Queue, item: Claimed, opened: Opened, trainer: Trainer) -
         config=run.config(queue.training),
         inputs=dict(run.inputs),
         figures={
-            "best_step": state.best_step,
-            "validation_accuracy": state.best.accuracy if state.best else None,
-            "validation_loss": state.best.loss_nats if state.best else None,
+            **_selected(state, queue.training),
             "validation_rows": opened.validation.total if opened.validation else 0,
             **{f"final_loss_{name}": loss for name, loss in state.history[-1]["loss"].items()},
             "parameters": opened.parameters,
+            "trained_parameters": opened.trained_parameters,
             "started_from": opened.student.name,
         },
         shards=list(run.shards),
@@ -83,6 +106,20 @@ def publish_run(queue: Queue, item: Claimed, opened: Opened, trainer: Trainer) -
         rows_per_s=round(state.step * queue.training.batch_rows / state.seconds, 3),
     )
     return store.publish_manifest(item.folder, manifest)
+
+
+def _selected(state: State, training: LoopConfig) -> dict[str, float | str | None]:
+    """The best step and the last one, how both validate, and the folder of the last one's model: the best's if it is that."""
+    is_best = state.best_step == state.step
+    return {
+        "best_step": state.best_step,
+        "validation_accuracy": state.best.accuracy if state.best else None,
+        "validation_loss": state.best.loss_nats if state.best else None,
+        "last_step": state.step,
+        "last_validation_accuracy": state.last.accuracy if state.last else None,
+        "last_validation_loss": state.last.loss_nats if state.last else None,
+        "last_model": MODEL if is_best else LAST_MODEL if training.keep_last else None,
+    }
 
 
 def train_here(queue: Queue) -> None:
