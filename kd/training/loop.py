@@ -27,6 +27,7 @@ from kd.training.engine import Engine, reseed
 from kd.training.objectives import Term, coefficients, sums_per_term
 from kd.training.order import Order
 from kd.training.validation import Score, Validation
+from kd.training.watchdog import Watch, unwatched
 
 BEST = "best"
 """The folder of the best step's model, as plain transformers loads it."""
@@ -89,8 +90,9 @@ class Trainer:
     folder: Path
     state: State = field(default_factory=State)
 
-    def train(self, progress: Callable[[State], None], checkpoint: Callable[[], None]) -> State:
+    def train(self, progress: Callable[[State], None], checkpoint: Callable[[], None], watch: Watch = unwatched) -> State:
         """Train to the last step. The first rank calls `progress` after every step, every rank `checkpoint` where it is due.
+        `watch` hears what is begun: a step, a validation, a checkpoint.
 
         Raises:
             StageError: the loss is no longer a number; on every rank alike.
@@ -99,15 +101,18 @@ class Trainer:
         tallies: list[Tally] = []
         with _learning(self.student.model):
             while self.state.step < self.config.steps:
+                watch("step", self.state.step + 1)
                 tallies.append(self._update(self.state.step))
                 self.state.step += 1
                 if self._is_due(self.config.log_every_steps, self.config.eval_every_steps, self.config.save_every_steps):
                     self._log(tallies)
                     tallies.clear()
                 if self._is_due(self.config.eval_every_steps):
+                    watch("validate", self.state.step)
                     self._validate()
                 self.state.seconds = time.monotonic() - started
                 if self._is_due(self.config.save_every_steps) and self.state.step < self.config.steps:
+                    watch("checkpoint", self.state.step)
                     checkpoint()
                 if self.engine.rank == 0:
                     progress(self.state)
