@@ -8,7 +8,7 @@ BENCH_DATA ?= $(wildcard data/cqa)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-slow check offline bench-attribution bench-plan bench-scale clean
+.PHONY: quickstart test test-slow check offline bench-attribution bench-plan bench-queue bench-scale clean
 
 quickstart: $(READY)  ## the whole chain on a small corpus, on this machine
 	@$(BIN)/python -m kd.tasks.planted data/planted --seed $(SEED)
@@ -40,6 +40,9 @@ bench-attribution: $(READY) .venv-inseq/.ready  ## how fast rows are explained, 
 
 bench-plan: $(READY)  ## whether the time that `jobs.plan` gives is right
 	$(BIN)/python -m bench.plan $(if $(BENCH_DATA),--data $(BENCH_DATA)) --out bench/results/plan.jsonl
+
+bench-queue: $(READY)  ## what one more tiny run costs a training group that is at work
+	$(BIN)/python -m bench.queue --out bench/results/queue.jsonl
 
 bench-scale: $(READY)  ## what a stage costs outside the model, up to a million rows
 	$(BIN)/python -m bench.scale --out bench/results/scale.jsonl

@@ -1,4 +1,4 @@
-"""Let the teacher and every student answer the test split; without labels, predictions only."""
+"""Let the teacher and every student answer the test split; without labels, predictions only. Failed students are left out."""
 
 from jobs.cli import Session, main
 
@@ -8,6 +8,8 @@ def run(session: Session) -> None:
     from jobs.stages import run_works, wiring
 
     works = wiring(session)
+    for failed in works.failed_students().values():
+        session.console.say(f"evaluate     left out: {failed.run}, whose training failed: {failed.error}")
     run_works(session, "evaluate", works.predictions(), works.pool)
 
 

@@ -42,7 +42,7 @@ class Findings:
             config=config.model_dump(mode="json"),
             examples=self._examples(),
             baseline=baseline,
-            notes=[config.about] if config.about else [],
+            notes=[*([config.about] if config.about else []), *self._failures()],
         )
 
     def teacher_verdict(self) -> str:
@@ -76,6 +76,11 @@ class Findings:
         for (name, seed), found in self._predictions.items():
             stages[f"evaluate {name}/{seed}"] = _manifest(found)
         return stages
+
+    def _failures(self) -> list[str]:
+        """Which students have no model since their training failed."""
+        failed = _or_none(self.wiring.failed_students) or {}
+        return [f"The training of {name} failed at step {each.step}: {each.error}" for name, each in failed.items()]
 
     # --- numbers ---
 

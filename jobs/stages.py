@@ -11,9 +11,9 @@ from jobs.console import Line
 from jobs.wiring import Wiring
 from kd import ray_data
 from kd.config import Config
-from kd.errors import UserError
+from kd.errors import StageError, UserError
 from kd.manifests import Manifest
-from kd.models import ModelSource, load, needs_tokenizer
+from kd.models import ModelSource, count_parameters, load, needs_tokenizer
 from kd.ray_data import Pool
 from kd.ray_train import train_queue
 from kd.shards import Work, is_finished
@@ -58,6 +58,18 @@ def check_models(config: Config) -> None:
             raise type(error)(f"the {role}: {error}") from error
 
 
+def warn_of_a_large_student(session: Session, works: Wiring) -> None:
+    """Say so where the student has more parameters than its teacher. Training goes on: it may be meant."""
+    if session.config.teacher is None:
+        return
+    teacher, student = (count_parameters(works.untrained(model, 0)) for model in (session.config.teacher, session.config.student))
+    if student > teacher:
+        session.console.say(
+            f"WARNING: the student has {student:,} parameters, more than its teacher's {teacher:,}. A student is meant to be the"
+            " smaller one; check teacher and student in the config"
+        )
+
+
 def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -> list[Manifest]:
     """Do what is left of these works on the cluster, with one progress line for all of them."""
     line = session.console.stage(title)
@@ -71,19 +83,31 @@ def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -
 
 
 def run_queue(session: Session, title: str, queue: Queue) -> list[Manifest]:
-    """Train what is left of a queue on the cluster, with one progress line for all its runs."""
+    """Train what is left of a queue on the cluster, with one progress line for all its runs.
+
+    Raises:
+        StageError: some runs failed; the others are finished.
+    """
     line = session.console.stage(title, "steps")
     todo = queue.todo()
     if todo:
         session.connect()
         cluster = session.config.cluster
         needs = of_workers("teach" if queue.stage == "teach" else "training", queue.training, cluster)
-        with telling_of_waits(session, line, needs), _following(session.store, queue.stage, line):
-            train_queue(queue, cluster.training_labels)
-    manifests = [session.store.manifest(item.folder) for item in queue.items]
-    finished = [manifest for manifest in manifests if manifest is not None]
-    line.close(("" if todo else "complete already: ") + f"{len(finished)} of {len(manifests)} models")
+        try:
+            with telling_of_waits(session, line, needs), _following(session.store, queue.stage, line):
+                train_queue(queue, cluster.training_labels)
+        except StageError:
+            line.close(f"failed: {len(_finished(queue))} of {len(queue.items)} models")
+            raise
+    finished = _finished(queue)
+    line.close(("" if todo else "complete already: ") + f"{len(finished)} of {len(queue.items)} models")
     return finished
+
+
+def _finished(queue: Queue) -> list[Manifest]:
+    manifests = [queue.store.manifest(item.folder) for item in queue.items]
+    return [manifest for manifest in manifests if manifest is not None]
 
 
 @contextmanager

@@ -8,11 +8,14 @@ from jobs.cli import Session, main
 
 def run(session: Session) -> None:
     """The stage. What is heavy is imported here, after the config was read."""
-    from jobs.stages import run_queue, run_works, wiring
+    from jobs.stages import run_queue, run_works, warn_of_a_large_student, wiring
 
     works = wiring(session)
     run_works(session, "features", works.student_features(), works.cpu_pool)
-    for manifest in run_queue(session, "train", works.training_queue()):
+    queue = works.training_queue()
+    if queue.todo():
+        warn_of_a_large_student(session, works)
+    for manifest in run_queue(session, "train", queue):
         session.console.say(
             f"             {manifest.config['variant']}/{manifest.config['seed']}: {_validated(manifest.figures)}"
         )

@@ -24,7 +24,7 @@ from kd.store import Store
 from kd.training.config import Variant
 from kd.training.features import Featurise
 from kd.training.objectives import AnyObjective
-from kd.training.runs import MODEL, Queue, Run, trained
+from kd.training.runs import MODEL, Failure, Queue, Run, failure, trained
 from kd.vocabulary import make_tokenizer, tokenizer_folder
 
 EXAMPLES = "examples"
@@ -73,7 +73,7 @@ class Wiring:
         if self.config.teach is None:
             raise StageError("the config has no `teach`: the teacher is used as it is")
         teach = self.config.teach
-        recipe = Featurise(teach.objective, self._untrained(self._explained_model, teach.seed))
+        recipe = Featurise(teach.objective, self.untrained(self._explained_model, teach.seed))
         return Work(
             title="teach features",
             target=f"{TEACHER}/features",
@@ -99,7 +99,7 @@ class Wiring:
     def teacher(self) -> ModelSource:
         """The model that is explained: as it was named, or as `teach` left it."""
         if self.config.teach is None:
-            return self._untrained(self._explained_model, 0)
+            return self.untrained(self._explained_model, 0)
         folder, _ = trained(self.store, self.teaching(), self.config.teach)
         return ModelSource(self._explained_model, self.store, f"{folder}/{MODEL}")
 
@@ -193,7 +193,7 @@ class Wiring:
     def _student_features(self, variant: Variant) -> Work:
         training = self.config.training
         folder, manifest = completed(self.store, self.rationales()[variant.source])
-        recipe = Featurise(variant.objective, self._untrained(self.config.student, 0), training.answers)
+        recipe = Featurise(variant.objective, self.untrained(self.config.student, 0), training.answers)
         return Work(
             title="features",
             target=f"students/{variant.name}/features",
@@ -210,9 +210,16 @@ class Wiring:
     # --- predictions ---
 
     def predictions(self) -> list[Work]:
-        """The evaluated split answered by the teacher, if there is one, and by every student."""
+        """The evaluated split answered by the teacher, if there is one, and by every student that did not fail."""
         teacher = [self.teacher_predictions()] if self.config.teacher is not None else []
-        return [*teacher, *(self.student_predictions(*pair) for pair in self.pairs)]
+        failed = self.failed_students()
+        pairs = [(variant, seed) for variant, seed in self.pairs if f"{variant.name}/{seed}" not in failed]
+        return [*teacher, *(self.student_predictions(*pair) for pair in pairs)]
+
+    def failed_students(self) -> dict[str, Failure]:
+        """Why there is no model, by the name of the run, where training has given it up."""
+        found = [failure(self.store, self.student(*pair), self.config.training) for pair in self.pairs]
+        return {each.run: each for each in found if each is not None}
 
     def teacher_predictions(self) -> Work:
         """The evaluated split answered by the teacher."""
@@ -258,7 +265,7 @@ class Wiring:
     def _tokenizer(self, config: ModelConfig) -> str | None:
         return tokenizer_folder(self.examples, config, self._phrases)
 
-    def _untrained(self, config: ModelConfig, seed: int) -> ModelSource:
+    def untrained(self, config: ModelConfig, seed: int) -> ModelSource:
         """A model as the config gives it, with the tokenizer that its spec may need."""
         return ModelSource(config, self.store, tokenizer_folder=self._tokenizer(config), seed=seed)
 
@@ -272,7 +279,7 @@ class Wiring:
             stage=stage,
             variant=variant,
             seed=seed,
-            model=self._untrained(config, seed),
+            model=self.untrained(config, seed),
             objective=objective,
             features=folder,
             shards=work.shards,

@@ -8,7 +8,7 @@ import logging
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -119,6 +119,11 @@ def load(source: ModelSource, device: str) -> Loaded:
     return loaded
 
 
+def count_parameters(source: ModelSource) -> int:
+    """How many parameters a model has, tied ones once; its weights are not loaded, except those that a spec starts from."""
+    return sum(parameter.numel() for parameter in load(source, "meta").model.parameters())
+
+
 def save(loaded: Loaded, local: Path) -> None:
     """Write weights (safetensors) and tokenizer so that plain transformers loads them."""
     with _quiet():
@@ -158,7 +163,7 @@ def _from_origin(source: ModelSource, device: str) -> Loaded:
     if config.name is not None:
         return _from_name(config, config.name, config.name, device)
     assert config.spec is not None  # ModelConfig has one of the two
-    return _from_spec(source, config.spec)
+    return _from_spec(source, config.spec, device)
 
 
 def _from_name(config: ModelConfig, name: str, called: str, device: str) -> Loaded:
@@ -194,7 +199,7 @@ def _from_name(config: ModelConfig, name: str, called: str, device: str) -> Load
     return Loaded(model, tokenizer, f"{called}@{content_of(name, commit)}", family)
 
 
-def _from_spec(source: ModelSource, spec: Spec) -> Loaded:
+def _from_spec(source: ModelSource, spec: Spec, device: str) -> Loaded:
     """A new model; its tokenizer was trained for it, or is that of the encoder it starts from."""
     config = source.config
     if isinstance(spec, T5Spec):
@@ -202,7 +207,8 @@ def _from_spec(source: ModelSource, spec: Spec) -> Loaded:
             raise ConfigError("a model from a t5 spec needs a tokenizer: train one on the corpus and give its folder")
         with _fetched(source.store, source.tokenizer_folder) as local:
             tokenizer, start = _tokenizer_in(str(local)), content_of(str(local), "")
-        model = spec.build(tokenizer)
+        with _weightless(device == "meta"):
+            model = spec.build(tokenizer)
     else:
         check_there(spec.origin)
         commit = commit_of(spec.origin, config.revision)
@@ -213,6 +219,15 @@ def _from_spec(source: ModelSource, spec: Spec) -> Loaded:
     called = f"spec:{digest(spec.model_dump(), start)}@seed{source.seed}"
     family: FamilyName = "encoder_classifier" if isinstance(spec, PooledClassifierSpec) else "encoder_decoder"
     return Loaded(model.to(_dtype(config)), tokenizer, called, family)
+
+
+@contextmanager
+def _weightless(meta: bool) -> Iterator[None]:
+    """New tensors take no memory inside, if so asked."""
+    import torch
+
+    with torch.device("meta") if meta else nullcontext():
+        yield
 
 
 def _tokenizer_in(where: str, revision: str = "main") -> Any:

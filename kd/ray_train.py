@@ -1,69 +1,174 @@
-"""Trains a queue of runs in one Ray Train worker group, with DeepSpeed.
+"""Trains a queue of runs in Ray Train worker groups, with DeepSpeed.
 
-A start of a group costs 10-20 s and students are many, so one group works through all runs that are still to do. Each
-has its own folder, and its manifest is written last: a run whose manifest is there is skipped. A group that loses a
-worker is started again and goes on from the last checkpoint of the run that it was in.
+A start of a group costs 10-20 s and students are many, so a group works through many runs, and several groups work side
+by side where there is room. Each run has its own folder, and its manifest is written last: a run whose manifest is there
+is skipped. A group that loses a worker is started again and goes on from the last checkpoint of the run that it was in;
+a run that ends too many groups is given up, and the others go on.
 """
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import ray.train
+from ray.actor import ActorHandle
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kd.errors import StageError, UserError
 from kd.ray_worker import work
 from kd.training.progress import ProgressFile
-from kd.training.runs import Queue
+from kd.training.roster import Roster
+from kd.training.runs import Failure, Queue
 
 CHECKPOINTS = "checkpoints"
 """The folder of the run directory that holds what interrupted queues go on from."""
+WATCHDOG_FIRST_S = 60
+"""So much longer than a worker's own patience is that of its collectives: the watchdog can say which worker hung."""
+LEAVING_S = 60.0
+"""So long groups have to end once all runs are over; one that still waits for room on the cluster is not waited for."""
+_LOOK_S = 0.2
 _POLL_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 
 
 def train_queue(queue: Queue, labels: Mapping[str, str] | None = None) -> None:
-    """Train the runs of a queue that are not finished yet, one after the other. Ray is initialised.
+    """Train the runs of a queue that are not finished yet. Ray is initialised.
 
     Args:
         queue: The runs.
         labels: What a node must be labelled with for a worker to run on it; none: any node.
 
     Raises:
-        UserError: what a user can mend, as itself; whatever else ended the training as a StageError. Finished runs stay.
+        StageError: some runs failed; each has its `kd.training.runs.Failure` in its folder. All others are finished.
     """
     queue.check()
     if not queue.todo():
         return
-    ProgressFile(queue).start()
+    groups = groups_that_fit(queue, labels or {})
+    ProgressFile(queue).start(groups)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    roster = ray.remote(num_cpus=0, scheduling_strategy=here)(Roster).remote(queue, groups)
     try:
         with _polled_often():
-            result = _trainer(queue, labels or {}).fit()
-    except ray.train.TrainingFailedError as error:
-        raise root_cause(error) from error
-    if isinstance(result.return_value, UserError):
-        raise result.return_value
+            _side_by_side([_Group(queue, roster, number, labels or {}) for number in range(groups)], roster)
+        failures = ray.get(roster.failures.remote())
+    finally:
+        ray.kill(roster)
+    if failures:
+        raise StageError(_told(queue, failures))
 
 
-def _trainer(queue: Queue, labels: Mapping[str, str]) -> TorchTrainer:
-    """The worker group. Its name is the stage's, so that a half-done run is gone on with whatever else has been added to
-    the queue; whose checkpoint it is that Ray Train gives back, the worker finds out.
+def groups_that_fit(queue: Queue, labels: Mapping[str, str]) -> int:
+    """How many groups to start: `parallel_runs`, or as many as find room now, but no more than there are runs.
+
+    A guess is enough: a group without room waits for one that ends. Which node has what is free is not known, so both what
+    nodes with these labels have and what is free anywhere are looked at.
+    """
+    training, todo = queue.training, len(queue.todo())
+    if training.parallel_runs is not None:
+        return min(training.parallel_runs, todo)
+    needs = _worker_needs(queue)
+    nodes = [node for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items()]
+    workers = sum(min(int(_has(node, name) // amount) for name, amount in needs.items()) for node in nodes)
+    free = ray.available_resources()
+    workers = min(workers, *(int(free.get(name, 0) // amount) for name, amount in needs.items()))
+    return max(1, min(workers // training.num_workers, todo))
+
+
+def _has(node: Mapping[str, object], resource: str) -> float:
+    """What a node has. A cluster of one's own claims more CPUs than the machine has, for actors that mostly wait; workers of
+    training do not wait.
+    """
+    amount = float(node["Resources"].get(resource, 0))  # type: ignore[attr-defined]
+    is_here = node["NodeID"] == ray.get_runtime_context().get_node_id()
+    return min(amount, os.cpu_count() or 1) if is_here and resource == "CPU" else amount
+
+
+def _worker_needs(queue: Queue) -> dict[str, float]:
+    """What one worker asks for."""
+    gpus = {"GPU": 1.0} if queue.device == "cuda" else {}
+    return {"CPU": float(queue.training.threads_per_worker)} | gpus
+
+
+class _Group(threading.Thread):
+    """Keeps one worker group at work for as long as there is any; whatever ended this is its `error`.
+
+    A thread, as `fit` blocks; it ends with the process, whose end also ends its workers.
+    """
+
+    def __init__(self, queue: Queue, roster: ActorHandle, number: int, labels: Mapping[str, str]) -> None:
+        super().__init__(daemon=True)
+        self.queue, self.roster, self.number, self.labels = queue, roster, number, labels
+        self.stopped = threading.Event()
+        self.error: BaseException | None = None
+        self._idle_losses = 0
+
+    def run(self) -> None:
+        try:
+            while not self.stopped.is_set() and ray.get(self.roster.has_work.remote(self.number)):
+                self._work()
+        except BaseException as error:  # noqa: BLE001 - told by the main thread
+            self.error = error
+
+    def _work(self) -> None:
+        """One life of the group. One that dies again and again before its first run ends the stage."""
+        try:
+            _trainer(self.queue, self.labels, self.roster, self.number).fit()
+        except ray.train.TrainingFailedError as error:
+            cause = root_cause(error)
+            if ray.get(self.roster.lost.remote(self.number, str(cause))):
+                return
+            self._idle_losses += 1
+            if self._idle_losses > self.queue.training.max_failures:
+                raise cause from error
+
+
+def _side_by_side(groups: Sequence[_Group], roster: ActorHandle) -> None:
+    """Let the groups work until all runs are over. The main thread stays free for an interrupt."""
+    for group in groups:
+        group.start()
+    try:
+        while any(group.is_alive() for group in groups) and not ray.get(roster.is_over.remote()):
+            _raise_first(groups)
+            time.sleep(_LOOK_S)
+        deadline = time.monotonic() + LEAVING_S
+        for group in groups:
+            group.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        for group in groups:
+            group.stopped.set()
+    _raise_first(groups)
+
+
+def _raise_first(groups: Sequence[_Group]) -> None:
+    for group in groups:
+        if group.error is not None:
+            raise group.error
+
+
+def _trainer(queue: Queue, labels: Mapping[str, str], roster: ActorHandle | None, group: int = 0) -> TorchTrainer:
+    """A worker group. Its name is the stage's and its number, so that a half-done run is gone on with whatever else has been
+    added to the queue; whose checkpoint it is that Ray Train gives back, the worker finds out.
     """
     training, use_gpu = queue.training, queue.device == "cuda"
     return TorchTrainer(
         work,
-        train_loop_config={"queue": queue},
+        train_loop_config={"queue": queue, "roster": roster, "group": group},
+        torch_config=TorchConfig(timeout_s=math.ceil(training.step_timeout_s) + WATCHDOG_FIRST_S),
         scaling_config=ScalingConfig(
             num_workers=training.num_workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": training.threads_per_worker} | ({"GPU": 1} if use_gpu else {}),
+            resources_per_worker=_worker_needs(queue),
             label_selector=dict(labels) or None,
         ),
         run_config=RunConfig(
-            name=queue.stage,
+            name=f"{queue.stage}-{group}" if group else queue.stage,
             storage_path=queue.store.path(CHECKPOINTS),
-            failure_config=FailureConfig(max_failures=training.max_failures),
+            failure_config=FailureConfig(max_failures=0),
             checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -93,9 +198,18 @@ def root_cause(error: Exception) -> UserError:
         if isinstance(failure, UserError):
             return failure
     told = [failure for failure in failures if not _is_lost_contact(failure)] or failures or [error]
-    return StageError(f"a training worker failed: {told[0]!r}; finished runs and checkpoints are kept, run the stage again")
+    return StageError(f"a training worker failed: {told[0]!r}")
 
 
 def _is_lost_contact(failure: BaseException) -> bool:
     """The echo of another worker's death: its peers only see a closed connection."""
     return any(sign in str(failure).lower() for sign in ("connection reset", "connection closed", "broken pipe"))
+
+
+def _told(queue: Queue, failures: Sequence[Failure]) -> str:
+    """Which runs failed and why, and what to do."""
+    why = "\n".join(f"  {each.run} at step {each.step} (attempts: {each.attempts}): {each.error}" for each in failures)
+    return (
+        f"{queue.stage}: {len(failures)} of {len(queue.items)} runs failed; the others are finished and kept, and the same"
+        f" command tries the failed ones again:\n{why}"
+    )

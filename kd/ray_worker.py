@@ -1,66 +1,101 @@
 """What every worker of a Ray Train group does: the runs of a queue, one after the other, with DeepSpeed."""
 
 import tempfile
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray.train
 import torch
+from ray.actor import ActorHandle
 from ray.train import Checkpoint
 from torch import distributed
 
 from kd.deepspeed_engine import DeepSpeedEngine
 from kd.errors import StageError, UserError
-from kd.training.loop import Trainer
+from kd.training.loop import State, Trainer
 from kd.training.progress import ProgressFile
-from kd.training.runs import Claimed, Queue, Run
-from kd.training.session import Opened, open_run, publish_run
+from kd.training.roster import Turn
+from kd.training.runs import Claimed, Queue
+from kd.training.session import open_run, publish_run
+from kd.training.watchdog import Watch, Watchdog
 
 _RUN = "run.txt"
+RUNS_PER_GROUP_AT_STAGE_3 = 4
+"""DeepSpeed keeps about four model copies of every ZeRO-3 run for as long as the process lives, so processes are changed."""
+T = TypeVar("T")
 
 
-def work(settings: dict[str, Any]) -> UserError | None:
-    """What every worker of the group does. An error that all of them have is returned, since trying again is no use."""
+def work(settings: dict[str, Any]) -> None:
+    """What every worker of a group does: it trains the runs that the roster gives its group, until there are none left.
+
+    `settings` hold the `queue`, the number of the `group`, and the `roster`, an actor (`kd.training.roster.Roster`).
+    """
     queue: Queue = settings["queue"]
+    roster, group = settings["roster"], settings["group"]
     torch.set_num_threads(queue.training.threads_per_worker)
-    for item in queue.todo():
-        with tempfile.TemporaryDirectory(prefix="kd-train-") as scratch:
-            error = _train(queue, item, Path(scratch))
-        if error is not None:
-            return error
-    return None
+    rank = distributed.get_rank()
+    progress = ProgressFile(queue, group)
+    with Watchdog(queue.training.step_timeout_s, rank, lambda beat: roster.beat.remote(group, beat)) as watch:
+        for _ in range(RUNS_PER_GROUP_AT_STAGE_3) if queue.training.zero_stage == 3 else count():
+            turn = _turn(roster, group, rank)
+            if turn.position is None:
+                return
+            item = queue.items[turn.position]
+            watch.run = item.run.name
+            with tempfile.TemporaryDirectory(prefix="kd-train-") as scratch:
+                error = _train(queue, item, Path(scratch), progress.of(item, turn.ended), watch)
+            watch("end", 0)
+            if rank == 0:
+                ray.get(roster.over.remote(group, error))
 
 
-def _train(queue: Queue, item: Claimed, scratch: Path) -> UserError | None:
-    """One run from its model to its manifest."""
-    opened = _open_together(queue, item.run, scratch)
-    if isinstance(opened, UserError):
-        return opened
+def _turn(roster: ActorHandle, group: int, rank: int) -> Turn:
+    """What the group trains next, the same for every rank."""
+    turns: list[Turn | None] = [ray.get(roster.take.remote(group)) if rank == 0 else None]
+    distributed.broadcast_object_list(turns, src=0)
+    assert turns[0] is not None  # the first rank has asked
+    return turns[0]
+
+
+def _train(queue: Queue, item: Claimed, scratch: Path, progress: Callable[[State], None], watch: Watch) -> str | None:
+    """One run from its model to its manifest; or what went wrong, where every rank knows it and the group is as good as new.
+
+    Raises:
+        Exception: whatever else goes wrong on this rank alone; the others would wait for it, so the group must end.
+    """
+    watch("open", 0)
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    opened, error = _together(lambda: open_run(queue, item.run, scratch, rank, world))
+    if opened is None or error is not None:
+        return error
     engine = DeepSpeedEngine(opened.student.model, queue.training, queue.device)
     trainer = opened.trainer(engine, queue, item.run, scratch)
     try:
         resume(ray.train.get_checkpoint(), trainer, item)
-        trainer.train(ProgressFile(queue).of(item), checkpoint=lambda: _checkpoint(trainer, item))
-        if engine.rank == 0:
-            publish_run(queue, item, opened, trainer)
+        trainer.train(progress, lambda: _checkpoint(trainer, item), watch)
+        watch("publish", trainer.state.step)
+        return _together(lambda: publish_run(queue, item, opened, trainer) if rank == 0 else None)[1]
     except StageError as error:
-        return error
+        return str(error)
     finally:
         engine.close()
-    return None
 
 
-def _open_together(queue: Queue, run: Run, scratch: Path) -> Opened | UserError:
-    """Open the run, or give the first error that any rank met: none may wait for one that has given up."""
-    rank, world = distributed.get_rank(), distributed.get_world_size()
-    mine: Opened | UserError
+def _together(do: Callable[[], T]) -> tuple[T | None, str | None]:
+    """Do something, and say the first error that any rank met: none may wait for one that has given up.
+
+    An error is told as a text: the error itself would hold on to what was being opened.
+    """
+    mine, error = None, None
     try:
-        mine = open_run(queue, run, scratch, rank, world)
-    except UserError as error:
-        mine = error
-    errors: list[UserError | None] = [None] * world
-    distributed.all_gather_object(errors, mine if isinstance(mine, UserError) else None)
-    return next((error for error in errors if error is not None), mine)
+        mine = do()
+    except UserError as raised:
+        error = str(raised)
+    errors: list[str | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(errors, error)
+    return mine, next((error for error in errors if error is not None), None)
 
 
 def resume(checkpoint: Checkpoint | None, trainer: Trainer, item: Claimed) -> None:

@@ -31,22 +31,22 @@ GROUP = SHORT.model_copy(
 
 
 @pytest.fixture(scope="module")
-def attempt(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Queue, InputError]:
+def attempt(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Queue, StageError]:
     """Two runs with dropout, trained by one group, and what it says of a third whose tokenizer is lost."""
     queue = tiny_queue(tmp_path_factory.mktemp("finished"), GROUP, dropout=0.1)
     run = queue.items[0].run
     lost = replace(queue.items[0], folder="lost", run=replace(run, model=replace(run.model, tokenizer_folder="tokenizers/lost")))
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(StageError) as raised:
         train_queue(replace(queue, items=[*queue.items, lost]))
     return queue, raised.value
 
 
 @pytest.fixture(scope="module")
-def finished(attempt: tuple[Queue, InputError]) -> Queue:
+def finished(attempt: tuple[Queue, StageError]) -> Queue:
     return attempt[0]
 
 
-def test_a_users_mistake_on_a_worker_is_raised_as_itself_and_finished_runs_stay(attempt: tuple[Queue, InputError]) -> None:
+def test_a_users_mistake_on_a_worker_is_told_and_finished_runs_stay(attempt: tuple[Queue, StageError]) -> None:
     queue, error = attempt
     assert "tokenizers/lost" in str(error)
     assert queue.todo() == []
@@ -154,8 +154,8 @@ def test_of_another_runs_checkpoint_only_the_name_of_the_run_is_read(tmp_path: P
 
 def test_training_workers_are_placed_by_label(tmp_path: Path) -> None:
     queue = tiny_queue(tmp_path, SHORT)
-    assert _trainer(queue, {"market": "on-demand"}).scaling_config.label_selector == {"market": "on-demand"}
-    assert _trainer(queue, {}).scaling_config.label_selector is None
+    assert _trainer(queue, {"market": "on-demand"}, None).scaling_config.label_selector == {"market": "on-demand"}
+    assert _trainer(queue, {}, None).scaling_config.label_selector is None
 
 
 def test_of_a_failed_group_the_cause_is_told_and_not_its_echo() -> None:

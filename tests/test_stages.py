@@ -12,13 +12,14 @@ from jobs import attribute, pipeline, stages, teach
 from jobs.cli import Session
 from jobs.console import Console
 from jobs.stages import check_models
+from jobs.wiring import Wiring
 from kd.config import Config
 from kd.errors import ConfigError, InputError
-from kd.models import save
+from kd.models import count_parameters, save
 from kd.store import Store
 from kd.tasks.planted import generate
 from kd.training.adapters import Lora
-from tests.mini import mini_config, prepared, write_mini
+from tests.mini import TINY, mini_config, prepared, write_mini
 from tests.tiny import tiny_classifier, tiny_t5
 
 FILES = {"train": "train", "test": "test"}
@@ -93,6 +94,22 @@ def test_too_few_shards_for_the_actors_are_said_in_one_line(
     assert isinstance(ready.console.stream, io.StringIO)
     printed = ready.console.stream.getvalue()
     assert (printed.startswith(said), printed.count("\n")) == (True, 1 if said else 0)
+
+
+@pytest.mark.parametrize(("d_ff", "warned"), [(32, False), (64, True)])
+def test_a_student_larger_than_its_teacher_is_warned_of_before_anything_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, d_ff: int, warned: bool
+) -> None:
+    student = {"spec": TINY | {"d_ff": d_ff}, "max_input_tokens": 96, "max_answer_tokens": 16}
+    ready = session(prepared(mini_config(write_mini(tmp_path), teach=None, student=student)).config)
+    monkeypatch.setattr(stages, "run_works", lambda session, title, works, pool: None)
+    attribute.run(ready)
+    assert isinstance(ready.console.stream, io.StringIO)
+    added = 3 * (64 - 32) * 16 * 2  # three matrices of a gated feed-forward layer, in the encoder and in the decoder
+    said = ready.console.stream.getvalue()
+    teacher = count_parameters(Wiring(ready.config, ready.store).untrained(ready.config.teacher, 0))
+    assert (f"WARNING: the student has {teacher + added:,} parameters, more than its teacher's {teacher:,}." in said) == warned
+    assert ("WARNING" in said) == warned
 
 
 @pytest.mark.parametrize(

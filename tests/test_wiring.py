@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from kd.manifests import Shard
 from kd.models import save
 from kd.rows import Prediction
 from kd.shards import Work, completed
+from kd.training.runs import FAILURE, Failure
+from kd.training.session import train_here
 from tests.mini import TINY, alone, mini_config, plain, prepared, studied, taught, write_mini
 from tests.tiny import tiny_pair, tiny_t5
 
@@ -254,3 +256,23 @@ def test_without_labels_students_learn_the_teachers_answers_and_predictions_are_
         assert {row.correct for row in rows} == {None}
     accuracies = [row for row in Findings(run).report().metrics if row.metric == "accuracy"]
     assert [(row.variant, row.value) for row in accuracies] == [("teacher", None), ("label-only", None), ("attribution", None)]
+
+
+# --- what failed ------------------------------------------------------------------------------------------------------
+
+
+def test_a_student_whose_training_failed_is_left_out_of_evaluation_and_told_in_the_report(wiring: Wiring) -> None:
+    taught(wiring)
+    plain(wiring.store, wiring.student_features())
+    queue = wiring.training_queue()
+    train_here(replace(queue, items=queue.items[:1]))
+    with pytest.raises(StageError, match="run the stage 'train' first"):
+        wiring.predictions()
+    failed = asdict(Failure("attribution/0", "the loss is nan", step=3, attempts=1, time="2026-01-01T00:00:00+00:00"))
+    wiring.store.publish_json(f"{queue.items[1].folder}/{FAILURE}", failed)
+    assert [work.target for work in wiring.predictions()] == ["predictions/teacher/0", "predictions/label-only/0"]
+    notes = Findings(wiring).report().notes
+    assert "The training of attribution/0 failed at step 3: the loss is nan" in notes
+    train_here(queue)
+    assert wiring.failed_students() == {}
+    assert len(wiring.predictions()) == 3

@@ -75,7 +75,14 @@ class LoopConfig(Frozen):
     """Training does not begin where more than this share of the rows that reach it without an error cannot be read or written
     by the model (its answer is too long, for instance)."""
     max_failures: int = Field(default=3, ge=0)
-    """How often a group that lost a worker is started again, from its last checkpoint."""
+    """How often one run is begun again, from its last checkpoint, after its group lost a worker. Then it has failed, and the
+    queue goes on without it. Nodes that were reclaimed do not count."""
+    parallel_runs: int | None = Field(default=None, ge=1)
+    """Worker groups that train runs of the queue side by side. Null: as many as fit what the cluster has free when the
+    stage begins, at least one. 1: one run after the other."""
+    step_timeout_s: float = Field(default=1800.0, gt=0)
+    """A worker that takes longer than this for one thing ends its group, and the error says which worker did what. One thing
+    is a step, a validation, a checkpoint, the opening of a run (its model, its rows) or the publishing of its model."""
 
     @model_validator(mode="after")
     def _warmup_fits_the_steps(self) -> "LoopConfig":
@@ -121,7 +128,7 @@ class LoopConfig(Frozen):
         """What one run's outcome depends on, apart from which run it is: these fields, without how failures are met, and what
         only says how much is logged or read at once."""
         fields = set(LoopConfig.model_fields) - {"max_error_frac", "max_failures", "keep_checkpoints", "save_every_steps"}
-        fields -= {"log_every_steps", "eval_batch_tokens"}
+        fields -= {"log_every_steps", "eval_batch_tokens", "parallel_runs", "step_timeout_s"}
         return self.model_dump(mode="json", include=fields)
 
     def learning_rate_at(self, step: int) -> float:

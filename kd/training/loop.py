@@ -29,6 +29,7 @@ from kd.training.engine import Engine, reseed
 from kd.training.objectives import Term, coefficients, sums_per_term
 from kd.training.order import Order
 from kd.training.validation import Score, Validation
+from kd.training.watchdog import Watch, unwatched
 
 BEST = "best"
 """The folder of the best step's model, as plain transformers loads it."""
@@ -103,10 +104,11 @@ class Trainer:
     folder: Path
     state: State = field(default_factory=State)
 
-    def train(self, progress: Callable[[State], None], checkpoint: Callable[[], None]) -> State:
+    def train(self, progress: Callable[[State], None], checkpoint: Callable[[], None], watch: Watch = unwatched) -> State:
         """Train to the last step, or until patience ends.
 
-        The first rank calls `progress` after every step, every rank `checkpoint` where it is due.
+        The first rank calls `progress` after every step, every rank `checkpoint` where it is due. `watch` hears what is begun: a
+        step, a validation, a checkpoint.
 
         Raises:
             StageError: the loss is no longer a number; on every rank alike.
@@ -116,15 +118,18 @@ class Trainer:
         coming = (self._share(step) for step in range(self.state.step, self.config.steps))
         with _learning(self.student.model), closing(one_ahead(coming)) as shares:
             while not self.state.done:
+                watch("step", self.state.step + 1)
                 tallies.append(self._update(self.state.step, self._awaited(shares)))
                 self.state.step += 1
                 if self._is_due(self.config.log_every_steps, self.config.eval_every_steps, self.config.save_every_steps):
                     self._log(tallies)
                     tallies.clear()
                 if self._is_due(self.config.eval_every_steps):
+                    watch("validate", self.state.step)
                     self._validate()
                 self.state.seconds = time.monotonic() - started
                 if self._is_due(self.config.save_every_steps) and not self.state.done:
+                    watch("checkpoint", self.state.step)
                     checkpoint()
                 if self.engine.rank == 0:
                     progress(self.state)

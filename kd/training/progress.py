@@ -1,4 +1,4 @@
-"""How far a stage's runs are: written by the first worker, read by the driver."""
+"""How far a stage's runs are: written by the first worker of every group, read by the driver."""
 
 import dataclasses
 import os
@@ -18,7 +18,9 @@ _INTERVAL_S = 1.0
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a queue is: the run it is in, `runs_done` of `runs` before it, the newest figures, the worker's process."""
+    """How far a queue is, or one group of it: the run it is in, `runs_done` of `runs` before it, the newest figures, the
+    first worker's process. Of several groups together, the names of their runs and the sum of their steps.
+    """
 
     run: str
     runs_done: int
@@ -40,42 +42,67 @@ class Progress:
 
 
 def read_progress(store: Store, stage: str) -> Progress | None:
-    """The last progress that the stage's workers wrote; None before the first."""
-    relative = _file(stage)
-    return Progress(**store.read_json(relative)) if store.exists(relative) else None
+    """The last progress that the stage's groups wrote, added up; None before the stage began."""
+    if not store.exists(_file(stage)):
+        return None
+    start = store.read_json(_file(stage))
+    groups = [_file(stage, group) for group in range(start.pop("groups"))]
+    parts = [Progress(**store.read_json(group)) for group in groups if store.exists(group)]
+    return _added(Progress(**start), parts)
+
+
+def _added(start: Progress, parts: Sequence[Progress]) -> Progress:
+    """What was done before this start, and what every group has done in it. Figures are those of a lone group."""
+    if not parts:
+        return start
+    return dataclasses.replace(
+        start,
+        run=" ".join(part.run for part in parts),
+        runs_done=start.runs_done + sum(part.runs_done for part in parts),
+        step=sum(part.step for part in parts),
+        figures=parts[0].figures if len(parts) == 1 else {},
+        pid=parts[0].pid,
+    )
 
 
 class ProgressFile:
-    """Writes the progress of a queue to where the driver reads it, at most once a second."""
+    """Writes the progress of a group to where the driver reads it, at most once a second."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, group: int = 0) -> None:
         self.queue = queue
+        self.group = group
         self._written_s = 0.0
 
-    def start(self) -> None:
+    def start(self, groups: int) -> None:
         """Say that nothing has been trained yet, whatever an earlier start of the stage had written."""
-        self._publish("", len(self.queue.items) - len(self.queue.todo()), 0, [])
+        for group in range(groups):
+            self.queue.store.delete(_file(self.queue.stage, group))
+        done = len(self.queue.items) - len(self.queue.todo())
+        self._publish(_file(self.queue.stage), self._progress("", done, 0, []) | {"groups": groups})
 
-    def of(self, item: Claimed) -> Callable[["State"], None]:
-        """What a trainer of this run calls after every step."""
-        before = self.queue.items.index(item)
+    def of(self, item: Claimed, ended: int) -> Callable[["State"], None]:
+        """What a trainer of this run calls after every step; its group has `ended` so many before it in this start."""
 
         def written(state: "State") -> None:
             now = time.monotonic()
             if now - self._written_s >= _INTERVAL_S or state.done:
                 self._written_s = now
-                self._publish(item.run.name, before, state.step, state.history)
+                values = self._progress(item.run.name, ended, state.step, state.history)
+                self._publish(_file(self.queue.stage, self.group), values)
 
         return written
 
-    def _publish(self, run: str, before: int, step: int, history: Sequence[Mapping[str, Any]]) -> None:
+    def _progress(self, run: str, ended: int, step: int, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         steps, runs = self.queue.training.steps, len(self.queue.items)
-        progress = Progress(run, before, runs, step, steps, _figures(history), os.getpid())
-        self.queue.store.publish_json(_file(self.queue.stage), dataclasses.asdict(progress))
+        return dataclasses.asdict(Progress(run, ended, runs, step, steps, _figures(history), os.getpid()))
+
+    def _publish(self, relative: str, values: Mapping[str, Any]) -> None:
+        self.queue.store.publish_json(relative, values)
 
 
-def _file(stage: str) -> str:
-    return f"logs/{stage}.progress.json"
+def _file(stage: str, group: int | None = None) -> str:
+    """The file of the stage's start, or that of one of its groups."""
+    return f"logs/{stage}.progress.json" if group is None else f"logs/{stage}.progress.{group}.json"
 
 
 def _figures(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -17,6 +17,8 @@ LAST_MODEL = "last"
 """The folder of the last step's model, below the run's, where it is kept and not the best."""
 HISTORY = "history.json"
 """What happened at which step, in the run's folder."""
+FAILURE = "failure.json"
+"""Why a run ended without a model, in its folder, until it is begun again."""
 Judge = Callable[[str, str], bool]
 """Whether an answer, as generated, is right for a target. It is picklable."""
 
@@ -73,6 +75,25 @@ def trained(store: Store, run: Run, training: LoopConfig) -> tuple[str, Manifest
     if folder is None or manifest is None:
         raise StageError(f"{store.path(run.target)} is not complete for this config; run the stage {run.stage!r} first")
     return folder, manifest
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run ended without a model: at which step it was last seen, at its how manieth attempt, and when (UTC)."""
+
+    run: str
+    error: str
+    step: int
+    attempts: int
+    time: str
+
+
+def failure(store: Store, run: Run, training: LoopConfig) -> Failure | None:
+    """Why the run has no model; None where it has one, or is still to be trained."""
+    folder = store.find_folder(run.target, run.digest(training))
+    if folder is None or store.manifest(folder) is not None or not store.exists(f"{folder}/{FAILURE}"):
+        return None
+    return Failure(**store.read_json(f"{folder}/{FAILURE}"))
 
 
 @dataclass(frozen=True)

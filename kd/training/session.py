@@ -125,13 +125,15 @@ def _selected(state: State, training: LoopConfig) -> dict[str, float | str | Non
 def train_here(queue: Queue) -> None:
     """Work through a queue in this process, with plain torch: no Ray, no DeepSpeed, no checkpoints."""
     queue.check()
-    progress = ProgressFile(queue)
-    for item in queue.todo():
+    progress, todo = ProgressFile(queue), queue.todo()
+    if todo:
+        progress.start(groups=1)
+    for ended, item in enumerate(todo):
         with _threads(queue.training.threads_per_worker), tempfile.TemporaryDirectory(prefix="kd-train-") as scratch:
             opened = open_run(queue, item.run, Path(scratch), rank=0, world=1)
             engine = TorchEngine(opened.student.model, queue.training, queue.device)
             trainer = opened.trainer(engine, queue, item.run, Path(scratch))
-            trainer.train(progress.of(item), checkpoint=lambda: None)
+            trainer.train(progress.of(item, ended), checkpoint=lambda: None)
             publish_run(queue, item, opened, trainer)
 
 

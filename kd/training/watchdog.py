@@ -1,0 +1,117 @@
+"""A worker that gets stuck is ended, after it has said where.
+
+A thread of its own looks at the time, so it also fires while the training thread is inside a C call such as a collective.
+For a call that never gives up the interpreter, `faulthandler` ends the process a little later, without a word.
+"""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+LINGER_S = 3.0
+"""So long a stuck worker stays after it has said so: the others, whose time is up at about the same moment, speak too."""
+Watch = Callable[[str, int], None]
+"""Hears what a worker begins: a phase (`step`, `validate`, ...) and the step that it is at."""
+_EXIT_CODE = 70
+_STDERR = 2
+_OURS = str(Path(__file__).parents[1])
+_WAITING = ("torch/distributed/", "ray/train/")
+
+
+def unwatched(phase: str, step: int) -> None:
+    """Nobody listens."""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a worker is doing. `hung_s` is how long it had been at it when its time was up; `waits`: for the other workers."""
+
+    rank: int
+    run: str
+    phase: str
+    step: int
+    hung_s: float | None = None
+    waits: bool = False
+
+
+class Watchdog:
+    """Ends this process when one phase lasts longer than `timeout_s`. Called as a `Watch` by the thread that made it.
+
+    `tell` hears of every phase that lasts a moment, and last of all that the time is up; it is called on another thread.
+    """
+
+    def __init__(self, timeout_s: float, rank: int, tell: Callable[[Beat], None]) -> None:
+        self.timeout_s = timeout_s
+        self.rank = rank
+        self.tell = tell
+        self.run = ""
+        self._watched = threading.get_ident()
+        self._doing = ("start", 0, time.monotonic())
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __call__(self, phase: str, step: int) -> None:
+        self._doing = (phase, step, time.monotonic())
+
+    def __enter__(self) -> "Watchdog":
+        self("start", 0)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+    def _look(self) -> None:
+        """Look again and again: while this thread can, `faulthandler` is put off."""
+        told: object = None
+        every_s = min(1.0, self.timeout_s / 4)
+        while not self._over.wait(every_s):
+            faulthandler.dump_traceback_later(self.timeout_s + 3 * LINGER_S, exit=True, file=_STDERR)
+            doing = self._doing
+            phase, step, since_s = doing
+            if time.monotonic() - since_s > self.timeout_s:
+                self._end(phase, step, time.monotonic() - since_s)
+            if doing != told:
+                told = doing
+                self.tell(Beat(self.rank, self.run, phase, step))
+
+    def _end(self, phase: str, step: int, hung_s: float) -> None:
+        waits = is_waiting(sys._current_frames().get(self._watched))
+        self.tell(Beat(self.rank, self.run, phase, step, hung_s, waits))
+        faulthandler.dump_traceback(file=_STDERR)
+        time.sleep(LINGER_S)
+        os._exit(_EXIT_CODE)
+
+
+def is_waiting(frame: FrameType | None) -> bool:
+    """Whether a thread of this project is inside a call that waits for other workers: a collective, a report to Ray Train."""
+    while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
+        if any(part in frame.f_code.co_filename for part in _WAITING):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def hang(stage: str, beats: Sequence[Beat]) -> str | None:
+    """What to say of a group whose workers were last heard so; None where no worker's time was up.
+
+    Stuck are those that wait for nobody; where all wait (for a collective that the others never entered), those least far.
+    """
+    late = [beat for beat in beats if beat.hung_s is not None]
+    if not late:
+        return None
+    stuck = [beat for beat in late if not beat.waits] or [beat for beat in late if beat.step == min(each.step for each in late)]
+    others = sorted(beat.rank for beat in beats if beat not in stuck)
+    told = "; ".join(
+        f"rank {beat.rank} of {stage} hung in {beat.phase} of {beat.run} at step {beat.step} for {beat.hung_s:.0f} s"
+        for beat in sorted(stuck, key=lambda beat: beat.rank)
+    )
+    return f"{told}; ranks that waited: {', '.join(map(str, others)) or 'none'}. If it is merely slow, raise step_timeout_s"

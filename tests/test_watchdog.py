@@ -1,0 +1,92 @@
+"""A stuck process ends and says where, whatever it is stuck in."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kd.training.watchdog import Beat, hang
+
+ROOT = Path(__file__).parents[1]
+STUCK = """
+import sys, time, ctypes
+from kd.training.watchdog import Watchdog
+with Watchdog(0.4, 3, lambda beat: print(beat, flush=True)) as watch:
+    watch.run = "words/0"
+    watch("validate", 12)
+    {stuck}
+"""
+
+
+def run(stuck: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    started = time.monotonic()
+    command = [sys.executable, "-c", STUCK.format(stuck=stuck)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return done, time.monotonic() - started
+
+
+def test_a_stuck_process_says_where_it_is_and_ends() -> None:
+    done, _ = run("time.sleep(60)")
+    assert done.returncode == 70
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("Beat(rank=3, run='words/0', phase='validate', step=12, hung_s=0.")
+    assert last.endswith("waits=False)")
+    assert "time.sleep" in done.stderr or "<string>" in done.stderr
+
+
+def test_one_that_never_gives_up_the_interpreter_ends_too() -> None:
+    # PyDLL keeps the interpreter's lock, so no other Python thread runs; first the watchdog must have looked once.
+    done, _ = run("time.sleep(0.3); ctypes.PyDLL(None).sleep(90)")
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+
+
+def test_phases_that_change_in_time_end_nothing() -> None:
+    done, seconds = run("[(watch('step', n), time.sleep(0.2)) for n in range(8)]")
+    assert done.returncode == 0
+    assert seconds < 60
+    assert "hung_s=None" in done.stdout
+    assert "hung_s=0" not in done.stdout
+
+
+def test_one_that_waits_in_a_collective_is_told_from_the_one_that_it_waits_for(tmp_path: Path) -> None:
+    code = """
+import datetime, sys, threading, time
+from torch import distributed
+import torch
+from kd.training.watchdog import Watchdog
+rank = int(sys.argv[1])
+distributed.init_process_group("gloo", "file://" + sys.argv[2], rank=rank, world_size=2)
+with Watchdog(1.0, rank, lambda beat: print(beat, flush=True)) as watch:
+    watch("step", 3)
+    if rank == 1:
+        time.sleep(60)
+    distributed.all_reduce(torch.ones(1))
+"""
+    command = [sys.executable, "-c", code]
+    both = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0].splitlines()[-1] for process in both]
+    assert [line.endswith("waits=True)") for line in said] == [True, False]
+    assert [process.returncode for process in both] == [70, 70]
+
+
+@pytest.mark.parametrize(
+    ("beats", "said"),
+    [
+        ([Beat(0, "a/0", "step", 4), Beat(1, "a/0", "step", 4)], None),
+        (
+            [Beat(0, "a/0", "step", 4, 9.0, True), Beat(1, "a/0", "step", 4)],
+            "rank 0 of train hung in step of a/0 at step 4 for 9 s",
+        ),
+        ([Beat(0, "a/0", "step", 4, 9.0, True), Beat(1, "a/0", "step", 3, 9.0, True)], "rank 1 of train hung"),
+        ([Beat(0, "a/0", "open", 0, 9.0), Beat(1, "a/0", "open", 0, 9.0)], "rank 0 of train hung in open of a/0"),
+    ],
+)
+def test_stuck_are_those_who_wait_for_nobody_else_those_least_far(beats: list[Beat], said: str | None) -> None:
+    told = hang("train", beats)
+    assert told is None if said is None else str(told).startswith(said)
