@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from kd.errors import StageError, UserError
@@ -18,8 +18,8 @@ from kd.ray_worker import work
 from kd.training.progress import ProgressFile
 from kd.training.runs import Queue
 
-CHECKPOINTS = "checkpoints"
-"""The folder of the run directory that holds what interrupted queues go on from."""
+RAY_FILES = "logs/ray"
+"""The folder of the run directory for Ray Train's own notes. Checkpoints are no part of them: each run keeps its own."""
 _POLL_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 
 
@@ -47,9 +47,7 @@ def train_queue(queue: Queue, labels: Mapping[str, str] | None = None) -> None:
 
 
 def _trainer(queue: Queue, labels: Mapping[str, str]) -> TorchTrainer:
-    """The worker group. Its name is the stage's, so that a half-done run is gone on with whatever else has been added to
-    the queue; whose checkpoint it is that Ray Train gives back, the worker finds out.
-    """
+    """The worker group."""
     training, use_gpu = queue.training, queue.device == "cuda"
     return TorchTrainer(
         work,
@@ -62,9 +60,8 @@ def _trainer(queue: Queue, labels: Mapping[str, str]) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name=queue.stage,
-            storage_path=queue.store.path(CHECKPOINTS),
+            storage_path=queue.store.path(RAY_FILES),
             failure_config=FailureConfig(max_failures=training.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -72,9 +69,7 @@ def _trainer(queue: Queue, labels: Mapping[str, str]) -> TorchTrainer:
 
 @contextmanager
 def _polled_often() -> Iterator[None]:
-    """Ray Train looks at its workers twice a second inside, unless the user set how often: it sees their end sooner, and a
-    checkpoint is safe once it has seen it.
-    """
+    """Ray Train looks at its workers twice a second inside, unless the user set how often: it sees their end sooner."""
     mine = _POLL_INTERVAL not in os.environ
     if mine:
         os.environ[_POLL_INTERVAL] = "0.5"

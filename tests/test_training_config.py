@@ -75,6 +75,7 @@ def test_a_run_depends_on_the_loop_and_not_on_its_neighbours_or_on_failures() ->
     more = TrainingConfig(variants=(Variant.model_validate(VARIANT),), seeds=(0, 1), max_failures=5, keep_checkpoints=3)
     assert one.loop == more.loop
     assert one.loop == one.model_copy(update={"log_every_steps": 3, "eval_batch_tokens": 99, "max_error_frac": 0.5}).loop
+    assert one.loop == one.model_copy(update={"num_workers": 2, "threads_per_worker": 4}).loop
     assert one.loop != one.model_copy(update={"learning_rate": 1.0}).loop
 
 

@@ -1,12 +1,14 @@
 """How far a stage's runs are: written by the first worker, read by the driver."""
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kd.errors import StoreError
 from kd.store import Store
 from kd.training.runs import Claimed, Queue
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from kd.training.loop import State
 
 _INTERVAL_S = 1.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,14 +61,17 @@ class ProgressFile:
         self._publish("", len(self.queue.items) - len(self.queue.todo()), 0, [])
 
     def of(self, item: Claimed) -> Callable[["State"], None]:
-        """What a trainer of this run calls after every step."""
+        """What a trainer of this run calls after every step. It ends no run: only one rank would know why it ended."""
         before = self.queue.items.index(item)
 
         def written(state: "State") -> None:
             now = time.monotonic()
             if now - self._written_s >= _INTERVAL_S or state.step == self.queue.training.steps:
                 self._written_s = now
-                self._publish(item.run.name, before, state.step, state.history)
+                try:
+                    self._publish(item.run.name, before, state.step, state.history)
+                except StoreError as error:
+                    log.warning("%s", error)
 
         return written
 
