@@ -1,8 +1,8 @@
 """A run directory on any file system: atomic publish, rows as Parquet, manifests, digests.
 
-Local paths, `s3://` and `gs://` go through pyarrow.fs. Nothing half-written is ever visible: a file is built in memory, or
-beside the run directory where it is large, then published in one step (locally a temporary name and a rename, in an object
-store one put). The manifest of a stage is written last, so its presence means complete.
+Local paths, `s3://` and `gs://` go through pyarrow.fs. Nothing half-written is ever visible: a file is built in memory or,
+if large, elsewhere, then published in one step (locally a temporary name and a rename, in an object store one put). The
+manifest of a stage is written last, so its presence means complete.
 """
 
 import dataclasses
@@ -114,24 +114,18 @@ class Store:
         """A stream whose content is published at the end."""
         filesystem, base = self._where
         target = f"{base}/{relative}"
-        with _allowed("write", self.path(relative)):
-            if self.is_local:
-                with _replacing(Path(target)) as temporary, temporary.open("wb") as stream:
-                    yield stream
-            else:
-                with filesystem.open_output_stream(target) as stream:
-                    yield stream
+        with (
+            _allowed("write", self.path(relative)),
+            _replacing(Path(target)) if self.is_local else filesystem.open_output_stream(target) as stream,
+        ):
+            yield stream
 
     def fetch_file(self, relative: str, local: Path) -> Fingerprint:
-        """Copy a file to a local path; what was read comes back. Raises StoreError if it is not there or cannot be copied."""
+        """Copy a file to a local path; what was read comes back. Raises StoreError as `read` does."""
         filesystem, base = self._where
         local.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            _readable(self.path(relative)),
-            filesystem.open_input_stream(f"{base}/{relative}", compression=None) as source,
-            _allowed("write", str(local)),
-            local.open("wb") as target,
-        ):
+        where = f"{base}/{relative}"
+        with _readable(self.path(relative)), filesystem.open_input_file(where) as source, local.open("wb") as target:
             return copy(source, target)
 
     def delete(self, relative: str) -> None:
@@ -286,12 +280,13 @@ def _readable(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write a local file at; it takes the file's place, in one step, when all went well."""
+def _replacing(path: Path) -> Iterator[Writable]:
+    """A stream to a temporary file; it takes the place of a local file, in one step, when all went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        yield temporary
+        with temporary.open("wb") as stream:
+            yield stream
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -57,13 +57,12 @@ def figures(path: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_a_run_goes_on_with_another_number_of_workers(outcomes: Path, case: str, before: int, after: int) -> None:
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_run_goes_on_with_another_number_of_workers(outcomes: Path, case: str, before: int) -> None:
     # The group that goes on starts from other weights; half of the steps are its own. Matrices decay, norms do not.
     undisturbed, resumed = [figures(outcomes / case / name) for name in (f"by{before}.json", f"from{before}.json")]
     near: dict[str, float] = {"rel": 0.03} if "bfloat16" in case else {"abs": 1e-5}
     assert resumed == pytest.approx(undisturbed, **near)
-    assert after == 3 - before
 
 
 def test_a_full_disk_on_one_rank_is_an_error_on_all_and_the_last_checkpoint_stays(outcomes: Path) -> None:
