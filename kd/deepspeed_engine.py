@@ -113,8 +113,8 @@ class DeepSpeedEngine:
         AdamW then advances once for each, and gives every group of parameters the first one's decay.
         """
         optimizer = self._engine.optimizer.optimizer
-        for state in optimizer.state.values():
-            state["step"] = torch.as_tensor(state["step"]).clone()
+        for parameter, state in optimizer.state.items():
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device).clone()
         for group, mine in zip(optimizer.param_groups, self._hyperparameters, strict=True):
             group.update(mine)
 

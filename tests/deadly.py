@@ -1,4 +1,4 @@
-"""A run directory whose processes are killed at a chosen moment of a checkpoint, once; and whose workers leave their pids."""
+"""A run directory whose processes are killed at a chosen moment of a checkpoint, once; and whose workers leave their pids and nodes."""
 
 import os
 import signal
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import ray
 
 from kd.fingerprints import Fingerprint
 from kd.rows import Row
@@ -49,7 +51,7 @@ class Deadly(Store):
     def read_rows(self, relative: str, row_type: type[R]) -> list[R]:
         """Every worker reads the validation rows before it trains, so this is where it says who it is."""
         if Path(self.notes).exists():
-            Path(self.notes, f"rank{rank()}").write_text(str(os.getpid()))
+            Path(self.notes, f"rank{rank()}").write_text(f"{os.getpid()} {ray.get_runtime_context().get_node_id()}")
         return super().read_rows(relative, row_type)
 
     def _strike(self, moment: Moment, relative: str) -> None:

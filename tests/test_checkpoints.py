@@ -114,6 +114,17 @@ def test_a_harmed_checkpoint_is_passed_over_for_an_older_one_with_a_warning(
     assert not (tmp_path / "scratch" / "resumed" / manifests(queue)[-1].parent.name).exists()
 
 
+def test_a_lack_of_space_for_reading_is_no_harm_to_a_checkpoint(queue: Queue, tmp_path: Path) -> None:
+    train(queue, tmp_path / "whole", keep=2)
+    with (
+        files_no_larger_than(1000),
+        pytest.raises(StoreError, match=r"engine\.pt.*File too large.*check .*the free space") as told,
+    ):
+        checkpoints(queue).newest(tmp_path / "scratch")
+    assert "Delete" not in str(told.value)
+    assert [json.loads(path.read_text())["step"] for path in manifests(queue)] == [4, 5]
+
+
 def damage(path: Path, harm: str) -> None:
     content = path.read_bytes()
     if harm == "lost":
@@ -177,10 +188,10 @@ def test_a_manifest_that_is_damaged_or_of_another_version_is_named(queue: Queue,
     manifest = manifests(queue)[-1]
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(content | {"colour": "red"}))
-    with pytest.raises(StoreError, match=r"manifest\.json was written by another version"):
+    with pytest.raises(StoreError, match=r"manifest\.json is no manifest of a checkpoint of this version: .*colour"):
         checkpoints(queue).newest(tmp_path / "scratch")
     manifest.write_text(json.dumps(content)[:-9])
-    with pytest.raises(StoreError, match=r"manifest\.json is not whole JSON"):
+    with pytest.raises(StoreError, match=r"manifest\.json is no manifest of a checkpoint of this version"):
         checkpoints(queue).newest(tmp_path / "scratch")
 
 

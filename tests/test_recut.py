@@ -45,7 +45,7 @@ def run_group(world: int, folder: Path) -> None:
             )
             for rank, log in enumerate(logs)
         ]
-        codes = [worker.wait(timeout=280) for worker in workers]
+        codes = [worker.wait(timeout=800) for worker in workers]
     assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
 
 

@@ -142,16 +142,18 @@ def struck(queue: Queue, draw: random.Random, kill: Callable[[], None]) -> Itera
         other.join(DEADLINE_S)
 
 
-def pid_of(queue: Queue, victim: int) -> int:
+def whereabouts(queue: Queue, victim: int) -> tuple[int, str]:
+    """The process of a rank, and its node."""
     assert isinstance(queue.store, Deadly)
-    return int(Path(queue.store.notes, f"rank{victim}").read_text())
+    pid, node = Path(queue.store.notes, f"rank{victim}").read_text().split()
+    return int(pid), node
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_any_rank_is_killed_at_any_moment(undisturbed: Queue, tmp_path: Path, seed: int) -> None:
     queue, draw = queue_at(tmp_path), random.Random(seed)
-    with struck(queue, draw, lambda: os.kill(pid_of(queue, seed % 2), signal.SIGKILL)) as hit:
+    with struck(queue, draw, lambda: os.kill(whereabouts(queue, seed % 2)[0], signal.SIGKILL)) as hit:
         train_queue(queue)
     assert hit, "the run ended before anything was killed"
     same_run(queue, undisturbed)
@@ -180,7 +182,7 @@ def test_the_driver_is_killed_and_the_stage_started_again(undisturbed: Queue, tm
         program.kill()
     assert hit, "the run ended before the driver was killed"
     assert program.returncode == -signal.SIGKILL
-    wait_until_gone([pid_of(queue, number) for number in (0, 1)])
+    wait_until_gone([whereabouts(queue, number)[0] for number in (0, 1)])
     assert saved_steps(queue)
     train_queue(queue)
     same_run(queue, undisturbed)
@@ -244,8 +246,7 @@ def test_a_node_is_lost(undisturbed: Queue, nodes: Cluster, tmp_path: Path, vict
     queue = queue_at(tmp_path)
 
     def lose() -> None:
-        raylet = Path(f"/proc/{pid_of(queue, victim)}/stat").read_text().rpartition(")")[2].split()[1]
-        node = next(node for node in nodes.worker_nodes if node.all_processes["raylet"][0].process.pid == int(raylet))
+        node = next(node for node in nodes.worker_nodes if node.node_id == whereabouts(queue, victim)[1])
         nodes.remove_node(node, allow_graceful=False)
 
     with struck(queue, random.Random(victim), lose) as hit:

@@ -6,6 +6,7 @@ files are fetched and their sizes and SHA-256 compared with the manifest before 
 """
 
 import dataclasses
+import json
 import logging
 import shutil
 import tempfile
@@ -27,6 +28,10 @@ CHECKPOINTS = "checkpoints"
 CHECKPOINT_MANIFEST = "manifest.json"
 
 log = logging.getLogger(__name__)
+
+
+class _Harmed(StoreError):
+    """A checkpoint is not whole, or not this run's: no lack of space, no network that is down."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class Checkpoints:
         for place, checkpoint in enumerate(listed):
             try:
                 folder = self._fetch(checkpoint, scratch)
-            except StoreError as fault:
+            except _Harmed as fault:
                 faults.append(fault)
                 continue
             self._warn(faults, checkpoint)
@@ -192,25 +197,27 @@ class Checkpoints:
         except StoreError as error:
             log.warning("%s", error)
 
-    def _listed(self) -> tuple[list[Checkpoint], list[StoreError]]:
+    def _listed(self) -> tuple[list[Checkpoint], list[_Harmed]]:
         """This run's checkpoints that have a manifest, the newest first, and what is wrong with others."""
-        listed, faults = [], []
+        listed: list[Checkpoint] = []
+        faults: list[_Harmed] = []
         for name in self.store.folders(self.folder):
             if self.store.exists(f"{self.folder}/{name}/{CHECKPOINT_MANIFEST}"):
                 try:
                     listed.append(self._read(name))
-                except StoreError as fault:
+                except _Harmed as fault:
                     faults.append(fault)
         return sorted(listed, key=lambda checkpoint: checkpoint.step, reverse=True), faults
 
     def _read(self, name: str) -> Checkpoint:
         relative = f"{self.folder}/{name}/{CHECKPOINT_MANIFEST}"
+        content = self.store.read(relative)
         try:
-            checkpoint = Checkpoint.from_json(self.store.read_json(relative))
-        except TypeError as error:
-            raise StoreError(f"{self.store.path(relative)} was written by another version: {error}") from error
+            checkpoint = Checkpoint.from_json(json.loads(content))
+        except (TypeError, ValueError) as error:
+            raise _Harmed(f"{self.store.path(relative)} is no manifest of a checkpoint of this version: {error}") from error
         if checkpoint.digest != self.digest:
-            raise StoreError(
+            raise _Harmed(
                 f"{self.store.path(relative)} is of another config: expected the digest {self.digest}, got {checkpoint.digest}"
             )
         return checkpoint
@@ -237,14 +244,16 @@ class Checkpoints:
 
     def _fetch_file(self, file: Stored, target: Path) -> None:
         relative = f"{self.folder}/{file.path}"
+        if not self.store.exists(relative):
+            raise _Harmed(f"{self.store.path(relative)} is not there, though its checkpoint's manifest names it")
         expected, got = Fingerprint(file.size_bytes, file.sha256), self.store.fetch_file(relative, target)
         if got != expected:
-            raise StoreError(
+            raise _Harmed(
                 f"{self.store.path(relative)} is not what its manifest says: expected {expected.size_bytes} bytes with SHA-256"
                 f" {expected.sha256[:16]}, got {got.size_bytes} bytes with {got.sha256[:16]}; it was not opened"
             )
 
-    def _warn(self, faults: Sequence[StoreError], chosen: Checkpoint) -> None:
+    def _warn(self, faults: Sequence[_Harmed], chosen: Checkpoint) -> None:
         for fault in faults if rank() == 0 else []:
             log.warning("%s; going on from the checkpoint of step %d", fault, chosen.step)
 
