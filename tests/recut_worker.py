@@ -27,7 +27,7 @@ from kd.training.loop import Trainer
 from kd.training.ranks import by_first, rank, world
 from kd.training.runs import Claimed, Queue
 from kd.training.session import open_run
-from tests.test_checkpoints import files_no_larger_than
+from tests.full_disk import files_no_larger_than
 from tests.tiny_runs import SHORT, tiny_queue
 
 PARTS = {"micro_batch_rows": 2, "zero3_whole_below_params": 0, "save_every_steps": 3}

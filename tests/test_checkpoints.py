@@ -3,10 +3,7 @@
 import json
 import logging
 import pickle
-import resource
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from kd.training.engine import TorchEngine
 from kd.training.loop import State, Trainer
 from kd.training.runs import Queue
 from kd.training.session import open_run
+from tests.full_disk import files_no_larger_than
 from tests.tiny_runs import SHORT, tiny_queue
 
 torch.set_num_threads(1)
@@ -214,15 +212,3 @@ def test_without_space_the_last_whole_checkpoint_stays_and_nothing_half_written(
     assert manifests(queue) == before
     assert queue.store.folders(checkpoints(queue).folder) == folders
     assert checkpoints(queue).newest(tmp_path / "scratch") is not None
-
-
-@contextmanager
-def files_no_larger_than(size_bytes: int) -> Iterator[None]:
-    """The system refuses to write more into a file inside, as a full disk does."""
-    ignored, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, ignored)
