@@ -45,6 +45,8 @@ def run_group(world: int, folder: Path) -> None:
             )
             for rank, log in enumerate(logs)
         ]
+        for worker in workers:
+            stack.callback(worker.kill)
         codes = [worker.wait(timeout=800) for worker in workers]
     assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
 
