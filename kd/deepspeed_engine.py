@@ -4,10 +4,12 @@ It knows torch's process group, which its caller has opened, and not Ray.
 """
 
 import gc
+import io
 import logging
 import os
+from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +21,15 @@ from torch import Tensor, distributed
 from kd.errors import StoreError
 from kd.training.config import LoopConfig
 from kd.training.deepspeed import deepspeed_json
-from kd.training.engine import adamw, clip_gradient, evaluating, set_learning_rate
+from kd.training.engine import adamw, clip_gradient, evaluating, set_learning_rate, write_state
+from kd.training.ranks import local_rank, together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _TAG = "engine"
+_UNIVERSAL_TAG = "universal"
+"""DeepSpeed's form of a checkpoint that any number of workers can read."""
 
 
 class DeepSpeedEngine:
@@ -34,9 +39,12 @@ class DeepSpeedEngine:
     sums their gradients, and reduces (stages 0, 1) or finishes (2, 3) them in the one that is said to be the last. On a CPU
     nothing is compiled: the optimizer is torch's, and the shared-memory operation is declared unavailable before it can be
     built.
+
+    `saved_by` is the number of workers that wrote the checkpoint to be loaded, if one will be: DeepSpeed wants to know when
+    it is built whether optimizer states are cut for the group that there is.
     """
 
-    def __init__(self, model: "PreTrainedModel", config: LoopConfig, device: str) -> None:
+    def __init__(self, model: "PreTrainedModel", config: LoopConfig, device: str, saved_by: int | None = None) -> None:
         self.rank, self.world, self.device = distributed.get_rank(), distributed.get_world_size(), device
         self.module = model
         self._parameters = list(model.parameters())
@@ -44,11 +52,17 @@ class DeepSpeedEngine:
         self._deepspeed = _import_deepspeed(device)
         self._copy = self._whole_copy(model) if config.zero_stage == 3 else None
         self._optimizer = adamw(model, config)
+        self._hyperparameters = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
+        self._is_recut = config.zero_stage > 0 and saved_by not in (None, self.world)
         settings = deepspeed_json(config, self.world)
+        settings["checkpoint"]["load_universal"] = self._is_recut
         self._engine = self._deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
         )[0]
         self.forward: Callable[..., Any] = self._engine
+        self._unwritten: OSError | None = None
+        self._engine.checkpoint_engine.save = self._write
+        self._engine._copy_recovery_script = lambda _: None  # a checkpoint holds data, no programs
 
     def backward(self, loss: Float[Tensor, ""], last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -75,11 +89,36 @@ class DeepSpeedEngine:
             yield model
 
     def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag=_TAG)
+        """Raises OSError on the ranks that cannot write, after all of them have come to the end."""
+        self._unwritten = None
+        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        if self._unwritten is not None:
+            raise self._unwritten
+
+    def _write(self, state_dict: dict[str, Any], path: str) -> None:
+        """DeepSpeed's way to write a file. It meets the other ranks afterwards, so a full disk must wait for that."""
+        try:
+            write_state(state_dict, Path(path))
+        except OSError as error:
+            self._unwritten = error
 
     def load(self, folder: Path) -> None:
-        if self._engine.load_checkpoint(str(folder), tag=_TAG)[0] is None:
+        if self._is_recut:
+            together(lambda: _make_universal(folder) if local_rank() == 0 else None)
+        if self._engine.load_checkpoint(str(folder), tag=_UNIVERSAL_TAG if self._is_recut else _TAG)[0] is None:
             raise StoreError(f"{folder} holds no checkpoint of DeepSpeed; delete the run's checkpoints and start again")
+        if self._is_recut:
+            self._repair()
+
+    def _repair(self) -> None:
+        """Under ZeRO-3, DeepSpeed 0.19 reads a universal checkpoint so that all parameters share one count of steps, which
+        AdamW then advances once for each, and gives every group of parameters the first one's decay.
+        """
+        optimizer = self._engine.optimizer.optimizer
+        for parameter, state in optimizer.state.items():
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device).clone()
+        for group, mine in zip(optimizer.param_groups, self._hyperparameters, strict=True):
+            group.update(mine)
 
     def close(self) -> None:
         """Free what the next run needs."""
@@ -100,6 +139,26 @@ class DeepSpeedEngine:
             with self._deepspeed.zero.GatheredParameters([shared]):
                 mine.copy_(shared)
         return copy
+
+
+def _make_universal(folder: Path) -> None:
+    """Bring a checkpoint into the form that any number of workers can read, beside itself."""
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    options = Namespace(
+        input_folder=str(folder / _TAG),
+        output_folder=str(folder / _UNIVERSAL_TAG),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            main(options)
+    except OSError as error:
+        raise StoreError(f"cannot cut a checkpoint anew in {folder}: {error}; check the free space there") from error
 
 
 def _import_deepspeed(device: str) -> Any:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import ray.train
 from ray.actor import ActorHandle
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -25,8 +25,8 @@ from kd.training.progress import ProgressFile
 from kd.training.roster import Roster
 from kd.training.runs import Failure, Queue
 
-CHECKPOINTS = "checkpoints"
-"""The folder of the run directory that holds what interrupted queues go on from."""
+RAY_FILES = "logs/ray"
+"""The folder of the run directory for Ray Train's own notes. Checkpoints are no part of them: each run keeps its own."""
 WATCHDOG_FIRST_S = 60
 """So much longer than a worker's own patience is that of its collectives: the watchdog can say which worker hung."""
 LEAVING_S = 60.0
@@ -151,9 +151,7 @@ def _raise_first(groups: Sequence[_Group]) -> None:
 
 
 def _trainer(queue: Queue, labels: Mapping[str, str], roster: ActorHandle | None, group: int = 0) -> TorchTrainer:
-    """A worker group. Its name is the stage's and its number, so that a half-done run is gone on with whatever else has been
-    added to the queue; whose checkpoint it is that Ray Train gives back, the worker finds out.
-    """
+    """One life of a worker group: that it is started again is not Ray Train's decision, which knows nothing of runs."""
     training, use_gpu = queue.training, queue.device == "cuda"
     return TorchTrainer(
         work,
@@ -166,10 +164,9 @@ def _trainer(queue: Queue, labels: Mapping[str, str], roster: ActorHandle | None
             label_selector=dict(labels) or None,
         ),
         run_config=RunConfig(
-            name=f"{queue.stage}-{group}" if group else queue.stage,
-            storage_path=queue.store.path(CHECKPOINTS),
+            name=f"{queue.stage}-{group}",
+            storage_path=queue.store.path(RAY_FILES),
             failure_config=FailureConfig(max_failures=0),
-            checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -177,9 +174,7 @@ def _trainer(queue: Queue, labels: Mapping[str, str], roster: ActorHandle | None
 
 @contextmanager
 def _polled_often() -> Iterator[None]:
-    """Ray Train looks at its workers twice a second inside, unless the user set how often: it sees their end sooner, and a
-    checkpoint is safe once it has seen it.
-    """
+    """Ray Train looks at its workers twice a second inside, unless the user set how often: it sees their end sooner."""
     mine = _POLL_INTERVAL not in os.environ
     if mine:
         os.environ[_POLL_INTERVAL] = "0.5"

@@ -1,8 +1,8 @@
 """A run directory on any file system: atomic publish, rows as Parquet, manifests, digests.
 
-Local paths, `s3://` and `gs://` go through pyarrow.fs. Nothing half-written is ever visible: a file is built in memory,
-then published in one step (locally a temporary name and a rename, in an object store one put). The manifest of a stage
-is written last, so its presence means complete.
+Local paths, `s3://` and `gs://` go through pyarrow.fs. Nothing half-written is ever visible: a file is built in memory or,
+if large, elsewhere, then published in one step (locally a temporary name and a rename, in an object store one put). The
+manifest of a stage is written last, so its presence means complete.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from kd.arrow import from_table, to_table
 from kd.errors import StoreError
+from kd.fingerprints import Fingerprint, Writable, copy
 from kd.manifests import MANIFEST, Manifest, Shard
 from kd.rows import Row
 
@@ -74,6 +75,14 @@ class Store:
         with _allowed("list", self.path(folder)):
             return sorted(info.base_name for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
 
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders in a folder, sorted; none if there is no such folder."""
+        filesystem, base = self._where
+        selector = pafs.FileSelector(f"{base}/{folder}", allow_not_found=True)
+        with _allowed("list", self.path(folder)):
+            found = filesystem.get_file_info(selector)
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
     def exists(self, relative: str) -> bool:
         """Whether a file has been published."""
         filesystem, base = self._where
@@ -92,14 +101,32 @@ class Store:
         Raises:
             StoreError: the file system refuses it, or has no room.
         """
+        with self._writing(relative) as stream:
+            stream.write(data)
+
+    def publish_file(self, local: Path, relative: str) -> Fingerprint:
+        """The same with the content of a local file, which need not fit into memory; what was written comes back."""
+        with self._writing(relative) as stream, local.open("rb") as source:
+            return copy(source, stream)
+
+    @contextmanager
+    def _writing(self, relative: str) -> Iterator[Writable]:
+        """A stream whose content is published at the end."""
         filesystem, base = self._where
         target = f"{base}/{relative}"
-        with _allowed("write", self.path(relative)):
-            if self.is_local:
-                _replace(Path(target), data)
-                return
-            with filesystem.open_output_stream(target) as stream:
-                stream.write(data)
+        with (
+            _allowed("write", self.path(relative)),
+            _replacing(Path(target)) if self.is_local else filesystem.open_output_stream(target) as stream,
+        ):
+            yield stream
+
+    def fetch_file(self, relative: str, local: Path) -> Fingerprint:
+        """Copy a file to a local path; what was read comes back. Raises StoreError as `read` does."""
+        filesystem, base = self._where
+        local.parent.mkdir(parents=True, exist_ok=True)
+        where = f"{base}/{relative}"
+        with _readable(self.path(relative)), filesystem.open_input_file(where) as source, local.open("wb") as target:
+            return copy(source, target)
 
     def delete(self, relative: str) -> None:
         """Take a file away, if it is there."""
@@ -107,11 +134,17 @@ class Store:
         with _allowed("delete", self.path(relative)), suppress(FileNotFoundError):
             filesystem.delete_file(f"{base}/{relative}")
 
+    def delete_folder(self, folder: str) -> None:
+        """Take a folder away with all that is in it, if it is there."""
+        filesystem, base = self._where
+        with _allowed("delete", self.path(folder)), suppress(FileNotFoundError):
+            filesystem.delete_dir(f"{base}/{folder}")
+
     def upload(self, local: Path, folder: str) -> None:
         """Publish every file below a local folder under the same names."""
         for path in sorted(local.rglob("*")):
             if path.is_file():
-                self.publish(f"{folder}/{path.relative_to(local).as_posix()}", path.read_bytes())
+                self.publish_file(path, f"{folder}/{path.relative_to(local).as_posix()}")
 
     def local_folder(self, folder: str, cache: Path) -> Path:
         """A folder as plain files: itself where the store is local, else fetched once below `cache`."""
@@ -246,12 +279,14 @@ def _readable(path: str) -> Iterator[None]:
             raise StoreError(f"{path} is not a whole Parquet file: {error}; delete it and run the stage again") from error
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """A local file with this content, in one step."""
+@contextmanager
+def _replacing(path: Path) -> Iterator[Writable]:
+    """A stream to a temporary file; it takes the place of a local file, in one step, when all went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as stream:
+            yield stream
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

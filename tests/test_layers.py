@@ -20,6 +20,7 @@ LAYERS = [
         "kd.side",
         "kd.sources",
         "kd.store",
+        "kd.fingerprints",
         "kd.manifests",
         "kd.attempts",
         "kd.shards",

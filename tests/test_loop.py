@@ -72,22 +72,6 @@ def test_however_a_batch_is_cut_it_teaches_the_same(tmp_path: Path, micro_batch_
     assert [entry["tokens"] for entry in history(in_parts)] == [entry["tokens"] for entry in history(at_once)]
 
 
-def test_a_restart_goes_on_exactly(tmp_path: Path) -> None:
-    config = SHORT.model_copy(update={"eval_every_steps": 2, "save_every_steps": 3})
-    queue, saved = tiny_queue(tmp_path, config, dropout=0.1), tmp_path / "saved"
-    saved.mkdir()
-    with trainer(queue) as whole:
-        expected = whole.train(ignore, lambda: whole.save(saved))
-    stranger = replace(queue.items[0].run, model=replace(queue.items[0].run.model, seed=5))
-    resumed_queue = replace(queue, items=[replace(queue.items[0], run=stranger)])
-    with trainer(resumed_queue) as resumed:
-        resumed.load(saved)
-        assert resumed.state.step == 3
-        state = resumed.train(ignore, lambda: None)
-        assert (resumed.folder / "best" / "model.safetensors").exists()
-    assert (state.history, state.best, state.best_step) == (expected.history, expected.best, expected.best_step)
-
-
 def test_the_best_step_is_exported_for_plain_transformers(tmp_path: Path) -> None:
     queue = tiny_queue(tmp_path, LONG)
     train_here(queue)
@@ -208,6 +192,7 @@ def test_a_run_is_recognised_by_everything_that_made_it(tmp_path: Path) -> None:
     digests.add(run.digest(SHORT.model_copy(update={"steps": 7})))
     assert len(digests) == 5
     assert run.digest(SHORT.model_copy(update={"max_failures": 9})) == run.digest(SHORT)
+    assert run.digest(SHORT.model_copy(update={"num_workers": 2, "threads_per_worker": 3})) == run.digest(SHORT)
     with pytest.raises(StageError, match="run the stage 'train' first"):
         trained(queue.store, run, SHORT)
 

@@ -11,18 +11,13 @@ from typing import Any
 
 import pytest
 import ray
-from fsspec.implementations.local import LocalFileSystem
-from pyarrow.fs import FSSpecHandler, PyFileSystem
-from ray.train import Checkpoint
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from kd.errors import InputError, StageError
-from kd.ray_train import CHECKPOINTS, _trainer, root_cause, train_queue
-from kd.ray_worker import resume
-from kd.training.engine import TorchEngine
+from kd.ray_train import _trainer, root_cause, train_queue
+from kd.training.checkpoints import CHECKPOINT_MANIFEST, CHECKPOINTS
 from kd.training.progress import read_progress
 from kd.training.runs import MODEL, Queue
-from kd.training.session import open_run
 from tests.tiny_runs import SHORT, history, tiny_queue
 
 GROUP = SHORT.model_copy(
@@ -102,11 +97,11 @@ def test_a_run_goes_on_from_its_checkpoint_though_others_were_added_to_the_queue
 
 
 def kill_after_a_checkpoint(queue: Queue, resumed_at: list[int]) -> None:
-    """Kill the first worker once Ray Train has a checkpoint of the first run; note the first step of the one after it."""
-    snapshots = Path(queue.store.path(CHECKPOINTS))
-    wait_until(lambda: bool(list(snapshots.glob("*/checkpoint_manager_snapshot.json"))))
+    """Kill the first worker once there is a checkpoint of the first run; note the first step of the one after it."""
+    saved = Path(queue.store.path(queue.items[0].folder), CHECKPOINTS)
+    wait_until(lambda: bool(list(saved.glob(f"*/{CHECKPOINT_MANIFEST}"))))
     seen = read_progress(queue.store, "train")
-    if seen is None or len(queue.todo()) < len(queue.items):
+    if seen is None or seen.run == "" or len(queue.todo()) < len(queue.items):
         return
     os.kill(seen.pid, signal.SIGKILL)
     wait_until(lambda: (now := read_progress(queue.store, "train")) is not None and now.run != "" and now.pid != seen.pid)
@@ -119,37 +114,6 @@ def wait_until(happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not happened() and time.monotonic() < deadline:
         time.sleep(0.02)
-
-
-class Remote(LocalFileSystem):
-    """A file system that Ray Train takes for a remote one; it remembers what was read."""
-
-    def __init__(self) -> None:
-        super().__init__(skip_instance_cache=True)
-        self.read: list[str] = []
-
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
-        self.read.append(Path(path).name)
-        return super()._open(path, mode, **options)
-
-
-def test_of_another_runs_checkpoint_only_the_name_of_the_run_is_read(tmp_path: Path) -> None:
-    queue = tiny_queue(tmp_path, SHORT)
-    item, stored, remote = queue.items[0], tmp_path / "stored", Remote()
-    checkpoint = Checkpoint(str(stored), filesystem=PyFileSystem(FSSpecHandler(remote)))
-    opened = open_run(queue, item.run, tmp_path / "scratch", rank=0, world=1)
-    trainer = opened.trainer(TorchEngine(opened.student.model, SHORT, "cpu"), queue, item.run, tmp_path / "scratch")
-    stored.mkdir()
-    trainer.state.step = 3
-    trainer.save(stored)
-    trainer.state.step = 0
-    (stored / "run.txt").write_text("another")
-    resume(checkpoint, trainer, item)
-    assert trainer.state.step == 0
-    assert remote.read == ["run.txt"]
-    (stored / "run.txt").write_text(item.digest)
-    resume(checkpoint, trainer, item)
-    assert trainer.state.step == 3
 
 
 def test_training_workers_are_placed_by_label(tmp_path: Path) -> None:

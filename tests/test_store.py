@@ -1,5 +1,6 @@
 """A run directory: nothing half-written is ever seen, and a folder belongs to one config."""
 
+import hashlib
 import json
 import pickle
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kd.errors import StoreError
+from kd.fingerprints import Fingerprint
 from kd.manifests import Manifest, Shard, digest
 from kd.rows import Example
 from kd.store import Store
@@ -173,6 +175,32 @@ def test_a_local_folder_is_published_file_by_file(store: Store, tmp_path: Path) 
     store.upload(tmp_path / "model", "teacher/model")
     assert store.local_folder("teacher/model", tmp_path / "cache") == Path(store.path("teacher/model"))
     assert store.read("teacher/model/sub/w.bin") == b"1"
+
+
+def test_a_file_is_published_and_fetched_piece_by_piece_with_its_digest(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kd.fingerprints._PIECE_BYTES", 7)
+    content = bytes(range(100))
+    (tmp_path / "w.bin").write_bytes(content)
+    published = store.publish_file(tmp_path / "w.bin", "a/w.bin")
+    assert published == Fingerprint(100, hashlib.sha256(content).hexdigest())
+    assert store.fetch_file("a/w.bin", tmp_path / "deep" / "back.bin") == published
+    assert (tmp_path / "deep" / "back.bin").read_bytes() == content
+    assert store.names("a") == ["w.bin"]
+    with pytest.raises(StoreError, match=r"a/lost\.bin is not there"):
+        store.fetch_file("a/lost.bin", tmp_path / "lost.bin")
+
+
+def test_folders_are_listed_and_deleted_with_what_they_hold(store: Store) -> None:
+    store.publish("a/b/c.txt", b"x")
+    store.publish("a/d.txt", b"x")
+    assert store.folders("a") == ["b"]
+    assert store.folders("nothing") == []
+    store.delete_folder("a/b")
+    store.delete_folder("a/b")
+    assert store.folders("a") == []
+    assert store.names("a") == ["d.txt"]
 
 
 def test_the_digest_depends_on_content_not_on_key_order() -> None:

@@ -79,4 +79,5 @@ def test_a_run_depends_on_the_loop_and_not_on_its_neighbours_or_on_failures() ->
     assert one.loop == more.loop
     assert one.loop == one.model_copy(update={"log_every_steps": 3, "eval_batch_tokens": 99, "max_error_frac": 0.5}).loop
     assert one.loop == one.model_copy(update={"parallel_runs": 3, "step_timeout_s": 1.0}).loop
+    assert one.loop == one.model_copy(update={"num_workers": 2, "threads_per_worker": 4}).loop
     assert one.loop != one.model_copy(update={"learning_rate": 1.0}).loop

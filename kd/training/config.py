@@ -68,7 +68,8 @@ class LoopConfig(Frozen):
     lora: Lora | None = None
     """Train low-rank adapters and leave the model as it is; they are merged into the exported model. Null: train it whole."""
     num_workers: int = Field(default=1, ge=1)
-    """Workers of the group, one GPU each where the cluster's device is cuda. Fixed: optimizer states are cut for it."""
+    """Workers of the group, one GPU each where the cluster's device is cuda. No part of what a run is recognised by: global
+    batches are the same, and a run that was interrupted goes on with another number of workers."""
     threads_per_worker: int = Field(default=1, ge=1)
     """CPUs and torch threads of a worker."""
     max_error_frac: float = Field(default=0.01, ge=0, le=1)
@@ -125,10 +126,10 @@ class LoopConfig(Frozen):
 
     @property
     def loop(self) -> dict[str, Any]:
-        """What one run's outcome depends on, apart from which run it is: these fields, without how failures are met, and what
-        only says how much is logged or read at once."""
+        """What one run's outcome depends on, apart from which run it is: these fields, without how failures are met, by how
+        many a batch is shared, and what only says how much is logged or read at once."""
         fields = set(LoopConfig.model_fields) - {"max_error_frac", "max_failures", "keep_checkpoints", "save_every_steps"}
-        fields -= {"log_every_steps", "eval_batch_tokens", "parallel_runs", "step_timeout_s"}
+        fields -= {"log_every_steps", "eval_batch_tokens", "num_workers", "threads_per_worker", "parallel_runs", "step_timeout_s"}
         return self.model_dump(mode="json", include=fields)
 
     def learning_rate_at(self, step: int) -> float:

@@ -4,7 +4,7 @@ The contract on gradients: `backward` gets this rank's part of the loss of the w
 sum of the gradients over every rank and every `backward` since the last one. Nothing is averaged.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -45,7 +45,7 @@ class Engine(Protocol):
         """The model with all its weights on every rank, in evaluation mode, for as long as it is looked at."""
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimizer state; every rank calls it, each with a folder of its own."""
+        """Write weights and optimizer state; every rank calls it, each with a folder of its own. Raises OSError."""
 
     def load(self, folder: Path) -> None:
         """Read what every rank saved, merged in one folder."""
@@ -89,12 +89,23 @@ class TorchEngine:
             yield self.model
 
     def save(self, folder: Path) -> None:
-        torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / _STATE)
+        write_state({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / _STATE)
 
     def load(self, folder: Path) -> None:
         state = torch.load(folder / _STATE, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def write_state(state: Mapping[str, Any], path: Path) -> None:
+    """torch.save. Raises OSError where the disk is full, which torch would hide behind a RuntimeError."""
+    try:
+        with path.open("wb") as stream:
+            torch.save(state, stream)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def adamw(model: torch.nn.Module, config: LoopConfig) -> torch.optim.AdamW:

@@ -136,18 +136,17 @@ class Trainer:
         return self.state
 
     def save(self, folder: Path) -> None:
-        """Write what a restart needs; every rank into a folder of its own, to be merged."""
+        """Write what a restart needs besides the best model; every rank into a folder of its own, to be merged."""
         self.engine.save(folder)
         if self.engine.rank == 0:
             (folder / _STATE).write_text(self.state.to_json())
-            _copy(self.folder / BEST, folder / BEST)
 
     def load(self, folder: Path) -> None:
-        """Go on from what every rank saved."""
+        """Go on from what every rank saved, with the best model beside it."""
         self.engine.load(folder)
         self.state = State.from_json((folder / _STATE).read_text())
-        if self.engine.rank == 0:
-            _copy(folder / BEST, self.folder / BEST)
+        if self.engine.rank == 0 and (folder / BEST).exists():
+            shutil.copytree(folder / BEST, self.folder / BEST, dirs_exist_ok=True)
 
     def _share(self, step: int) -> Share:
         """This rank's part of a step's global batch. Runs in a thread of its own, one step ahead of the model."""
@@ -258,8 +257,3 @@ def _learning(model: torch.nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.exists():
-        shutil.copytree(source, target, dirs_exist_ok=True)

@@ -1,12 +1,14 @@
 """How far a stage's runs are: written by the first worker of every group, read by the driver."""
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kd.errors import StoreError
 from kd.store import Store
 from kd.training.runs import Claimed, Queue
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from kd.training.loop import State
 
 _INTERVAL_S = 1.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

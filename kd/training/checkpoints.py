@@ -1,0 +1,262 @@
+"""The checkpoints of one run, in the run's own folder: files that every rank wrote, and a manifest that is written last.
+
+`checkpoints/<step>-<token>/` holds what is needed to go on, `checkpoints/best-<step>-<token>/` the best model so far, which
+several checkpoints may name. A checkpoint counts if its manifest is there and bears the digest of the run's config; its
+files are fetched and their sizes and SHA-256 compared with the manifest before anything in them is unpickled.
+"""
+
+import dataclasses
+import json
+import logging
+import shutil
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kd.errors import StoreError
+from kd.fingerprints import Fingerprint
+from kd.store import Store
+from kd.training.loop import BEST, Trainer
+from kd.training.ranks import by_first, gathered, local_rank, rank, together, world
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a run's checkpoints, below the run's; it goes when the run is finished."""
+CHECKPOINT_MANIFEST = "manifest.json"
+
+log = logging.getLogger(__name__)
+
+
+class _Harmed(StoreError):
+    """A checkpoint is not whole, or not this run's: no lack of space, no network that is down."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file of a checkpoint: where it lies below the run's checkpoints, the rank that wrote it, and what it must be."""
+
+    path: str
+    rank: int
+    size_bytes: int
+    sha256: str
+
+    @property
+    def folder(self) -> str:
+        """Its folder below the run's checkpoints."""
+        return PurePosixPath(self.path).parts[0]
+
+    @property
+    def name(self) -> str:
+        """Its path in that folder."""
+        return str(PurePosixPath(*PurePosixPath(self.path).parts[1:]))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint's manifest says: whose it is, after which step and by how many ranks it was written, its files."""
+
+    name: str
+    digest: str
+    step: int
+    world: int
+    zero_stage: int
+    files: Sequence[Stored]
+    best_step: int | None
+    best: Sequence[Stored]
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Checkpoint":
+        """Raises TypeError where the keys are not those of this version."""
+        files = {key: [Stored(**each) for each in content[key]] for key in ("files", "best") if key in content}
+        return cls(**{**content, **files})
+
+    def folders(self) -> set[str]:
+        """The folders that its files lie in."""
+        return {self.name, *(file.folder for file in self.best)}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A whole checkpoint, and the folder on this node that its files were fetched to."""
+
+    checkpoint: Checkpoint
+    folder: Path
+
+    def load_into(self, trainer: Trainer) -> None:
+        """Go on from it on every rank, then free the node's copy."""
+        together(lambda: trainer.load(self.folder))
+        if local_rank() == 0:
+            shutil.rmtree(self.folder)
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of the run in the folder `run`, whose config has this `digest`. Every rank calls each method.
+
+    What any rank cannot read or write, all ranks raise as a StoreError; the last whole checkpoint stays.
+    """
+
+    store: Store
+    run: str
+    digest: str
+    keep: int
+    _whole: list[Checkpoint] = field(default_factory=list)
+
+    @property
+    def folder(self) -> str:
+        """Where they lie."""
+        return f"{self.run}/{CHECKPOINTS}"
+
+    def save(self, trainer: Trainer) -> None:
+        """Publish every rank's files, then the manifest; then delete what is older than `keep` or was left half-written."""
+        name = by_first(lambda: f"{trainer.state.step:08d}-{_token()}")
+        try:
+            mine = together(lambda: self._save_mine(trainer, name))
+            files = [file for part in gathered(mine) for file in part]
+            by_first(lambda: self._commit(trainer, name, files))
+        except StoreError:
+            by_first(lambda: self._give_up(name))
+            raise
+
+    def newest(self, scratch: Path) -> Found | None:
+        """Fetch the newest whole checkpoint below `scratch`; None where the run has none yet.
+
+        One that lacks a file, or whose files are not what its manifest says, is passed over for an older one, with a warning.
+
+        Raises:
+            StoreError: there are checkpoints, and none of them is whole and this run's.
+        """
+        listed, faults = by_first(self._listed)
+        for place, checkpoint in enumerate(listed):
+            try:
+                folder = self._fetch(checkpoint, scratch)
+            except _Harmed as fault:
+                faults.append(fault)
+                continue
+            self._warn(faults, checkpoint)
+            self._whole = listed[place:][::-1]
+            return Found(checkpoint, folder)
+        if faults:
+            where = self.store.path(self.folder)
+            raise StoreError(f"{faults[0]}; no other checkpoint is whole. Delete {where} to start the run from its first step")
+        return None
+
+    def clear(self) -> None:
+        """Delete them all."""
+        by_first(lambda: self.store.delete_folder(self.folder))
+
+    def _save_mine(self, trainer: Trainer, name: str) -> list[Stored]:
+        """This rank's part of a checkpoint."""
+        with tempfile.TemporaryDirectory(prefix="kd-checkpoint-") as scratch:
+            try:
+                trainer.save(Path(scratch))
+            except OSError as error:
+                raise StoreError(f"cannot write a checkpoint to {scratch}: {error}; check the free space there") from error
+            return self._publish(Path(scratch), name)
+
+    def _publish(self, local: Path, folder: str) -> list[Stored]:
+        """Every file below a local folder."""
+        files = []
+        for path in sorted(each for each in local.rglob("*") if each.is_file()):
+            relative = f"{folder}/{path.relative_to(local).as_posix()}"
+            found = self.store.publish_file(path, f"{self.folder}/{relative}")
+            files.append(Stored(relative, rank(), found.size_bytes, found.sha256))
+        return files
+
+    def _commit(self, trainer: Trainer, name: str, files: Sequence[Stored]) -> None:
+        """The first rank's part: the best model if it is a new one, the manifest, and what is no longer needed."""
+        state, stage = trainer.state, trainer.config.zero_stage
+        best = self._best(trainer)
+        checkpoint = Checkpoint(name, self.digest, state.step, world(), stage, files, state.best_step, best)
+        self.store.publish_json(f"{self.folder}/{name}/{CHECKPOINT_MANIFEST}", dataclasses.asdict(checkpoint))
+        self._whole = [*self._whole, checkpoint][-self.keep :]
+        needed = {folder for each in self._whole for folder in each.folders()}
+        for folder in self.store.folders(self.folder):
+            if folder not in needed:
+                self._delete(folder)
+
+    def _best(self, trainer: Trainer) -> Sequence[Stored]:
+        """The best model's files, published unless the checkpoint before names the same one."""
+        step = trainer.state.best_step
+        if self._whole and self._whole[-1].best_step == step:
+            return self._whole[-1].best
+        return [] if step is None else self._publish(trainer.folder / BEST, f"{BEST}-{step:08d}-{_token()}")
+
+    def _delete(self, folder: str) -> None:
+        """The manifest goes first: what is half deleted is no checkpoint."""
+        self.store.delete(f"{self.folder}/{folder}/{CHECKPOINT_MANIFEST}")
+        self.store.delete_folder(f"{self.folder}/{folder}")
+
+    def _give_up(self, name: str) -> None:
+        """Delete what was published of a checkpoint, as far as the file system lets one."""
+        try:
+            self._delete(name)
+        except StoreError as error:
+            log.warning("%s", error)
+
+    def _listed(self) -> tuple[list[Checkpoint], list[_Harmed]]:
+        """This run's checkpoints that have a manifest, the newest first, and what is wrong with others."""
+        listed: list[Checkpoint] = []
+        faults: list[_Harmed] = []
+        for name in self.store.folders(self.folder):
+            if self.store.exists(f"{self.folder}/{name}/{CHECKPOINT_MANIFEST}"):
+                try:
+                    listed.append(self._read(name))
+                except _Harmed as fault:
+                    faults.append(fault)
+        return sorted(listed, key=lambda checkpoint: checkpoint.step, reverse=True), faults
+
+    def _read(self, name: str) -> Checkpoint:
+        relative = f"{self.folder}/{name}/{CHECKPOINT_MANIFEST}"
+        content = self.store.read(relative)
+        try:
+            checkpoint = Checkpoint.from_json(json.loads(content))
+        except (TypeError, ValueError) as error:
+            raise _Harmed(f"{self.store.path(relative)} is no manifest of a checkpoint of this version: {error}") from error
+        if checkpoint.digest != self.digest:
+            raise _Harmed(
+                f"{self.store.path(relative)} is of another config: expected the digest {self.digest}, got {checkpoint.digest}"
+            )
+        return checkpoint
+
+    def _fetch(self, checkpoint: Checkpoint, scratch: Path) -> Path:
+        """Fetch once per node what its ranks need: all files where the number of ranks is another one now."""
+        places = gathered((rank() - local_rank(), scratch / "resumed" / checkpoint.name))
+        first = places[rank()][0]
+        here = {number for number, (other, _) in enumerate(places) if other == first}
+        files = [file for file in checkpoint.files if file.rank in here | {0} or checkpoint.world != world()]
+        folder = places[first][1]
+        together(partial(self._fetch_files, files, checkpoint.best if 0 in here else [], folder))
+        return folder
+
+    def _fetch_files(self, files: Sequence[Stored], best: Sequence[Stored], folder: Path) -> None:
+        if local_rank() > 0:
+            return
+        try:
+            for file, target in [*((each, folder) for each in files), *((each, folder / BEST) for each in best)]:
+                self._fetch_file(file, target / file.name)
+        except StoreError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _fetch_file(self, file: Stored, target: Path) -> None:
+        relative = f"{self.folder}/{file.path}"
+        if not self.store.exists(relative):
+            raise _Harmed(f"{self.store.path(relative)} is not there, though its checkpoint's manifest names it")
+        expected, got = Fingerprint(file.size_bytes, file.sha256), self.store.fetch_file(relative, target)
+        if got != expected:
+            raise _Harmed(
+                f"{self.store.path(relative)} is not what its manifest says: expected {expected.size_bytes} bytes with SHA-256"
+                f" {expected.sha256[:16]}, got {got.size_bytes} bytes with {got.sha256[:16]}; it was not opened"
+            )
+
+    def _warn(self, faults: Sequence[_Harmed], chosen: Checkpoint) -> None:
+        for fault in faults if rank() == 0 else []:
+            log.warning("%s; going on from the checkpoint of step %d", fault, chosen.step)
+
+
+def _token() -> str:
+    return uuid.uuid4().hex[:8]

@@ -1,0 +1,74 @@
+"""A checkpoint goes on with another number of workers: DeepSpeed's optimizer states are cut anew."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.recut_worker import CASES
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a group of one, then one of two, then again one made of every case."""
+    folder = tmp_path_factory.mktemp("recut")
+    for case in CASES:
+        (folder / case).mkdir()
+    for world in (1, 2, 1):
+        run_group(world, folder)
+    return folder
+
+
+def run_group(world: int, folder: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.recut_worker"]
+    logs = [folder / f"{rank}.log" for rank in range(world)]
+    with ExitStack() as stack:
+        workers = [
+            subprocess.Popen(
+                [*command, str(rank), str(world), str(port), str(folder)],
+                cwd=ROOT,
+                env=os.environ | {"TORCH_EXTENSIONS_DIR": str(folder / "extensions")},
+                stdout=stack.enter_context(log.open("w")),
+                stderr=subprocess.STDOUT,
+            )
+            for rank, log in enumerate(logs)
+        ]
+        for worker in workers:
+            stack.callback(worker.kill)
+        codes = [worker.wait(timeout=800) for worker in workers]
+    assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
+
+
+def figures(path: Path) -> list[float]:
+    """The losses and gradient norms of all steps, in order."""
+    entries: list[dict[str, Any]] = json.loads(path.read_text())
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5, 6]
+    return [value for entry in entries for value in (*entry["loss"].values(), entry["gradient_norm"])]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_run_goes_on_with_another_number_of_workers(outcomes: Path, case: str, before: int) -> None:
+    # The group that goes on starts from other weights; half of the steps are its own. Matrices decay, norms do not.
+    undisturbed, resumed = [figures(outcomes / case / name) for name in (f"by{before}.json", f"from{before}.json")]
+    near: dict[str, float] = {"rel": 0.03} if "bfloat16" in case else {"abs": 1e-5}
+    assert resumed == pytest.approx(undisturbed, **near)
+
+
+def test_a_full_disk_on_one_rank_is_an_error_on_all_and_the_last_checkpoint_stays(outcomes: Path) -> None:
+    first, second = [json.loads((outcomes / f"full{rank}.json").read_text()) for rank in (0, 1)]
+    assert first == second
+    assert "cannot write a checkpoint to" in first["told"]
+    assert first["found"] == 3
