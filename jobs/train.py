@@ -9,12 +9,7 @@ def run(session: Session) -> None:
 
     works = wiring(session)
     run_works(session, "features", works.student_features(), works.cpu_pool)
-    for manifest in run_queue(session, "train", works.training_queue()):
-        accuracy = manifest.figures["validation_accuracy"]
-        shown = (
-            "not validated" if accuracy is None else f"validation accuracy {accuracy:.1%} at step {manifest.figures['best_step']}"
-        )
-        session.console.say(f"             {manifest.config['variant']}/{manifest.config['seed']}: {shown}")
+    run_queue(session, "train", works.training_queue())
 
 
 if __name__ == "__main__":

@@ -31,6 +31,16 @@ class Sequences:
     input_ids: list[list[int]]
     target_ids: list[list[int]]
 
+    @property
+    def tokens(self) -> int:
+        """What is read and written, without padding."""
+        return sum(map(len, self.input_ids)) + sum(map(len, self.target_ids))
+
+    @property
+    def padded_tokens(self) -> int:
+        """The same as it goes through the model at once, with padding."""
+        return len(self.term) * (max(map(len, self.input_ids), default=0) + max(map(len, self.target_ids), default=0))
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -39,7 +39,10 @@ class State:
     """Where a run is. With the engine's files and the best model it is all that a restart needs.
 
     An entry of the history covers the steps since the one before: the mean loss per target token of each term in nats,
-    and the gradient's norm and the learning rate of the last of them; after a validation its score as well.
+    and the gradient's norm and the learning rate of the last of them; after a validation its score as well. A timing belongs to
+    each entry; it holds what the clock and the cut of batches have a say in: `unix_s` when, `seconds` that its updates took
+    (without validations and checkpoints), `waited_s` of them for data, mean over ranks, and the `tokens` of all ranks that went
+    through the model, also with padding (`padded_tokens`).
     """
 
     step: int = 0
@@ -47,6 +50,7 @@ class State:
     best_step: int | None = None
     best: Score | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+    timings: list[dict[str, float]] = field(default_factory=list)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -68,11 +72,16 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Tally:
-    """One step: this rank's loss sums per term, the global counts, the norm of the global gradient."""
+    """One step: this rank's loss sums per term, the global counts, the norm of the global gradient; and this rank's tokens,
+    without and with padding, and the seconds that it waited for them.
+    """
 
     sums_nats: Float[Tensor, "k"]
     counts: Sequence[int]
     gradient_norm: Float[Tensor, ""]
+    tokens: int
+    padded_tokens: int
+    waited_s: float
 
 
 @dataclass
@@ -97,12 +106,14 @@ class Trainer:
         """
         started = time.monotonic() - self.state.seconds
         tallies: list[Tally] = []
+        logged_s = time.monotonic()
         with _learning(self.student.model):
             while self.state.step < self.config.steps:
                 tallies.append(self._update(self.state.step))
                 self.state.step += 1
                 if self._is_due(self.config.log_every_steps, self.config.eval_every_steps, self.config.save_every_steps):
                     self._log(tallies)
+                    self._time(tallies, time.monotonic() - logged_s)
                     tallies.clear()
                 if self._is_due(self.config.eval_every_steps):
                     self._validate()
@@ -111,6 +122,8 @@ class Trainer:
                     checkpoint()
                 if self.engine.rank == 0:
                     progress(self.state)
+                if not tallies:
+                    logged_s = time.monotonic()
         return self.state
 
     def save(self, folder: Path) -> None:
@@ -130,15 +143,19 @@ class Trainer:
     def _update(self, step: int) -> Tally:
         """One step on one global batch."""
         reseed(self.engine.device, self.seed, step, self.engine.rank)
+        began_s = time.monotonic()
         batch = self.lessons.table.batch(self.lessons.order.rows_of_batch(step))
         counts = batch.target_tokens(len(self.lessons.terms))
+        parts = list(batch.micro_batches(self.engine.rank, self.engine.world, self.config.accumulation))
+        waited_s = time.monotonic() - began_s
         weights = torch.tensor(coefficients(self.lessons.terms, counts), device=self.engine.device)
         sums = torch.zeros_like(weights)
-        for part in batch.micro_batches(self.engine.rank, self.engine.world, self.config.accumulation):
+        for part in parts:
             part_sums = self._sums(part)
             self.engine.backward((part_sums * weights).sum())
             sums += part_sums.detach()
-        return Tally(sums, counts, self.engine.step(self.config.learning_rate_at(step)))
+        tokens, padded = sum(part.tokens for part in parts), sum(part.padded_tokens for part in parts)
+        return Tally(sums, counts, self.engine.step(self.config.learning_rate_at(step)), tokens, padded, waited_s)
 
     def _sums(self, part: Sequences) -> Float[Tensor, "k"]:
         """The loss sums of some sequences. For none: zeros that still pass through the model, since every rank must."""
@@ -165,6 +182,21 @@ class Trainer:
                 "loss": dict(zip([term.name for term in self.lessons.terms], means, strict=True)),
                 "gradient_norm": norm,
                 "learning_rate": self.config.learning_rate_at(self.state.step - 1),
+            }
+        )
+
+    def _time(self, tallies: Sequence[Tally], seconds: float) -> None:
+        """Add what these steps took to the timings."""
+        mine = [(tally.tokens, tally.padded_tokens, tally.waited_s) for tally in tallies]
+        summed = self.engine.total(torch.tensor(mine, dtype=torch.float64, device=self.engine.device).sum(0)).tolist()
+        self.state.timings.append(
+            {
+                "step": self.state.step,
+                "unix_s": time.time(),
+                "seconds": seconds,
+                "waited_s": summed[2] / self.engine.world,
+                "tokens": summed[0],
+                "padded_tokens": summed[1],
             }
         )
 

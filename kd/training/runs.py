@@ -15,6 +15,8 @@ MODEL = "model"
 """The folder of the best step's model, below the run's."""
 HISTORY = "history.json"
 """What happened at which step, in the run's folder."""
+TIMINGS = "timings.json"
+"""What it took, beside the history: the same run gives the same history, but other timings."""
 Judge = Callable[[str, str], bool]
 """Whether an answer, as generated, is right for a target. It is picklable."""
 

@@ -14,10 +14,11 @@ from kd.manifests import Manifest
 from kd.models import Loaded, load
 from kd.training.data import open_features
 from kd.training.engine import Engine, TorchEngine
+from kd.training.events import EventFile
 from kd.training.loop import BEST, Lessons, Trainer
 from kd.training.order import Order
 from kd.training.progress import ProgressFile
-from kd.training.runs import HISTORY, MODEL, Claimed, Queue, Run
+from kd.training.runs import HISTORY, MODEL, TIMINGS, Claimed, Queue, Run
 from kd.training.validation import Validation, open_validation, sample
 
 
@@ -58,10 +59,12 @@ def open_run(queue: Queue, run: Run, scratch: Path, rank: int, world: int) -> Op
 
 
 def publish_run(queue: Queue, item: Claimed, opened: Opened, trainer: Trainer) -> Manifest:
-    """Write the best step's model, the history, and last of all the manifest."""
+    """Write the best step's model, the history, its timings and curves, and last of all the manifest."""
     store, state, run = queue.store, trainer.state, item.run
     store.upload(trainer.folder / BEST, f"{item.folder}/{MODEL}")
     store.publish_json(f"{item.folder}/{HISTORY}", {"history": state.history})
+    store.publish_json(f"{item.folder}/{TIMINGS}", {"timings": state.timings})
+    EventFile(store, item.folder, opened.lessons.terms).publish(state)
     manifest = Manifest(
         stage=run.stage,
         digest=item.digest,
@@ -82,7 +85,9 @@ def publish_run(queue: Queue, item: Claimed, opened: Opened, trainer: Trainer) -
         seconds=round(state.seconds, 3),
         rows_per_s=round(state.step * queue.training.batch_rows / state.seconds, 3),
     )
-    return store.publish_manifest(item.folder, manifest)
+    stamped = store.publish_manifest(item.folder, manifest)
+    ProgressFile(queue).finish(item, state)
+    return stamped
 
 
 def train_here(queue: Queue) -> None:
