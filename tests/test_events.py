@@ -27,11 +27,11 @@ def read_events(store: Store, folder: str) -> list[Event]:
     (name,) = store.names(f"{EVENTS}/{folder}")
     data, events = store.read(f"{EVENTS}/{folder}/{name}"), []
     while data:
-        header, (length,) = data[:8], struct.unpack("<Q", data[:8])
-        record, data = data[12 : 12 + length], data[16 + length :] if (end := data[12 + length : 16 + length]) else b""
-        assert struct.pack("<I", masked_crc32c(record)) == end
+        (length,) = struct.unpack("<Q", data[:8])
+        assert struct.unpack("<I", data[8:12]) == (masked_crc32c(data[:8]),)
+        record, end, data = data[12 : 12 + length], data[12 + length : 16 + length], data[16 + length :]
+        assert struct.unpack("<I", end) == (masked_crc32c(record),)
         events.append(Event.FromString(record))
-        assert header == struct.pack("<Q", len(events[-1].SerializeToString()))
     assert events[0].file_version == "brain.Event:2"
     return events[1:]
 
@@ -136,3 +136,11 @@ def test_a_resumed_run_has_every_point_once(tmp_path: Path) -> None:
         publish(resumed.state)
     assert [event.step for event in read_events(queue.store, item.folder)] == [1, 2, 3, 4, 5, 6]
     assert resumed.state.history == disturbed.state.history
+
+
+def test_a_store_that_cannot_be_written_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    queue = tiny_queue(tmp_path, SHORT)
+    (tmp_path / "logs").write_text("a file where a folder should be")
+    with trainer(queue) as trained:
+        assert trained.train(ProgressFile(queue).of(queue.items[0]), lambda: None).step == SHORT.steps
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]

@@ -4,9 +4,8 @@ The file is made from the history and the timings alone, each time whole, so a r
 out: what lies beyond the checkpoint it went on from is gone from the file as it is from the history.
 """
 
-import tempfile
+import struct
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd.store import Store
@@ -86,13 +85,11 @@ def _event(step: int, unix_s: float, points: Mapping[str, float]) -> bytes:
 
 
 def _framed(records: Sequence[bytes]) -> bytes:
-    """The records with lengths and checksums. The writer knows files only, so they take the way over a local one."""
-    from tensorboardX.record_writer import RecordWriter
+    """The records as they follow each other in a file: length, its checksum, the record, its checksum."""
+    from tensorboardX.record_writer import masked_crc32c
 
-    with tempfile.TemporaryDirectory(prefix="kd-events-") as scratch:
-        path = Path(scratch) / _FILE
-        writer = RecordWriter(str(path))
-        for record in records:
-            writer.write(record)
-        writer.close()
-        return path.read_bytes()
+    parts = []
+    for record in records:
+        length = struct.pack("<Q", len(record))
+        parts += [length, struct.pack("<I", masked_crc32c(length)), record, struct.pack("<I", masked_crc32c(record))]
+    return b"".join(parts)

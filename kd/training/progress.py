@@ -1,18 +1,22 @@
 """How far a stage's runs are: written by the first worker of each group, read by the driver. One file per run."""
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kd.errors import StoreError
 from kd.store import Store
 from kd.training.events import EventFile, curves
 from kd.training.runs import Claimed, Queue
 
 if TYPE_CHECKING:
     from kd.training.loop import State
+
+log = logging.getLogger(__name__)
 
 _INTERVAL_S = 1.0
 _EVENTS_INTERVAL_S = 10.0
@@ -104,7 +108,10 @@ class ProgressFile:
 
 
 class _Seldom:
-    """Does something with a state at once, and again after an interval, which is longer for what takes long."""
+    """Writes something of a state at once, and again after an interval, which is longer for what takes long.
+
+    It ends no run: only one rank would know why.
+    """
 
     def __init__(self, interval_s: float, do: Callable[["State"], None]) -> None:
         self.interval_s = interval_s
@@ -115,7 +122,10 @@ class _Seldom:
         began_s = time.monotonic()
         if began_s < self._next_s:
             return
-        self.do(state)
+        try:
+            self.do(state)
+        except StoreError as error:
+            log.warning("%s", error)
         ended_s = time.monotonic()
         self._next_s = began_s + max(self.interval_s, _TIMES_ITS_COST * (ended_s - began_s))
 
