@@ -26,13 +26,15 @@ from kd.tasks.planted import DISTRACTORS
 from kd.training.config import LoopConfig
 from kd.training.features import Featurise
 from kd.training.objectives import MultiTask, Target
-from kd.training.runs import TIMINGS, Queue, Run
+from kd.training.runs import HISTORY, TIMINGS, Queue, Run
 from kd.vocabulary import train_tokenizer
 
 TINY = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 1200}
 SIZES = {"t5-small": T5_SMALL, "tiny": TINY}
 MAX_INPUT_TOKENS, MAX_ANSWER_TOKENS = 1024, 256
 """The baseline's limits; nothing here comes near them."""
+MICRO_BATCH_TOKENS = 1024
+"""What the config's own words recommend for a CPU."""
 PAIR_WORDS = {12: 10, 14: 10, 16: 10, 18: 10, 19: 10, 21: 10, 23: 10, 26: 10, 31: 10, 42: 10}
 """Words of premise and hypothesis in e-SNLI: the middles of ten bins of a tenth of the rows each."""
 QUESTION_RATIONALE_WORDS = {19: 2, 21: 2, 23: 2, 25: 2, 28: 1, 34: 1}
@@ -134,9 +136,10 @@ class Classroom:
         return Queue.of(self.store, name, [run], training, "cpu", operator.eq)
 
     def timings(self, queue: Queue) -> list[dict[str, Any]]:
-        """What the steps of a finished queue's run took, by the worker's own clock."""
-        found: list[dict[str, Any]] = self.store.read_json(f"{queue.items[0].folder}/{TIMINGS}")["timings"]
-        return found
+        """The entries of a finished queue's run, with what their steps took by the worker's own clock."""
+        folder = queue.items[0].folder
+        history, timings = self.store.read_json(f"{folder}/{HISTORY}"), self.store.read_json(f"{folder}/{TIMINGS}")
+        return [entry | timing for entry, timing in zip(history["history"], timings["timings"], strict=True)]
 
 
 def loop_config(steps: int, batch_rows: int, threads: int, workers: int = 1) -> LoopConfig:
@@ -144,6 +147,7 @@ def loop_config(steps: int, batch_rows: int, threads: int, workers: int = 1) -> 
     return LoopConfig(
         steps=steps,
         batch_rows=batch_rows,
+        micro_batch_tokens=MICRO_BATCH_TOKENS,
         eval_rows=0,
         eval_every_steps=steps,
         save_every_steps=0,

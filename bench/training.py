@@ -58,7 +58,7 @@ class Bench:
         """The product's loop, plain torch, in this process."""
         queue = self._queue(threads=self.threads)
         train_here(queue)
-        first = self.room.store.read_json(f"{queue.items[0].folder}/history.json")["history"][0]["loss"]
+        first = self.room.timings(queue)[0]["loss"]
         self.first_losses[OURS] = 0.5 * first["label"] + 0.5 * first["rationale"]
         return self._rate(OURS, queue)
 
@@ -98,7 +98,7 @@ class Bench:
         seconds, tokens = (sum(step[name] for step in steady) for name in ("seconds", "tokens"))
         noted = {
             "waiting": sum(step["waited_s"] for step in steady) / seconds,
-            "padding": 1 - tokens / sum(step["padded_tokens"] for step in steady),
+            "padding": 1 - tokens / sum(step["tokens"] / (1 - step["padding_frac"]) for step in steady),
             "step": seconds / len(steady),
         }
         for name, value in noted.items():
@@ -134,11 +134,9 @@ def bare_loop(queue: Queue) -> float:
 
 def cut_before(opened: Opened, queue: Queue, step: int) -> tuple[list[Any], torch.Tensor]:
     """The micro-batches that a lone worker's loop would see in a step, and what a nat of each term weighs."""
-    lessons = opened.lessons
-    batch = lessons.table.batch(lessons.order.rows_of_batch(step))
-    counts = batch.target_tokens(len(lessons.terms))
-    parts = list(batch.micro_batches(0, 1, queue.training.accumulation))
-    return parts, torch.tensor(coefficients(lessons.terms, counts))
+    lessons, terms = opened.lessons, opened.lessons.terms
+    share = lessons.table.batch(lessons.order.rows_of_batch(step)).share(0, 1, queue.training.micro_batch_tokens, len(terms))
+    return share.micro_batches, torch.tensor(coefficients(terms, share.target_tokens))
 
 
 def in_turn(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

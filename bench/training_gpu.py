@@ -109,7 +109,7 @@ def updates(reader: EncoderDecoder, rows: int, lengths: tuple[int, int]) -> Call
     def update() -> None:
         reseed(device, next(steps))
         nll = reader.sequence_nll(forward, input_ids, target_ids)
-        engine.backward(nll.sum() / (rows * target_tokens))
+        engine.backward(nll.sum() / (rows * target_tokens), last=True)
         engine.step(learning_rate=1e-5)
 
     return update

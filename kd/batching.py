@@ -5,7 +5,7 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -64,7 +64,7 @@ class MicroBatches:
         starts = [0, *range(FIRST_ROWS, len(rows), WINDOW_ROWS)]
         windows = [by_length[start:end] for start, end in itertools.pairwise([*starts, len(rows)])]
         results: dict[int, R | RowError] = {}
-        for window, prepared in _one_ahead((window, prepare([rows[index] for index in window])) for window in windows):
+        for window, prepared in one_ahead((window, prepare([rows[index] for index in window])) for window in windows):
             ready: dict[int, S] = {}
             for index, item in zip(window, prepared, strict=True):
                 if isinstance(item, RowFault):
@@ -85,14 +85,14 @@ class MicroBatches:
             sizes = [ready[index].size for index in batch]
             found = _attempt(work, [ready[index] for index in batch])
             if found is not None:
-                tally.update(tokens=sum(map(sum, sizes)), padding_tokens=_padded(sizes) - sum(map(sum, sizes)))
+                tally.update(tokens=sum(map(sum, sizes)), padding_tokens=padded_tokens(sizes) - sum(map(sum, sizes)))
                 yield batch, found
             elif len(batch) == 1:
                 detail = f"{sizes[0][0]} input and {sizes[0][1]} answer tokens do not fit into memory, even alone"
                 yield batch, [RowError("out_of_memory", detail)]
             else:
-                self.budget_tokens = _padded(sizes) // 2
-                log.warning("out of memory with %d padded tokens: the budget is now %d", _padded(sizes), self.budget_tokens)
+                self.budget_tokens = padded_tokens(sizes) // 2
+                log.warning("out of memory with %d padded tokens: the budget is now %d", padded_tokens(sizes), self.budget_tokens)
                 waiting = self._cut(ready, [index for rest in [*waiting, batch] for index in rest])
 
     def _cut(self, ready: dict[int, S], places: list[int]) -> list[list[int]]:
@@ -118,11 +118,11 @@ def cut(sizes: Sequence[tuple[int, int]], budget_tokens: int) -> list[list[int]]
     groups, over = [], [list(range(len(sizes)))] if sizes else []
     while over:
         group = over.pop()
-        if len(group) == 1 or _padded([sizes[index] for index in group]) <= budget_tokens:
+        if len(group) == 1 or padded_tokens([sizes[index] for index in group]) <= budget_tokens:
             groups.append(sorted(group))
         else:
             over += _divided(group, sizes, budget_tokens)
-    return sorted(groups, key=lambda group: (-_padded([sizes[index] for index in group]), group))
+    return sorted(groups, key=lambda group: (-padded_tokens([sizes[index] for index in group]), group))
 
 
 def _divided(group: list[int], sizes: Sequence[tuple[int, int]], budget_tokens: int) -> tuple[list[int], list[int]]:
@@ -134,7 +134,7 @@ def _divided(group: list[int], sizes: Sequence[tuple[int, int]], budget_tokens: 
     best: tuple[float, list[int], int] | None = None
     for by in (0, 1):
         ordered = sorted(group, key=lambda index: (-sizes[index][by], -sizes[index][1 - by], index))
-        firsts, lasts = _widths(ordered, sizes), _widths(ordered[::-1], sizes)[::-1]
+        firsts, lasts = widths(ordered, sizes), widths(ordered[::-1], sizes)[::-1]
         for at in range(1, len(ordered)):
             price = cost(at, firsts[at - 1]) + cost(len(ordered) - at, lasts[at])
             if best is None or price < best[0]:
@@ -144,8 +144,8 @@ def _divided(group: list[int], sizes: Sequence[tuple[int, int]], budget_tokens: 
     return ordered[:at], ordered[at:]
 
 
-def _widths(group: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """How wide the first row is padded, the first two, and so on."""
+def widths(group: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """To how many tokens the first row is padded, the first two, and so on."""
     inputs = itertools.accumulate((sizes[index][0] for index in group), max)
     answers = itertools.accumulate((sizes[index][1] for index in group), max)
     return [one + other for one, other in zip(inputs, answers, strict=True)]
@@ -154,12 +154,12 @@ def _widths(group: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[int]
 def padding_frac(sizes: Sequence[tuple[int, int]], batches: Sequence[Sequence[int]]) -> float:
     """The share of the computed positions that are padding, from 0 to below 1."""
     used = sum(sum(sizes[index]) for batch in batches for index in batch)
-    computed = sum(_padded([sizes[index] for index in batch]) for batch in batches)
+    computed = sum(padded_tokens([sizes[index] for index in batch]) for batch in batches)
     return 1 - used / computed if computed else 0.0
 
 
-def _padded(sizes: Sequence[tuple[int, int]]) -> int:
-    """Positions that a micro-batch computes."""
+def padded_tokens(sizes: Sequence[tuple[int, int]]) -> int:
+    """Positions that a micro-batch of rows of these sizes computes: rows x (longest input + longest answer)."""
     return len(sizes) * (max(size[0] for size in sizes) + max(size[1] for size in sizes))
 
 
@@ -180,8 +180,8 @@ def _attempt(work: Callable[[list[S]], Sequence[R]], items: list[S]) -> Sequence
     return None
 
 
-def _one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items, the next one already in the making in another thread."""
+def one_ahead(items: Iterator[T]) -> Generator[T, None, None]:
+    """The items, the next one already in the making in another thread, which ends with them or when the iterator is closed."""
     with ThreadPoolExecutor(1) as other:
         coming = other.submit(lambda: next(items, None))
         while (item := coming.result()) is not None:

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, distributed
 
 from kd.errors import StoreError
-from kd.training.config import LoopConfig, deepspeed_json
+from kd.training.config import LoopConfig
+from kd.training.deepspeed import deepspeed_json
 from kd.training.engine import adamw, clip_gradient, evaluating, set_learning_rate
 
 if TYPE_CHECKING:
@@ -29,8 +30,10 @@ _TAG = "engine"
 class DeepSpeedEngine:
     """One rank of a group.
 
-    DeepSpeed averages over workers and over accumulation, so a loss is multiplied by both. On a CPU nothing is compiled:
-    the optimizer is torch's, and the shared-memory operation is declared unavailable before it can be built.
+    DeepSpeed averages over workers, so a loss is multiplied by their number. How many passes a step has it is not told: it
+    sums their gradients, and reduces (stages 0, 1) or finishes (2, 3) them in the one that is said to be the last. On a CPU
+    nothing is compiled: the optimizer is torch's, and the shared-memory operation is declared unavailable before it can be
+    built.
     """
 
     def __init__(self, model: "PreTrainedModel", config: LoopConfig, device: str) -> None:
@@ -38,7 +41,6 @@ class DeepSpeedEngine:
         self.module = model
         self._parameters = list(model.parameters())
         self.config = config
-        self._scale = self.world * config.accumulation
         self._deepspeed = _import_deepspeed(device)
         self._copy = self._whole_copy(model) if config.zero_stage == 3 else None
         self._optimizer = adamw(model, config)
@@ -48,10 +50,9 @@ class DeepSpeedEngine:
         )[0]
         self.forward: Callable[..., Any] = self._engine
 
-    def backward(self, loss: Float[Tensor, ""]) -> None:
-        self._engine.backward(loss * self._scale)
-        if not self._engine.is_gradient_accumulation_boundary():
-            self._engine.step()
+    def backward(self, loss: Float[Tensor, ""], last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * self.world)
 
     def step(self, learning_rate: float) -> Float[Tensor, ""]:
         set_learning_rate(self._optimizer, learning_rate)

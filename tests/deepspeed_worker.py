@@ -1,14 +1,15 @@
-"""One of two processes that train with DeepSpeed, without Ray: `python -m tests.deepspeed_worker RANK PORT FOLDER`.
+"""One of some processes that train with DeepSpeed, without Ray: `python -m tests.deepspeed_worker RANK WORLD PORT FOLDER`.
 
-For every case of `CASES` it trains the tiny queue's first run, saves a checkpoint on the way, goes on from it with another
-model, and writes down what happened.
+For every case of `CASES` of so many workers it trains the tiny queue's first run and writes down what happened; where the
+case `resumes`, it saves a checkpoint on the way and goes on from it with another model.
 """
 
 import json
 import os
 import shutil
 import sys
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,31 +20,84 @@ from torch import distributed
 from kd.deepspeed_engine import DeepSpeedEngine
 from kd.training.config import LoopConfig
 from kd.training.loop import Trainer
-from kd.training.runs import Claimed, Queue
-from kd.training.session import open_run
+from kd.training.order import Order
+from kd.training.runs import Queue
+from kd.training.session import Opened, open_run
 from tests.tiny_runs import SHORT, tiny_queue
 
-TWO = {"num_workers": 2, "micro_batch_rows": 2, "zero3_whole_below_params": 0, "save_every_steps": 3}
-CASES: dict[str, dict[str, Any]] = {f"zero{stage}": {"zero_stage": stage} for stage in range(4)} | {
-    f"zero{stage}-bfloat16": {"zero_stage": stage, "precision": "bfloat16"} for stage in range(1, 4)
-}
+TOKENS = {"all": 10_000, "some": 40, "one": 1}
+"""What a micro-batch holds of a batch of the tiny queue: everything (half of it, for two), a few sequences, a single one."""
+
+DROPOUT = 0.1
 
 
-def config(case: str) -> LoopConfig:
-    """The case's config; validated anew, since a copy would not be."""
-    return LoopConfig(**SHORT.model_dump() | TWO | CASES[case])
+@dataclass(frozen=True)
+class Case:
+    """A config, by what it has other than `SHORT`, for one worker or two."""
+
+    world: int
+    stage: int
+    changes: dict[str, Any] = field(default_factory=dict)
+    resumes: bool = False
+    dropout: float = 0.0
+
+    @property
+    def config(self) -> LoopConfig:
+        """Validated anew, since a copy would not be."""
+        group = {"num_workers": self.world, "zero_stage": self.stage, "zero3_whole_below_params": 0}
+        saves = {"save_every_steps": 3 if self.resumes else 0}
+        return LoopConfig(**SHORT.model_dump() | {"micro_batch_tokens": TOKENS["some"]} | group | saves | self.changes)
 
 
-def train(queue: Queue, item: Claimed, folder: Path, saved: Path, resume: bool) -> Trainer:
-    rank = distributed.get_rank()
-    opened = open_run(queue, item.run, folder, rank, world=2)
-    engine = DeepSpeedEngine(opened.student.model, queue.training, "cpu")
-    trainer = opened.trainer(engine, queue, item.run, folder)
+def _cases() -> dict[str, Case]:
+    found = {}
+    for stage in range(4):
+        found[f"two-zero{stage}"] = Case(2, stage, resumes=True)
+        found[f"two-zero{stage}-all"] = Case(2, stage, {"micro_batch_tokens": TOKENS["all"]})
+        found[f"two-zero{stage}-one"] = Case(2, stage, {"micro_batch_tokens": TOKENS["one"]})
+        found[f"two-zero{stage}-row"] = Case(2, stage, {"batch_rows": 1})
+        found[f"one-zero{stage}"] = Case(1, stage)
+        found[f"one-zero{stage}-all"] = Case(1, stage, {"micro_batch_tokens": TOKENS["all"]})
+    found["two-zero2-dropout"] = Case(2, 2, {"micro_batch_tokens": TOKENS["one"]}, dropout=DROPOUT)
+    for stage in range(1, 4):
+        found[f"two-zero{stage}-bfloat16"] = Case(2, stage, {"precision": "bfloat16"}, resumes=True)
+        found[f"one-zero{stage}-bfloat16"] = Case(1, stage, {"precision": "bfloat16"})
+    return found
+
+
+CASES = _cases()
+
+
+def train(opened: Opened, queue: Queue, name: str, folder: Path, saved: Path, resume: bool) -> Trainer:
+    """One attempt at a case; validated, as that takes time, only where it is resumed. It has a model of its own."""
+    model = deepcopy(opened.student.model)
+    if resume:
+        forget(model)
+    engine = DeepSpeedEngine(model, queue.training, "cpu")
+    own = replace(
+        opened,
+        student=replace(opened.student, model=model),
+        lessons=replace(opened.lessons, order=order(queue)),
+        validation=opened.validation if CASES[name].resumes else None,
+    )
+    trainer = own.trainer(engine, queue, queue.items[0].run, folder)
     if resume:
         trainer.load(saved)
     trainer.train(lambda state: None, lambda: None if resume else save(trainer, saved))
     engine.close()
     return trainer
+
+
+def order(queue: Queue) -> Order:
+    run, training = queue.items[0].run, queue.training
+    return Order([shard.rows for shard in run.shards], training.batch_rows, training.window_shards, run.seed)
+
+
+@torch.no_grad()
+def forget(model: torch.nn.Module) -> None:
+    """Other weights than those that were trained."""
+    for parameter in model.parameters():
+        parameter.fill_(0.5)
 
 
 def save(trainer: Trainer, saved: Path) -> None:
@@ -54,29 +108,31 @@ def save(trainer: Trainer, saved: Path) -> None:
     distributed.barrier()
 
 
-def run(case: str, queue: Queue, folder: Path) -> None:
-    queue = replace(queue, training=config(case))
-    item, saved = queue.items[0], folder / case / "saved"
-    stranger = replace(item, run=replace(item.run, model=replace(item.run.model, seed=9)))
-    for name, which in (("whole", item), ("resumed", stranger)):
+def run(name: str, opened: Opened, queue: Queue, folder: Path) -> None:
+    queue, saved = replace(queue, training=CASES[name].config), folder / name / "saved"
+    saved.mkdir(parents=True, exist_ok=True)
+    for attempt in ("whole", "resumed") if CASES[name].resumes else ("whole",):
         with TemporaryDirectory() as scratch:
-            trainer = train(queue, which, Path(scratch), saved, resume=name == "resumed")
+            trainer = train(opened, queue, name, Path(scratch), saved, resume=attempt == "resumed")
             if trainer.engine.rank == 0:
-                (folder / case / f"{name}.json").write_text(json.dumps(trainer.state.history))
-                shutil.copytree(trainer.folder / "best", folder / case / name)
+                (folder / name / f"{attempt}.json").write_text(json.dumps(trainer.state.history))
+                shutil.copytree(trainer.folder / "best", folder / name / attempt)
 
 
-def main(rank: int, port: int, folder: Path) -> None:
+def main(rank: int, world: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    queue = tiny_queue(folder / f"corpus{rank}", SHORT)
-    for case in CASES:
-        (folder / case / "saved").mkdir(parents=True, exist_ok=True)
-        run(case, queue, folder)
+    mine = {name: case for name, case in CASES.items() if case.world == world}
+    for dropout in sorted({case.dropout for case in mine.values()}):
+        queue = tiny_queue(folder / f"corpus{world}-{rank}-{dropout}", SHORT, dropout=dropout)
+        with TemporaryDirectory() as scratch:
+            opened = open_run(queue, queue.items[0].run, Path(scratch), rank, world)
+            for name in (name for name, case in mine.items() if case.dropout == dropout):
+                run(name, opened, queue, folder)
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

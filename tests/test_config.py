@@ -124,7 +124,7 @@ def test_what_was_resolved_reads_back_as_the_same_config() -> None:
         ("-", "with two dashes"),
         ("--training.steps=many", r"training\.steps: .*valid integer.*got 'many'"),
         ("--training.steps=0", r"training\.steps: .*greater than or equal to 1, got '0'"),
-        ("--training.batch_rows=33", r"training: batch_rows \(33\) must be a multiple of num_workers x micro_batch_rows"),
+        ("--training.micro_batch_rows=8", r"training\.micro_batch_rows: unknown key; did you mean 'micro_batch_tokens'\?"),
         ("--cluster.max_actors=1", r"cluster: max_actors \(1\) is smaller than min_actors \(2\)"),
         ("--name=My Run", r"name: .*got 'My Run'"),
         ('--training.variants=[{"name":"x","source":"oracle"}]', r"'x' learns from source 'oracle'; rationales\.sources has"),

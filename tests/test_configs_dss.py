@@ -166,7 +166,7 @@ def in_miniature(name: str, folder: Path) -> Config:
     files = {split: f"{split}[.-]*" for split in ("train", "validation", "test")}
     for model in ("teacher", "student"):
         data[model] = {"spec": TINY, "max_input_tokens": data[model]["max_input_tokens"], "max_answer_tokens": 32}
-    few = {"steps": 3, "batch_rows": 6, "micro_batch_rows": 3, "eval_every_steps": 2, "log_every_steps": 1, "seeds": [0]}
+    few = {"steps": 3, "batch_rows": 6, "micro_batch_tokens": 500, "eval_every_steps": 2, "log_every_steps": 1, "seeds": [0]}
     data["root"] = str(folder / "runs")
     data["task"] |= {"path": str(folder / "corpus"), "files": files, "holdout": None}
     data["prepare"] = {"rows_per_shard": 5}

@@ -14,7 +14,6 @@ from kd.training.events import EVENTS, EventFile
 from kd.training.loop import State
 from kd.training.objectives import MultiTask
 from kd.training.progress import ProgressFile, read_progress, read_runs
-from kd.training.runs import Queue
 from kd.training.session import train_here
 from tests.test_loop import ignore, trainer
 from tests.tiny_runs import SHORT, history, tiny_queue
@@ -40,17 +39,13 @@ def points(event: Event) -> dict[str, float]:
     return {value.tag: value.simple_value for value in event.summary.value}
 
 
-def timings(queue: Queue, item: int = 0) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = queue.store.read_json(f"{queue.items[item].folder}/timings.json")["timings"]
-    return found
-
-
 def entry(step: int, label: float | None, **more: float) -> dict[str, Any]:
-    return {"step": step, "loss": {"label": label, "rationale": 2.0}, "gradient_norm": 3.0, "learning_rate": 0.5, **more}
+    losses, sizes = {"label": label, "rationale": 2.0}, {"tokens": 30, "padding_frac": 0.25}
+    return {"step": step, "loss": losses, "gradient_norm": 3.0, "learning_rate": 0.5} | sizes | more
 
 
 def timing(step: int) -> dict[str, float]:
-    return {"step": step, "unix_s": 100.0 + step, "seconds": 2.0, "waited_s": 0.5, "tokens": 30.0, "padded_tokens": 40.0}
+    return {"step": step, "unix_s": 100.0 + step, "seconds": 2.0, "waited_s": 0.5}
 
 
 def test_the_points_are_those_of_the_history(tmp_path: Path) -> None:
@@ -94,7 +89,7 @@ def test_a_trained_run_has_its_curves_its_timings_and_its_progress(tmp_path: Pat
             assert {tag: points(event)[tag] for tag in expected} == pytest.approx(expected, rel=1e-6)
             assert 0 <= points(event)["speed/padding_frac"] < 1
             assert 0 < points(event)["speed/waiting_frac"] < 1
-        assert not {"seconds", "unix_s", "tokens", "waited_s"} & set(entries[-1])
+        assert not {"seconds", "unix_s", "waited_s"} & set(entries[-1])
     assert [progress.run for progress in read_runs(queue.store, "train")] == ["label/0", "label/1", "words/0", "words/1"]
     assert [progress.run for progress in read_runs(queue.store, "train", without={"label/1", "words/0"})] == [
         "label/0",
@@ -105,17 +100,6 @@ def test_a_trained_run_has_its_curves_its_timings_and_its_progress(tmp_path: Pat
     assert (last.run, last.is_over, last.runs_done, last.step, last.seconds_left) == ("label/1", True, 3, 6, 0)
     ProgressFile(queue).start()
     assert read_progress(queue.store, "train") is None
-
-
-def test_the_tokens_of_a_step_are_counted_without_padding(tmp_path: Path) -> None:
-    queue = tiny_queue(tmp_path, SHORT)
-    train_here(queue)
-    with trainer(queue) as fresh:
-        batch = fresh.lessons.table.batch(fresh.lessons.order.rows_of_batch(0))
-    sequences = zip(batch.table.column("input_ids").to_pylist(), batch.table.column("target_ids").to_pylist(), strict=True)
-    tokens = sum(len(ids) for row in sequences for column in row for ids in column)
-    assert timings(queue)[0]["tokens"] == tokens
-    assert timings(queue)[0]["padded_tokens"] >= tokens
 
 
 def test_a_resumed_run_has_every_point_once(tmp_path: Path) -> None:

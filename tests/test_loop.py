@@ -1,10 +1,8 @@
 """The training loop with plain torch: what it computes, and that a restart, a second run and another cut change nothing."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -16,24 +14,16 @@ from kd.models import Loaded, load, save
 from kd.rows import Features, RationaleRow
 from kd.training.config import LoopConfig
 from kd.training.engine import TorchEngine, adamw, clip_gradient
-from kd.training.loop import State, Trainer
+from kd.training.loop import State
 from kd.training.progress import read_progress
 from kd.training.runs import MODEL, Queue, trained
-from kd.training.session import open_run, train_here
+from kd.training.session import train_here
 from kd.training.validation import Score, sample
 from tests import tiny
-from tests.tiny_runs import SHORT, history, tiny_queue
+from tests.tiny_runs import SHORT, history, tiny_queue, trainer
 
 torch.set_num_threads(1)  # more than there is to do, and other tests run beside these
 LONG = SHORT.model_copy(update={"steps": 60, "eval_every_steps": 20, "log_every_steps": 10})
-
-
-@contextmanager
-def trainer(queue: Queue, item: int = 0) -> Iterator[Trainer]:
-    run = queue.items[item].run
-    with TemporaryDirectory() as folder:
-        opened = open_run(queue, run, Path(folder), rank=0, world=1)
-        yield opened.trainer(TorchEngine(opened.student.model, queue.training, "cpu"), queue, run, Path(folder))
 
 
 def ignore(state: State) -> None:
@@ -70,15 +60,21 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others(tmp_path: P
     assert losses(first, 0) != losses(first, 1)
 
 
-@pytest.mark.parametrize("micro_batch_rows", [1, 2, 4])
-def test_accumulation_changes_nothing(tmp_path: Path, micro_batch_rows: int) -> None:
-    # A third of the rows teaches nothing, so micro-batches of one row are often empty.
+@pytest.mark.parametrize("micro_batch_tokens", [1, 40, 90])
+def test_however_a_batch_is_cut_it_teaches_the_same(tmp_path: Path, micro_batch_tokens: int) -> None:
     at_once, in_parts = [
-        tiny_queue(tmp_path / str(rows), SHORT.model_copy(update={"micro_batch_rows": rows})) for rows in (8, micro_batch_rows)
+        tiny_queue(tmp_path / str(tokens), SHORT.model_copy(update={"micro_batch_tokens": tokens}))
+        for tokens in (10_000, micro_batch_tokens)
     ]
     train_here(at_once)
     train_here(in_parts)
     assert losses(in_parts) == pytest.approx(losses(at_once), rel=1e-5)
+    assert padding(in_parts) < padding(at_once)
+    assert [entry["tokens"] for entry in history(in_parts)] == [entry["tokens"] for entry in history(at_once)]
+
+
+def padding(queue: Queue) -> float:
+    return sum(entry["padding_frac"] for entry in history(queue))
 
 
 def test_a_restart_goes_on_exactly(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd.training.order import Order, share
+from kd.training.order import Order
 
 SHARDS = st.lists(st.integers(0, 9), min_size=1, max_size=7).filter(sum)
 SIZES = {
@@ -74,12 +74,6 @@ def test_seeds_differ() -> None:
 def test_the_order_is_pinned() -> None:
     # Checkpoints and comparisons between variants hang on it: if this changes, say so in CHANGELOG.md.
     assert epochs(Order([3, 4, 3], 5, 2, seed=7), 1) == [[2, 7, 8, 1, 0, 9, 5, 6, 3, 4]]
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 6])
-def test_ranks_share_a_batch_between_them(world: int) -> None:
-    rows = Order([20, 22], 12, 1, seed=0).rows_of_batch(4)
-    assert np.concatenate([share(rows, rank, world) for rank in range(world)]).tolist() == rows.tolist()
 
 
 def test_nothing_to_train_on_is_an_error() -> None:

@@ -1,14 +1,9 @@
-"""DeepSpeed trains what plain torch trains, on any number of workers; and Ray Train carries a queue of runs through."""
+"""Ray Train carries a queue of runs through."""
 
-import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -16,11 +11,9 @@ from typing import Any
 
 import pytest
 import ray
-import torch
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import Checkpoint
-from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from kd.errors import InputError, StageError
@@ -29,90 +22,12 @@ from kd.ray_worker import resume
 from kd.training.engine import TorchEngine
 from kd.training.progress import read_progress
 from kd.training.runs import MODEL, Queue
-from kd.training.session import open_run, train_here
-from tests.deepspeed_worker import CASES
+from kd.training.session import open_run
 from tests.tiny_runs import SHORT, history, tiny_queue
 
-ROOT = Path(__file__).parents[1]
 GROUP = SHORT.model_copy(
     update={"steps": 40, "num_workers": 2, "eval_every_steps": 10, "save_every_steps": 10, "log_every_steps": 5, "zero_stage": 2}
 )
-
-
-# --- DeepSpeed, without Ray -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes made of every case. No compiler is on their PATH, so all of this needs none."""
-    folder = tmp_path_factory.mktemp("deepspeed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / "bin").mkdir()
-    command = [sys.executable, "-W", "ignore", "-m", "tests.deepspeed_worker"]
-    environment = os.environ | {"PATH": str(folder / "bin"), "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
-    logs = [folder / f"{rank}.log" for rank in range(2)]
-    with ExitStack() as stack:
-        workers = [
-            subprocess.Popen(
-                [*command, str(rank), str(port), str(folder)],
-                cwd=ROOT,
-                env=environment,
-                stdout=stack.enter_context(log.open("w")),
-                stderr=subprocess.STDOUT,
-            )
-            for rank, log in enumerate(logs)
-        ]
-        codes = [worker.wait(timeout=280) for worker in workers]
-    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Queue:
-    """The same run in one process with plain torch."""
-    queue = tiny_queue(tmp_path_factory.mktemp("plain"), SHORT)
-    train_here(queue)
-    return queue
-
-
-def figures(entries: list[dict[str, Any]]) -> list[float]:
-    return [value for entry in entries for value in (*entry["loss"].values(), entry["gradient_norm"])]
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if "bfloat16" not in case])
-def test_two_workers_train_as_one_process_does(outcomes: Path, plain: Queue, case: str) -> None:
-    # With clipping, accumulation and ranks that are empty now and then. AdamW hides a constant factor, the norm does not.
-    entries = json.loads((outcomes / case / "whole.json").read_text())
-    assert figures(entries) == pytest.approx(figures(history(plain)), abs=1e-5)
-    expected = load_file(plain.store.path(f"{plain.items[0].folder}/{MODEL}/model.safetensors"))
-    exported = load_file(outcomes / case / "whole" / "model.safetensors")
-    assert exported.keys() == expected.keys()
-    assert all(torch.allclose(exported[name], expected[name], atol=1e-5) for name in expected)
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if "bfloat16" in case])
-def test_bfloat16_stays_near(outcomes: Path, plain: Queue, case: str) -> None:
-    entries = json.loads((outcomes / case / "whole.json").read_text())
-    assert figures(entries) == pytest.approx(figures(history(plain)), rel=0.02)
-    weights = load_file(outcomes / case / "whole" / "model.safetensors").values()
-    assert {weight.dtype for weight in weights} == {torch.bfloat16}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_a_checkpoint_goes_on_exactly(outcomes: Path, case: str) -> None:
-    whole, resumed = [json.loads((outcomes / case / f"{name}.json").read_text()) for name in ("whole", "resumed")]
-    assert resumed == whole
-    first, second = [load_file(outcomes / case / name / "model.safetensors") for name in ("whole", "resumed")]
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_nothing_was_compiled(outcomes: Path) -> None:
-    assert not list(outcomes.glob("extensions/**/*.so"))
-
-
-# --- Ray Train --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ def halfway(queue: Queue, number: int, step: int, seconds: float, accuracy: floa
     item = queue.items[number]
     losses = {term.name: 1.0 + place for place, term in enumerate(item.run.objective.terms)}
     scored = {} if accuracy is None else {"validation_accuracy": accuracy, "validation_loss": 1.0}
-    entry = {"step": step, "loss": losses, "gradient_norm": 1.0, "learning_rate": 0.1} | scored
-    timing = {"step": step, "unix_s": 0.0, "seconds": 1.0, "waited_s": 0.0, "tokens": 1.0, "padded_tokens": 1.0}
+    entry = {"step": step, "loss": losses, "gradient_norm": 1.0, "learning_rate": 0.1, "tokens": 1, "padding_frac": 0.0} | scored
+    timing = {"step": step, "unix_s": 0.0, "seconds": 1.0, "waited_s": 0.0}
     ProgressFile(queue).of(item)(State(step=step, seconds=seconds, history=[entry], timings=[timing]))
 
 

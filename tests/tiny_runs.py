@@ -1,8 +1,10 @@
 """A small run directory to train in: rows with a cue word, their rationales, a tokenizer, features."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from kd.manifests import Manifest, Shard
@@ -11,9 +13,12 @@ from kd.rows import Example, Features, RationaleRow, RowError
 from kd.shards import Claimed, Work, claim, finish, run_shard
 from kd.store import Store
 from kd.training.config import LoopConfig
+from kd.training.engine import TorchEngine
 from kd.training.features import Featurise
+from kd.training.loop import Trainer
 from kd.training.objectives import AnyObjective, LabelOnly, MultiTask
 from kd.training.runs import Queue, Run
+from kd.training.session import open_run
 from tests.tiny import SPEC, example, tiny_source
 
 WORDS = ["river", "bank", "money", "coffee", "cake", "café", "open", "serves"]
@@ -22,14 +27,15 @@ SHORT = LoopConfig(steps=6, batch_rows=8, learning_rate=3e-3, clip_norm=0.5, wei
 
 
 def row(number: int, split: str) -> RationaleRow:
-    """A question of four words, the second of which decides the answer; every third row is unlabelled or errored."""
+    """A question of four words, the second of which decides the answer; every third row is unlabelled or errored, and of the
+    others every fifth has no rationale."""
     words = [WORDS[(number * step + step) % len(WORDS)] for step in (1, 3, 5, 7)]
     target = ("yes", "no")[WORDS.index(words[1]) % 2]
     plain = example(" ".join(words), ("yes", "no"), target, uid=f"{split}{number}", split=split)
     if split == "train" and number % 3 == 0:
         broken = RowError("too_long", "made so") if number % 2 else None
         plain = replace(plain, target=None, error=broken)
-    return rationale_row(plain, words[1])
+    return rationale_row(plain, words[1] if number % 5 else "")
 
 
 def rationale_row(plain: Example, text: str) -> RationaleRow:
@@ -112,6 +118,15 @@ def tiny_queue(
             )
             runs.append(run)
     return Queue.of(store, stage, runs, training, "cpu", judge)
+
+
+@contextmanager
+def trainer(queue: Queue, item: int = 0) -> Iterator[Trainer]:
+    """One of the queue's runs, ready to start in this process with plain torch."""
+    run = queue.items[item].run
+    with TemporaryDirectory() as folder:
+        opened = open_run(queue, run, Path(folder), rank=0, world=1)
+        yield opened.trainer(TorchEngine(opened.student.model, queue.training, "cpu"), queue, run, Path(folder))
 
 
 def judge(answer: str, target: str) -> bool:

@@ -1,4 +1,4 @@
-"""How models are trained: the knobs of the loop, the students to train, and DeepSpeed's JSON, which follows from them."""
+"""How models are trained: the knobs of the loop, and the students to train."""
 
 from typing import Any, Literal
 
@@ -18,9 +18,11 @@ class LoopConfig(Frozen):
     steps: int = Field(default=10_000, ge=1)
     """Optimizer updates."""
     batch_rows: int = Field(default=64, ge=1)
-    """Rows of one update, over all workers. A row teaches one sequence per target (label, rationale)."""
-    micro_batch_rows: int | None = Field(default=None, ge=1)
-    """Rows that a worker takes at once; gradients are accumulated until `batch_rows`. Null: its whole share."""
+    """Rows of one update, over all workers, any number of either. A row teaches one sequence per target (label, rationale)."""
+    micro_batch_tokens: int = Field(default=16_384, ge=1)
+    """Padded tokens that a worker takes at once; gradients are accumulated until `batch_rows` are done. It bounds memory, and
+    sequences are put beside others of their lengths, so the fewer the less is padded: on a CPU about 1000 is fastest, on a
+    GPU as many as fit. Losses do not depend on it, but which numbers dropout draws does."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """Highest learning rate."""
     schedule: Literal["linear", "constant"] = "linear"
@@ -62,14 +64,7 @@ class LoopConfig(Frozen):
     """How often a group that lost a worker is started again, from its last checkpoint."""
 
     @model_validator(mode="after")
-    def _arithmetic_is_possible(self) -> "LoopConfig":
-        unit = self.num_workers * (self.micro_batch_rows or 1)
-        if self.batch_rows % unit:
-            near = max(unit, self.batch_rows // unit * unit)
-            raise ValueError(
-                f"batch_rows ({self.batch_rows}) must be a multiple of num_workers x micro_batch_rows"
-                f" ({self.num_workers} x {self.micro_batch_rows or 1}), {near} for instance"
-            )
+    def _warmup_fits_the_steps(self) -> "LoopConfig":
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be fewer than steps ({self.steps})")
         return self
@@ -83,16 +78,6 @@ class LoopConfig(Frozen):
                 " expected zero_stage: 1, which only splits optimizer states, or precision: float32"
             )
         return self
-
-    @property
-    def micro_rows(self) -> int:
-        """Rows of one micro-batch of one worker."""
-        return self.micro_batch_rows or self.batch_rows // self.num_workers
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches of a worker in one update."""
-        return self.batch_rows // (self.num_workers * self.micro_rows)
 
     @property
     def has_plain_gradients(self) -> bool:
@@ -159,32 +144,3 @@ class TrainingConfig(LoopConfig):
         if min(self.seeds) < 0:
             raise ValueError(f"seeds: expected numbers from 0, got {min(self.seeds)}")
         return self
-
-
-def deepspeed_json(config: LoopConfig, world: int) -> dict[str, Any]:
-    """DeepSpeed's config for `world` workers, complete: what is left out there gets a default that may change results.
-
-    `gradient_clipping` defaults to 1.0 in the version of record, so it is always written. The optimizer is our own.
-
-    Raises:
-        ValueError: the group is not the one that the batch was cut for.
-    """
-    if world != config.num_workers:
-        raise ValueError(f"the batch was cut for num_workers = {config.num_workers}, the group has {world}")
-    return {
-        "train_batch_size": config.batch_rows,
-        "train_micro_batch_size_per_gpu": config.micro_rows,
-        "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": 0.0 if config.has_plain_gradients else config.clip_norm,
-        "bf16": {"enabled": config.precision == "bfloat16"},
-        "fp16": {"enabled": False},
-        "zero_optimization": {
-            "stage": config.zero_stage,
-            "stage3_param_persistence_threshold": config.zero3_whole_below_params,
-            "reduce_bucket_size": 50_000_000,
-            "allgather_bucket_size": 50_000_000,
-        },
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 1_000_000_000,
-        "wall_clock_breakdown": False,
-    }

@@ -4,9 +4,8 @@ Rows are numbered through the shards as they are listed. A row that teaches noth
 in the order and contributes no sequence, so every variant of a seed sees the same rows at the same steps.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,8 @@ import numpy as np
 from kd.errors import StageError
 from kd.manifests import Shard
 from kd.store import Store
-from kd.training.order import Rows, share
+from kd.training.cutting import cost, deal
+from kd.training.order import Rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,21 +25,29 @@ _COLUMNS = ["term", "input_ids", "target_ids"]
 
 @dataclass(frozen=True)
 class Sequences:
-    """Some rows' sequences, as parallel lists: which term each belongs to, what it reads, what it is to write."""
+    """A micro-batch, as parallel lists: which term each sequence belongs to, what it reads, what it is to write.
 
+    `number` is its place in the cut of the whole batch. None is in it where it is a stand-in.
+    """
+
+    number: int
     term: list[int]
     input_ids: list[list[int]]
     target_ids: list[list[int]]
 
-    @property
-    def tokens(self) -> int:
-        """What is read and written, without padding."""
-        return sum(map(len, self.input_ids)) + sum(map(len, self.target_ids))
 
-    @property
-    def padded_tokens(self) -> int:
-        """The same as it goes through the model at once, with padding."""
-        return len(self.term) * (max(map(len, self.input_ids), default=0) + max(map(len, self.target_ids), default=0))
+@dataclass(frozen=True)
+class Share:
+    """What one rank learns in one step, ready for the model: as many micro-batches as every other rank, at least one.
+
+    `target_tokens` per term, `tokens` (inputs and targets) and the `padding_tokens` beside them are those of the whole
+    global batch, over all ranks.
+    """
+
+    micro_batches: list[Sequences]
+    target_tokens: list[int]
+    tokens: int
+    padding_tokens: int
 
 
 @dataclass(frozen=True)
@@ -48,17 +56,20 @@ class Batch:
 
     table: Any
 
-    def target_tokens(self, terms: int) -> list[int]:
-        """Target tokens of the whole global batch, per term."""
-        term, lengths = _flat(self.table, "term"), np.diff(_nested(self.table, "target_ids")[1])
-        return [int(count) for count in np.bincount(term, lengths, minlength=terms)]
-
-    def micro_batches(self, rank: int, world: int, accumulation: int) -> Iterator[Sequences]:
-        """A rank's slice of the batch, cut in equal numbers of rows."""
-        mine = share(np.arange(len(self.table)), rank, world).reshape(accumulation, -1)
-        for rows in mine:
-            part = self.table.slice(rows[0], len(rows))
-            yield Sequences(_flat(part, "term").tolist(), _lists(part, "input_ids"), _lists(part, "target_ids"))
+    def share(self, rank: int, world: int, budget_tokens: int, terms: int) -> Share:
+        """A rank's part of the batch, cut under a budget of padded tokens; see `kd.training.cutting`."""
+        term = self.table.column("term").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        inputs, targets = _Lists.of(self.table, "input_ids"), _Lists.of(self.table, "target_ids")
+        sizes = list(zip(inputs.lengths.tolist(), targets.lengths.tolist(), strict=True))
+        passes = deal(sizes, budget_tokens, world)
+        mine = [(dealt[rank].number, dealt[rank].group) for dealt in passes]
+        tokens = sum(map(sum, sizes))
+        return Share(
+            [Sequences(number, term[group].tolist(), inputs.some(group), targets.some(group)) for number, group in mine],
+            [int(count) for count in np.bincount(term, targets.lengths, minlength=terms)],
+            tokens,
+            sum(cost(each.group, sizes) for dealt in passes for each in dealt) - tokens,
+        )
 
 
 class FeatureTable:
@@ -96,18 +107,22 @@ def open_features(store: Store, folder: str, shards: Sequence[Shard], cache: Pat
     return FeatureTable(dataset)
 
 
-def _flat(table: Any, column: str) -> Any:
-    """The values of a column of lists, end to end, as a numpy array."""
-    return table.column(column).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+@dataclass(frozen=True)
+class _Lists:
+    """A column of lists of lists: the values of the inner lists, end to end, and where each begins and ends in them."""
 
+    values: Any
+    offsets: Any
 
-def _nested(table: Any, column: str) -> tuple[Any, Any]:
-    """The values of a column of lists of lists, and the offsets of the inner lists in them."""
-    sequences = table.column(column).combine_chunks().flatten()
-    return sequences.values.to_numpy(zero_copy_only=False), sequences.offsets.to_numpy(zero_copy_only=False)
+    @classmethod
+    def of(cls, table: Any, column: str) -> "_Lists":
+        inner = table.column(column).combine_chunks().flatten()
+        return cls(inner.values.to_numpy(zero_copy_only=False), inner.offsets.to_numpy(zero_copy_only=False))
 
+    @property
+    def lengths(self) -> Any:
+        return np.diff(self.offsets)
 
-def _lists(table: Any, column: str) -> list[list[int]]:
-    """The inner lists of a column of lists of lists; one numpy slice each, no token is touched in Python."""
-    values, offsets = _nested(table, column)
-    return [values[start:end].tolist() for start, end in pairwise(offsets.tolist())]
+    def some(self, group: Sequence[int]) -> list[list[int]]:
+        """Some of the inner lists; one numpy slice each, no token is touched in Python."""
+        return [self.values[self.offsets[index] : self.offsets[index + 1]].tolist() for index in group]

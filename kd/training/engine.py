@@ -32,8 +32,8 @@ class Engine(Protocol):
     forward: Callable[..., Any]
     """The model as it is called for training; every rank must call it equally often."""
 
-    def backward(self, loss: Float[Tensor, ""]) -> None:
-        """Add the gradient of a part of the loss."""
+    def backward(self, loss: Float[Tensor, ""], last: bool) -> None:
+        """Add the gradient of a part of the loss; `last` before a step, on every rank alike."""
 
     def step(self, learning_rate: float) -> Float[Tensor, ""]:
         """Update the weights and forget the gradient; its norm before clipping comes back."""
@@ -70,7 +70,7 @@ class TorchEngine:
         self.clip_norm = config.clip_norm
         self.optimizer = adamw(model, config)
 
-    def backward(self, loss: Float[Tensor, ""]) -> None:
+    def backward(self, loss: Float[Tensor, ""], last: bool) -> None:  # noqa: ARG002 - torch adds up until it is told to step
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, learning_rate: float) -> Float[Tensor, ""]:

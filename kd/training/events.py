@@ -45,7 +45,7 @@ class EventFile:
 
     def _records(self, history: Sequence[Mapping[str, Any]], timings: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
         for entry, timing in zip(history, timings, strict=True):
-            yield _event(entry["step"], timing["unix_s"], curves(entry, self.terms) | speeds(timing))
+            yield _event(entry["step"], timing["unix_s"], curves(entry, self.terms) | speeds(entry, timing))
 
 
 def curves(entry: Mapping[str, Any], terms: Sequence[Term]) -> dict[str, float]:
@@ -58,11 +58,11 @@ def curves(entry: Mapping[str, Any], terms: Sequence[Term]) -> dict[str, float]:
     return {tag: value for tag, value in points.items() if value is not None}
 
 
-def speeds(timing: Mapping[str, Any]) -> dict[str, float]:
-    """A timing as points: real tokens per second, and shares of padding and of time spent waiting for data."""
+def speeds(entry: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, float]:
+    """An entry with its timing as points: real tokens per second, and shares of padding and of time spent waiting for data."""
     return {
-        "speed/tokens_per_s": timing["tokens"] / timing["seconds"],
-        "speed/padding_frac": 1 - timing["tokens"] / timing["padded_tokens"] if timing["padded_tokens"] else 0.0,
+        "speed/tokens_per_s": entry["tokens"] / timing["seconds"],
+        "speed/padding_frac": entry["padding_frac"],
         "speed/waiting_frac": timing["waited_s"] / timing["seconds"],
     }
 

@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kd.batching import one_ahead
 from kd.errors import StageError
 from kd.families.base import Family
 from kd.families.opening import open_family
 from kd.models import Loaded, ModelConfig, save
 from kd.training.config import LoopConfig
-from kd.training.data import FeatureTable, Sequences
+from kd.training.data import FeatureTable, Sequences, Share
 from kd.training.engine import Engine, reseed
 from kd.training.objectives import Term, coefficients, sums_per_term
 from kd.training.order import Order
@@ -38,15 +39,17 @@ _STAND_IN = [[0]]
 class State:
     """Where a run is. With the engine's files and the best model it is all that a restart needs.
 
-    An entry of the history covers the steps since the one before: the mean loss per target token of each term in nats,
-    and the gradient's norm and the learning rate of the last of them; after a validation its score as well. A timing belongs to
-    each entry; it holds what the clock and the cut of batches have a say in: `unix_s` when, `seconds` that its updates took
-    (without validations and checkpoints), `waited_s` of them for data, mean over ranks, and the `tokens` of all ranks that went
-    through the model, also with padding (`padded_tokens`).
+    An entry of the history covers the steps since the one before: the mean loss per target token of each term in nats, the
+    tokens learned and the share of the computed positions that were padding, and the gradient's norm and the learning rate
+    of the last of them; after a validation its score as well. All of it comes out the same in every attempt.
+
+    A timing belongs to each entry, with what does not: `unix_s` when, `seconds` that the updates took (without validations and
+    checkpoints), and `waited_s` of them for data, on the first rank. `seconds` and `waited_s` of the state are of all of it.
     """
 
     step: int = 0
     seconds: float = 0.0
+    waited_s: float = 0.0
     best_step: int | None = None
     best: Score | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -72,16 +75,13 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Tally:
-    """One step: this rank's loss sums per term, the global counts, the norm of the global gradient; and this rank's tokens,
-    without and with padding, and the seconds that it waited for them.
-    """
+    """One step: this rank's loss sums per term, and of the whole batch the counts, tokens and padding, the gradient's norm."""
 
     sums_nats: Float[Tensor, "k"]
     counts: Sequence[int]
-    gradient_norm: Float[Tensor, ""]
     tokens: int
-    padded_tokens: int
-    waited_s: float
+    padding_tokens: int
+    gradient_norm: Float[Tensor, ""]
 
 
 @dataclass
@@ -106,14 +106,15 @@ class Trainer:
         """
         started = time.monotonic() - self.state.seconds
         tallies: list[Tally] = []
-        logged_s = time.monotonic()
-        with _learning(self.student.model):
+        coming = (self._share(step) for step in range(self.state.step, self.config.steps))
+        logged_s, waited_s = time.monotonic(), self.state.waited_s
+        with _learning(self.student.model), closing(one_ahead(coming)) as shares:
             while self.state.step < self.config.steps:
-                tallies.append(self._update(self.state.step))
+                tallies.append(self._update(self.state.step, self._awaited(shares)))
                 self.state.step += 1
                 if self._is_due(self.config.log_every_steps, self.config.eval_every_steps, self.config.save_every_steps):
                     self._log(tallies)
-                    self._time(tallies, time.monotonic() - logged_s)
+                    self._time(time.monotonic() - logged_s, self.state.waited_s - waited_s)
                     tallies.clear()
                 if self._is_due(self.config.eval_every_steps):
                     self._validate()
@@ -123,7 +124,7 @@ class Trainer:
                 if self.engine.rank == 0:
                     progress(self.state)
                 if not tallies:
-                    logged_s = time.monotonic()
+                    logged_s, waited_s = time.monotonic(), self.state.waited_s
         return self.state
 
     def save(self, folder: Path) -> None:
@@ -140,22 +141,29 @@ class Trainer:
         if self.engine.rank == 0:
             _copy(folder / BEST, self.folder / BEST)
 
-    def _update(self, step: int) -> Tally:
-        """One step on one global batch."""
-        reseed(self.engine.device, self.seed, step, self.engine.rank)
-        began_s = time.monotonic()
+    def _share(self, step: int) -> Share:
+        """This rank's part of a step's global batch. Runs in a thread of its own, one step ahead of the model."""
         batch = self.lessons.table.batch(self.lessons.order.rows_of_batch(step))
-        counts = batch.target_tokens(len(self.lessons.terms))
-        parts = list(batch.micro_batches(self.engine.rank, self.engine.world, self.config.accumulation))
-        waited_s = time.monotonic() - began_s
-        weights = torch.tensor(coefficients(self.lessons.terms, counts), device=self.engine.device)
+        return batch.share(self.engine.rank, self.engine.world, self.config.micro_batch_tokens, len(self.lessons.terms))
+
+    def _awaited(self, shares: Iterator[Share]) -> Share:
+        """The next share; the time until it is there is noted."""
+        began = time.monotonic()
+        share = next(shares)
+        self.state.waited_s += time.monotonic() - began
+        return share
+
+    def _update(self, step: int, share: Share) -> Tally:
+        """One step on one global batch. Dropout is drawn per micro-batch: where the cut is the same, on any rank the same."""
+        weights = torch.tensor(coefficients(self.lessons.terms, share.target_tokens), device=self.engine.device)
         sums = torch.zeros_like(weights)
-        for part in parts:
+        for part in share.micro_batches:
+            reseed(self.engine.device, self.seed, step, part.number)
             part_sums = self._sums(part)
-            self.engine.backward((part_sums * weights).sum())
+            self.engine.backward((part_sums * weights).sum(), last=part is share.micro_batches[-1])
             sums += part_sums.detach()
-        tokens, padded = sum(part.tokens for part in parts), sum(part.padded_tokens for part in parts)
-        return Tally(sums, counts, self.engine.step(self.config.learning_rate_at(step)), tokens, padded, waited_s)
+        norm = self.engine.step(self.config.learning_rate_at(step))
+        return Tally(sums, share.target_tokens, share.tokens, share.padding_tokens, norm)
 
     def _sums(self, part: Sequences) -> Float[Tensor, "k"]:
         """The loss sums of some sequences. For none: zeros that still pass through the model, since every rank must."""
@@ -170,6 +178,9 @@ class Trainer:
         sums = self.engine.total(torch.stack([tally.sums_nats for tally in tallies]).sum(0)).tolist()
         counts = np.sum([tally.counts for tally in tallies], axis=0).tolist()
         means = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+        tokens, padding = (
+            sum(counted) for counted in zip(*((each.tokens, each.padding_tokens) for each in tallies), strict=True)
+        )
         norm = float(tallies[-1].gradient_norm)
         if not math.isfinite(sum(sums) + norm):
             raise StageError(
@@ -180,25 +191,17 @@ class Trainer:
             {
                 "step": self.state.step,
                 "loss": dict(zip([term.name for term in self.lessons.terms], means, strict=True)),
+                "tokens": tokens,
+                "padding_frac": padding / (tokens + padding) if tokens else 0.0,
                 "gradient_norm": norm,
                 "learning_rate": self.config.learning_rate_at(self.state.step - 1),
             }
         )
 
-    def _time(self, tallies: Sequence[Tally], seconds: float) -> None:
-        """Add what these steps took to the timings."""
-        mine = [(tally.tokens, tally.padded_tokens, tally.waited_s) for tally in tallies]
-        summed = self.engine.total(torch.tensor(mine, dtype=torch.float64, device=self.engine.device).sum(0)).tolist()
-        self.state.timings.append(
-            {
-                "step": self.state.step,
-                "unix_s": time.time(),
-                "seconds": seconds,
-                "waited_s": summed[2] / self.engine.world,
-                "tokens": summed[0],
-                "padded_tokens": summed[1],
-            }
-        )
+    def _time(self, seconds: float, waited_s: float) -> None:
+        """Add the timing of the newest entry."""
+        timing = {"step": self.state.step, "unix_s": time.time(), "seconds": seconds, "waited_s": waited_s}
+        self.state.timings.append(timing)
 
     def _validate(self) -> None:
         """Score this step, and keep its model if it is the best so far; without validation rows the last one is."""

@@ -63,12 +63,6 @@ class Order:
         return shuffled
 
 
-def share(rows: Rows, rank: int, world: int) -> Rows:
-    """A rank's slice of a global batch, which `world` divides."""
-    mine: Rows = rows.reshape(world, -1)[rank]
-    return mine
-
-
 def _generator(seed: int, epoch: int, which: int) -> np.random.Generator:
     """The randomness of one permutation. Keys have one length: a key and the same with a zero behind it are one to numpy."""
     return np.random.default_rng([seed, epoch, which])

@@ -1,0 +1,98 @@
+"""How the sequences of a global batch become micro-batches, and which worker takes which: a pure function, alike everywhere.
+
+Every worker takes equally many, since every pass through the model is a meeting of all of them; where there are too few
+sequences for that, some take a stand-in, whose loss is a differentiable zero. So any number of rows divides by any number
+of workers: a batch that does not divide is no case of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+
+from kd.batching import cut, padded_tokens, widths
+
+Group = list[int]
+"""Sequences that go through the model together, as indices, in order."""
+Sizes = Sequence[tuple[int, int]]
+"""Input and target tokens of each sequence."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A group and its number in the cut of the whole batch, which seeds its dropout: whoever takes it draws the same."""
+
+    number: int
+    group: Group
+
+
+def deal(sizes: Sizes, budget_tokens: int, world: int) -> list[list[MicroBatch]]:
+    """The sequences of a global batch in micro-batches, pass by pass and worker by worker.
+
+    Label and rationale are cut together, each sequence beside others of its lengths, so that little is padded. The micro-
+    batches of one pass are of like size, since workers wait for each other there; the largest of them goes to the worker
+    that has had the least.
+
+    Args:
+        sizes: input and target tokens of each sequence.
+        budget_tokens: no micro-batch of several sequences has more padded tokens.
+        world: how many workers share the batch.
+
+    Returns:
+        For every pass what each worker takes; at least one pass. An empty group is a stand-in.
+    """
+    groups = _groups(sizes, budget_tokens, world) or [[]]
+    missing = -len(groups) % world
+    numbered = [MicroBatch(number, group) for number, group in enumerate([*groups, *([] for _ in range(missing))])]
+    loads, passes = [0] * world, []
+    for start in range(0, len(numbered), world):
+        least_loaded = sorted(range(world), key=lambda rank: (loads[rank], rank))
+        dealt = dict(zip(least_loaded, numbered[start : start + world], strict=True))
+        passes.append([dealt[rank] for rank in range(world)])
+        loads = [load + cost(dealt[rank].group, sizes) for rank, load in enumerate(loads)]
+    return passes
+
+
+def cost(group: Group, sizes: Sizes) -> int:
+    """Padded tokens of a group: the positions that the model computes."""
+    return padded_tokens([sizes[index] for index in group]) if group else 0
+
+
+def _groups(sizes: Sizes, budget_tokens: int, world: int) -> list[Group]:
+    """Groups within the budget, as many as a multiple of the workers where there are sequences enough; the largest first.
+
+    One worker takes them as they are cut. For several the largest are halved until all have one in every pass: those of the
+    cut, or those of the batch as one group, whichever lets workers wait less.
+    """
+    groups = cut(sizes, budget_tokens)
+    if world == 1 or not groups:
+        return groups
+    most = -(-len(groups) // world) * world
+    ways = [_filled(start, most, sizes) for start in (groups, [list(range(len(sizes)))])]
+    allowed = [way for way in ways if all(len(group) == 1 or cost(group, sizes) <= budget_tokens for group in way)]
+    return min(allowed, key=lambda way: sum(cost(group, sizes) for group in way[::world]))
+
+
+def _filled(groups: Sequence[Group], most: int, sizes: Sizes) -> list[Group]:
+    """The groups, the largest of them halved until there are `most` or no two sequences are together; the largest first."""
+
+    def entry(group: Group) -> tuple[int, Group]:
+        return (-cost(group, sizes) if len(group) > 1 else 0), group
+
+    queue = [entry(group) for group in groups]
+    heapify(queue)
+    while len(queue) < most and queue[0][0]:
+        for half in _halves(heappop(queue)[1], sizes):
+            heappush(queue, entry(half))
+    return sorted((group for _, group in queue), key=lambda group: (-cost(group, sizes), group))
+
+
+def _halves(group: Group, sizes: Sizes) -> tuple[Group, Group]:
+    """A group in two, sorted by one of its lengths, at the place where the larger part is smallest."""
+    places = []
+    for by in (0, 1):
+        ordered = sorted(group, key=lambda index: (-sizes[index][by], -sizes[index][1 - by], index))
+        firsts, lasts = widths(ordered, sizes), widths(ordered[::-1], sizes)[::-1]
+        for at in range(1, len(ordered)):
+            places.append((max(at * firsts[at - 1], (len(ordered) - at) * lasts[at]), by, at, ordered))
+    _, _, at, ordered = min(places, key=lambda place: place[:3])
+    return sorted(ordered[:at]), sorted(ordered[at:])

@@ -1,0 +1,94 @@
+"""The cut of a global batch: nothing is lost, all workers take equally many, little is padded and nobody waits for long."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd.batching import cut
+from kd.training.cutting import MicroBatch, cost, deal
+
+SIZES = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 20)), max_size=40)
+BUDGET = st.integers(1, 400)
+WORLD = st.integers(1, 5)
+
+
+def batch(rows: int = 64) -> list[tuple[int, int]]:
+    """A batch of lengths as real questions have them: each is read once for its label and once for its rationale."""
+    draw = random.Random(0)
+    inputs = [20 + int(draw.lognormvariate(3, 0.5)) for _ in range(rows)]
+    return [size for tokens in inputs for size in ((tokens, 3), (tokens, 5 + int(draw.lognormvariate(3, 0.5))))]
+
+
+def load(passes: list[list[MicroBatch]], rank: int, sizes: list[tuple[int, int]]) -> int:
+    return sum(cost(dealt[rank].group, sizes) for dealt in passes)
+
+
+@given(SIZES, BUDGET, WORLD)
+def test_every_sequence_is_learned_once_and_every_worker_takes_equally_many_micro_batches(
+    sizes: list[tuple[int, int]], budget: int, world: int
+) -> None:
+    passes = deal(sizes, budget, world)
+    assert passes
+    assert {len(dealt) for dealt in passes} == {world}
+    assert sorted(index for dealt in passes for each in dealt for index in each.group) == list(range(len(sizes)))
+
+
+@given(SIZES, BUDGET, WORLD)
+def test_a_micro_batch_of_several_sequences_is_within_the_budget(sizes: list[tuple[int, int]], budget: int, world: int) -> None:
+    groups = [each.group for dealt in deal(sizes, budget, world) for each in dealt]
+    assert all(len(group) < 2 or cost(group, sizes) <= budget for group in groups)
+
+
+@given(SIZES, BUDGET, WORLD)
+def test_nobody_stands_in_while_another_has_two_sequences_and_numbers_run_through(
+    sizes: list[tuple[int, int]], budget: int, world: int
+) -> None:
+    passes = deal(sizes, budget, world)
+    dealt = sorted((each for dealt in passes for each in dealt), key=lambda each: each.number)
+    assert [each.number for each in dealt] == list(range(len(passes) * world))
+    if any(not each.group for each in dealt):
+        assert all(len(each.group) < 2 for each in dealt) or world == 1
+
+
+@given(SIZES, BUDGET, WORLD)
+def test_more_workers_never_take_more_passes_than_the_budget_asks_for(
+    sizes: list[tuple[int, int]], budget: int, world: int
+) -> None:
+    assert len(deal(sizes, budget, world)) == max(1, -(-len(cut(sizes, budget)) // world))
+
+
+def test_one_worker_takes_the_cut_as_it_is() -> None:
+    assert [dealt[0].group for dealt in deal(batch(), 1000, 1)] == cut(batch(), 1000)
+
+
+def test_a_batch_with_nothing_to_learn_is_one_stand_in_for_each() -> None:
+    assert deal([], 100, 2) == [[MicroBatch(0, []), MicroBatch(1, [])]]
+
+
+def test_fewer_sequences_than_workers_leave_stand_ins() -> None:
+    assert deal([(5, 1)], 100, 3) == [[MicroBatch(0, [0]), MicroBatch(1, []), MicroBatch(2, [])]]
+
+
+def test_the_same_groups_have_the_same_numbers_however_many_share_them() -> None:
+    alone = {each.number: each.group for dealt in deal([(5, 1)] * 4, 1, 1) for each in dealt}
+    shared = {each.number: each.group for dealt in deal([(5, 1)] * 4, 1, 2) for each in dealt}
+    assert alone == shared
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("budget", [1024, 4096, 100_000])
+def test_workers_compute_alike(world: int, budget: int) -> None:
+    sizes = batch()
+    passes = deal(sizes, budget, world)
+    loads = [load(passes, rank, sizes) for rank in range(world)]
+    assert max(loads) < 1.1 * sum(loads) / world
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_smaller_budget_pads_less(world: int) -> None:
+    sizes, tokens = batch(), sum(map(sum, batch()))
+    padded = [sum(load(deal(sizes, budget, world), rank, sizes) for rank in range(world)) for budget in (100_000, 4096, 1024)]
+    assert padded[0] > padded[1] > padded[2]
+    assert padded[2] < 1.2 * tokens

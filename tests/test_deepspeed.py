@@ -1,0 +1,148 @@
+"""DeepSpeed trains what plain torch trains: at every ZeRO stage, on one worker and on two, however a batch is cut.
+
+Losses and gradient norms are compared step by step, with clipping on: AdamW hides a constant factor, the norm does not.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kd.training.config import LoopConfig
+from kd.training.runs import MODEL, Queue
+from kd.training.session import train_here
+from tests.deepspeed_worker import CASES, DROPOUT, TOKENS
+from tests.tiny_runs import SHORT, history, tiny_queue
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden" / "losses.json"
+"""What plain torch made of the first run. Where a change of it is meant, `python -m tests.test_deepspeed` writes it anew."""
+pytestmark = pytest.mark.timeout(900)  # the first test starts processes that work through all cases
+FULL = [name for name, case in CASES.items() if case.config.precision == "float32" and not case.dropout]
+HALF = [name for name, case in CASES.items() if case.config.precision == "bfloat16"]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process and two made of their cases. No compiler is on their PATH, so all of this needs none."""
+    folder = tmp_path_factory.mktemp("deepspeed")
+    (folder / "bin").mkdir()
+    for world in (1, 2):
+        work_together(world, folder)
+    return folder
+
+
+def work_together(world: int, folder: Path) -> None:
+    """Start the processes of a group and wait for them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.deepspeed_worker"]
+    environment = os.environ | {"PATH": str(folder / "bin"), "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
+    logs = [folder / f"{world}-{rank}.log" for rank in range(world)]
+    with ExitStack() as stack:
+        workers = [
+            subprocess.Popen(
+                [*command, str(rank), str(world), str(port), str(folder)],
+                cwd=ROOT,
+                env=environment,
+                stdout=stack.enter_context(log.open("w")),
+                stderr=subprocess.STDOUT,
+            )
+            for rank, log in enumerate(logs)
+        ]
+        codes = [worker.wait(timeout=400) for worker in workers]
+    assert set(codes) == {0}, "\n".join(log.read_text()[-3000:] for log in logs)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Queue]:
+    """The same run in one process with plain torch, the batch in one piece; by the rows of a batch."""
+    return {rows: trained_plainly(tmp_path_factory.mktemp(f"plain{rows}"), rows) for rows in (1, 8)}
+
+
+def trained_plainly(folder: Path, batch_rows: int, dropout: float = 0.0, micro_batch_tokens: int = TOKENS["all"]) -> Queue:
+    changes = {"batch_rows": batch_rows, "micro_batch_tokens": micro_batch_tokens}
+    queue = tiny_queue(folder, LoopConfig(**SHORT.model_dump() | changes), dropout=dropout)
+    train_here(queue)
+    return queue
+
+
+def figures(entries: list[dict[str, Any]]) -> list[float]:
+    """Every step's losses and gradient norm; a loss that nothing had a part in as -1."""
+    return [-1.0 if value is None else value for entry in entries for value in (*entry["loss"].values(), entry["gradient_norm"])]
+
+
+def test_plain_torch_trains_as_it_always_has(plain: dict[int, Queue]) -> None:
+    golden = json.loads(GOLDEN.read_text())
+    assert {str(rows): figures(history(queue)) for rows, queue in plain.items()} == {
+        rows: pytest.approx(values, abs=1e-5) for rows, values in golden.items()
+    }
+
+
+def test_what_is_compared_is_clipped_and_has_steps_with_nothing_to_learn(plain: dict[int, Queue]) -> None:
+    norms = [entry["gradient_norm"] for entry in history(plain[8])]
+    assert len(norms) == SHORT.steps
+    assert min(norms) > SHORT.clip_norm
+    assert 0.0 in [entry["gradient_norm"] for entry in history(plain[1])]
+    assert [None] in [list(entry["loss"].values())[1:] for entry in history(plain[1]) if entry["gradient_norm"]]
+
+
+@pytest.mark.parametrize("case", FULL)
+def test_deepspeed_trains_as_one_process_of_plain_torch_does(outcomes: Path, plain: dict[int, Queue], case: str) -> None:
+    expected = plain[CASES[case].config.batch_rows]
+    entries = json.loads((outcomes / case / "whole.json").read_text())
+    assert figures(entries) == pytest.approx(figures(history(expected)), abs=1e-5)
+    weights = load_file(expected.store.path(f"{expected.items[0].folder}/{MODEL}/model.safetensors"))
+    exported = load_file(outcomes / case / "whole" / "model.safetensors")
+    assert exported.keys() == weights.keys()
+    assert all(torch.allclose(exported[name], weights[name], atol=1e-5) for name in weights)
+
+
+def test_where_the_cut_is_the_same_so_is_dropout_on_any_number_of_workers(
+    outcomes: Path, plain: dict[int, Queue], tmp_path: Path
+) -> None:
+    # Every sequence is a micro-batch of its own, on one worker as on two.
+    alone = figures(history(trained_plainly(tmp_path, 8, DROPOUT, TOKENS["one"])))
+    assert figures(json.loads((outcomes / "two-zero2-dropout" / "whole.json").read_text())) == pytest.approx(alone, abs=1e-5)
+    assert alone[:3] != pytest.approx(figures(history(plain[8]))[:3], abs=1e-2)
+
+
+@pytest.mark.parametrize("case", HALF)
+def test_bfloat16_stays_near(outcomes: Path, plain: dict[int, Queue], case: str) -> None:
+    entries = json.loads((outcomes / case / "whole.json").read_text())
+    assert figures(entries) == pytest.approx(figures(history(plain[8])), rel=0.03)
+    weights = load_file(outcomes / case / "whole" / "model.safetensors").values()
+    assert {weight.dtype for weight in weights} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.resumes])
+def test_a_checkpoint_goes_on_exactly(outcomes: Path, case: str) -> None:
+    whole, resumed = [json.loads((outcomes / case / f"{name}.json").read_text()) for name in ("whole", "resumed")]
+    assert resumed == whole
+    first, second = [load_file(outcomes / case / name / "model.safetensors") for name in ("whole", "resumed")]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_nothing_was_compiled(outcomes: Path) -> None:
+    assert not list(outcomes.glob("extensions/**/*.so"))
+
+
+def renew(folder: Path) -> None:
+    found = {str(rows): figures(history(trained_plainly(folder / str(rows), rows))) for rows in (1, 8)}
+    GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as scratch:
+        renew(Path(scratch))
