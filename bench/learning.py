@@ -30,7 +30,8 @@ from kd.training.runs import HISTORY, TIMINGS, Queue, Run
 from kd.vocabulary import train_tokenizer
 
 TINY = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 1200}
-SIZES = {"t5-small": T5_SMALL, "tiny": TINY}
+T5_TINY = {"d_model": 256, "d_kv": 64, "d_ff": 1024, "num_layers": 4, "num_heads": 4, "vocab_size": 32128}
+SIZES = {"t5-small": T5_SMALL, "t5-tiny": T5_TINY, "toy": TINY}
 MAX_INPUT_TOKENS, MAX_ANSWER_TOKENS = 1024, 256
 """The baseline's limits; nothing here comes near them."""
 MICRO_BATCH_TOKENS = 1024

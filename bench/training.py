@@ -201,8 +201,8 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.training", description=__doc__)
     parser.add_argument("--data", type=Path, help="CommonsenseQA's folder, e-SNLI's beside it; without it rows are made up")
-    parser.add_argument("--size", choices=sorted(SIZES), default="t5-small")
-    parser.add_argument("--batch-rows", type=int, default=64)
+    parser.add_argument("--size", choices=sorted(SIZES), default="t5-tiny", help="shape of the model")
+    parser.add_argument("--batch-rows", type=int, default=32)
     parser.add_argument("--steps", type=int, default=4, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the first two cases")
