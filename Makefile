@@ -3,12 +3,13 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c 'import sys; print(sys.executable if (3, 11) <= sys.version_info[:2] <= (3, 12) else "")' 2>/dev/null)))
 # The corpus that the quickstart prints; its settings were tuned on seed 0.
 SEED ?= 20261121
-# A folder of CommonsenseQA as JSON lines, for benchmarks on real text; without it they make text up.
+# A folder of CommonsenseQA as JSON lines, for benchmarks on real text; without it they make text up. Training also wants e-SNLI,
+# in a folder esnli beside it.
 BENCH_DATA ?= $(wildcard data/cqa)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-slow check offline bench-attribution bench-plan bench-queue bench-scale clean
+.PHONY: quickstart test test-slow check offline bench-attribution bench-plan bench-queue bench-scale bench-training clean
 
 quickstart: $(READY)  ## the whole chain on a small corpus, on this machine
 	@$(BIN)/python -m kd.tasks.planted data/planted --seed $(SEED)
@@ -46,6 +47,9 @@ bench-queue: $(READY)  ## what one more tiny run costs a training group that is 
 
 bench-scale: $(READY)  ## what a stage costs outside the model, up to a million rows
 	$(BIN)/python -m bench.scale --out bench/results/scale.jsonl
+
+bench-training: $(READY)  ## how fast students learn, beside the usual trainer and a bare loop; some ten minutes
+	$(BIN)/python -m bench.training $(if $(BENCH_DATA),--data $(BENCH_DATA)) --out bench/results/training.jsonl
 
 .venv-inseq/.ready:
 	$(PYTHON) -m venv .venv-inseq

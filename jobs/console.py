@@ -38,9 +38,14 @@ class Line:
         if self.resumed_at is None:
             self.resumed_at = done
         self.moved = self.moved or done > self.resumed_at
-        if now - self.shown_s >= (0.2 if self.console.is_terminal else QUIET_SECONDS) and done != total:
-            self.shown_s = now
+        if done != total and self.is_due(now):
             self.console.update(f"{self._text(done, total, now - self.started_s)}  {note}".rstrip())
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether it is time to show something; if so, the next time is later."""
+        due = now_s - self.shown_s >= (0.2 if self.console.is_terminal else QUIET_SECONDS)
+        self.shown_s = now_s if due else self.shown_s
+        return due
 
     def close(self, outcome: str) -> None:
         """The stage is over: its line stays, with how it ended."""
@@ -56,26 +61,39 @@ class Line:
 
 
 class Console:
-    """Writes to the terminal or to the job's log; in a terminal a running line is rewritten in place."""
+    """Writes to the terminal or to the job's log; in a terminal running lines are rewritten in place."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream = stream
         self.clock = clock
         self.is_terminal = stream.isatty()
-        self.running = False
+        self.running = 0
 
     def say(self, text: str) -> None:
         """A line, or several, that stay."""
-        self._write(("\r\x1b[K" if self.running else "") + text + "\n")
-        self.running = False
+        self._write((self._erase() if self.running else "") + text + "\n")
+        self.running = 0
 
     def update(self, text: str) -> None:
-        """A line that the next one replaces (in a log: a line)."""
+        """A line, or several, that the next ones replace (in a log: lines). A terminal shows as much of each as it is wide."""
         if self.is_terminal:
-            self._write(f"\r\x1b[K{text}")
-            self.running = True
+            shown = "\n".join(line[: self._width()] for line in text.split("\n"))
+            self._write(self._erase() + shown)
+            self.running = shown.count("\n") + 1
         else:
             self.say(text)
+
+    def _erase(self) -> str:
+        """Go to the start of the running lines and clear them."""
+        up = self.running - 1
+        return f"\r\x1b[{up}A\x1b[J" if up > 0 else "\r\x1b[K"
+
+    def _width(self) -> int | None:
+        """Columns that a line may have without being broken; None where the stream does not say."""
+        try:
+            return os.get_terminal_size(self.stream.fileno()).columns - 1 or None
+        except OSError:
+            return None
 
     def stage(self, title: str, unit: str = "rows") -> Line:
         """Start the line of a stage."""

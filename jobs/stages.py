@@ -1,13 +1,11 @@
 """How a stage is run for a person: its line, its cluster, and the sentence it ends with."""
 
-import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from jobs.cli import Session
 from jobs.cluster import of_pool, of_workers, telling_of_waits
-from jobs.console import Line
+from jobs.training_lines import TrainingLines
 from jobs.wiring import Wiring
 from kd import ray_data
 from kd.config import Config
@@ -17,8 +15,6 @@ from kd.models import ModelSource, count_parameters, load, needs_tokenizer
 from kd.ray_data import Pool
 from kd.ray_train import train_queue
 from kd.shards import Work, is_finished
-from kd.store import Store
-from kd.training.progress import read_progress
 from kd.training.runs import Queue
 
 
@@ -83,19 +79,20 @@ def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -
 
 
 def run_queue(session: Session, title: str, queue: Queue) -> list[Manifest]:
-    """Train what is left of a queue on the cluster, with one progress line for all its runs.
+    """Train what is left of a queue on the cluster, with one progress line for each run.
 
     Raises:
         StageError: some runs failed; the others are finished.
     """
     line = session.console.stage(title, "steps")
     todo = queue.todo()
+    lines = TrainingLines(line, queue)
     if todo:
         session.connect()
         cluster = session.config.cluster
         needs = of_workers("teach" if queue.stage == "teach" else "training", queue.training, cluster)
         try:
-            with telling_of_waits(session, line, needs), _following(session.store, queue.stage, line):
+            with telling_of_waits(session, line, needs), lines.following():
                 train_queue(queue, cluster.training_labels)
         except StageError:
             line.close(f"failed: {len(_finished(queue))} of {len(queue.items)} models")
@@ -108,27 +105,6 @@ def run_queue(session: Session, title: str, queue: Queue) -> list[Manifest]:
 def _finished(queue: Queue) -> list[Manifest]:
     manifests = [queue.store.manifest(item.folder) for item in queue.items]
     return [manifest for manifest in manifests if manifest is not None]
-
-
-@contextmanager
-def _following(store: Store, stage: str, line: Line) -> Iterator[None]:
-    """Show what the workers write of their progress, once a second, for as long as they work."""
-    over = threading.Event()
-
-    def follow() -> None:
-        while not over.wait(1.0):
-            progress = read_progress(store, stage)
-            if progress and progress.run:
-                figures = "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in progress.figures.items())
-                line(progress.steps_done, progress.steps_in_all, f"{progress.run}  {figures}")
-
-    follower = threading.Thread(target=follow, daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        over.set()
-        follower.join()
 
 
 def outcome(manifests: Sequence[Manifest]) -> str:

@@ -1,8 +1,5 @@
 """Train the students: every variant with every seed, on label and rationale together."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from jobs.cli import Session, main
 
 
@@ -15,19 +12,7 @@ def run(session: Session) -> None:
     queue = works.training_queue()
     if queue.todo():
         warn_of_a_large_student(session, works)
-    for manifest in run_queue(session, "train", queue):
-        session.console.say(
-            f"             {manifest.config['variant']}/{manifest.config['seed']}: {_validated(manifest.figures)}"
-        )
-
-
-def _validated(figures: Mapping[str, Any]) -> str:
-    """How the best step and the last one validate."""
-    if figures["validation_accuracy"] is None:
-        return "not validated"
-    best = f"validation accuracy {figures['validation_accuracy']:.1%} at step {figures['best_step']}"
-    last = f", {figures['last_validation_accuracy']:.1%} at the last, {figures['last_step']}"
-    return best if figures["last_step"] == figures["best_step"] else best + last
+    run_queue(session, "train", queue)
 
 
 if __name__ == "__main__":

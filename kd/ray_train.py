@@ -49,7 +49,7 @@ def train_queue(queue: Queue, labels: Mapping[str, str] | None = None) -> None:
     if not queue.todo():
         return
     groups = groups_that_fit(queue, labels or {})
-    ProgressFile(queue).start(groups)
+    ProgressFile(queue).start()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     roster = ray.remote(num_cpus=0, scheduling_strategy=here)(Roster).remote(queue, groups)
     try:

@@ -8,7 +8,6 @@ from typing import Any
 
 import ray
 import torch
-from ray.actor import ActorHandle
 from torch import distributed
 
 from kd.deepspeed_engine import DeepSpeedEngine
@@ -17,7 +16,6 @@ from kd.training.checkpoints import Checkpoints
 from kd.training.loop import State
 from kd.training.progress import ProgressFile
 from kd.training.ranks import by_first, together
-from kd.training.roster import Turn
 from kd.training.runs import Claimed, Queue
 from kd.training.session import open_run, publish_run
 from kd.training.watchdog import Watch, Watchdog
@@ -35,16 +33,16 @@ def work(settings: dict[str, Any]) -> None:
     roster, group = settings["roster"], settings["group"]
     torch.set_num_threads(queue.training.threads_per_worker)
     rank = distributed.get_rank()
-    progress = ProgressFile(queue, group)
+    progress = ProgressFile(queue)
     with Watchdog(queue.training.step_timeout_s, rank, lambda beat: roster.beat.remote(group, beat)) as watch:
         for _ in range(RUNS_PER_GROUP_AT_STAGE_3) if queue.training.zero_stage == 3 else count():
-            turn: Turn = by_first(lambda: ray.get(roster.take.remote(group)))
-            if turn.position is None:
+            position: int | None = by_first(lambda: ray.get(roster.take.remote(group)))
+            if position is None:
                 return
-            item = queue.items[turn.position]
+            item = queue.items[position]
             watch.run = item.run.name
             with tempfile.TemporaryDirectory(prefix="kd-train-") as scratch:
-                error = _train(queue, item, Path(scratch), progress.of(item, turn.ended), watch)
+                error = _train(queue, item, Path(scratch), progress.of(item), watch)
             watch("end", 0)
             if rank == 0:
                 ray.get(roster.over.remote(group, error))

@@ -60,10 +60,11 @@ LIBRARIES = {
     ),
     "datasets": ("kd.tasks", "kd.store", "kd.training"),
     "pyarrow": ("kd.arrow", "kd.store", "kd.corpus", "kd.ray_data", "kd.ray_corpus"),
+    "tensorboardX": ("kd.training.events",),
     "pandas": (),
 }
 
-HEAVY = ("torch", "ray", "transformers", "captum", "deepspeed", "datasets", "peft")
+HEAVY = ("torch", "ray", "transformers", "captum", "deepspeed", "datasets", "peft", "tensorboardX")
 
 
 def modules() -> list[tuple[str, Path]]:

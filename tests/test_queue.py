@@ -18,7 +18,7 @@ from kd.models import ModelConfig, ModelSource, load, save
 from kd.ray_train import groups_that_fit, train_queue
 from kd.ray_worker import RUNS_PER_GROUP_AT_STAGE_3
 from kd.training.objectives import LabelOnly
-from kd.training.progress import read_progress
+from kd.training.progress import read_runs
 from kd.training.runs import MODEL, Claimed, Queue, failure
 from tests import traps
 from tests.tiny_runs import SHORT, history, tiny_queue
@@ -112,9 +112,9 @@ def test_two_groups_train_what_one_does_and_a_failure_in_one_leaves_the_other_al
         assert both.store.read_json(f"{other.folder}/history.json") == {"history": history(first, index)}
         mine, theirs = weights(first, item), weights(both, other)
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    progress = read_progress(both.store, "train")
-    assert progress is not None
-    assert len(progress.run.split()) == 2
+    assert {progress.run for progress in read_runs(both.store, "train") if progress.is_over} == {
+        item.run.name for item in first.items
+    }
 
 
 def test_as_many_groups_as_find_room_and_no_more_than_there_are_runs(tmp_path: Path) -> None:

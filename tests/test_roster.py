@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from kd.manifests import Manifest
-from kd.training.progress import ProgressFile, read_progress
 from kd.training.roster import Roster
 from kd.training.runs import FAILURE, Queue, failure
 from kd.training.watchdog import Beat
@@ -34,7 +33,7 @@ def finish(queue: Queue, position: int) -> None:
 def test_groups_take_their_own_runs_in_order_and_then_what_the_others_have_last(queue: Queue) -> None:
     roster, taken = Roster(queue, 2), list[tuple[int, int | None]]()
     for group in (1, 0, 0, 0):
-        taken.append((group, roster.take(group).position))
+        taken.append((group, roster.take(group)))
         if group == 0:
             roster.over(0, None)
     assert taken == [(1, 1), (0, 0), (0, 2), (0, 3)]
@@ -47,18 +46,17 @@ def test_groups_take_their_own_runs_in_order_and_then_what_the_others_have_last(
 def test_finished_runs_are_not_given_out_and_the_deal_stays(queue: Queue) -> None:
     finish(queue, 0)
     roster = Roster(queue, 2)
-    assert [roster.take(group).position for group in (0, 1)] == [2, 1]
+    assert [roster.take(group) for group in (0, 1)] == [2, 1]
 
 
 def test_a_group_goes_on_with_the_run_that_it_was_in_until_that_has_ended_it_too_often(queue: Queue) -> None:
     roster = Roster(queue, 1)
-    assert roster.take(0).position == 0
+    assert roster.take(0) == 0
     assert roster.lost(0, "first")
-    assert roster.take(0).position == 0
+    assert roster.take(0) == 0
     roster.beat(0, Beat(1, "words/0", "step", 5))
     assert roster.lost(0, "second")
-    turn = roster.take(0)
-    assert (turn.position, turn.ended) == (1, 1)
+    assert roster.take(0) == 1
     found = failure(queue.store, queue.items[0].run, ONCE_MORE)
     assert found is not None
     assert (found.run, found.error, found.step, found.attempts) == ("words/0", "second", 5, 2)
@@ -75,7 +73,7 @@ def test_a_run_that_was_finished_before_its_group_died_has_not_failed(queue: Que
     roster.take(0)
     finish(queue, 0)
     roster.lost(0, "died at the end")
-    assert roster.take(0).position == 1
+    assert roster.take(0) == 1
     assert roster.failures() == []
 
 
@@ -96,23 +94,3 @@ def test_a_hang_is_told_instead_of_its_consequence(queue: Queue) -> None:
     roster.lost(0, "connection closed")
     expected = "rank 1 of train hung in validate of words/0 at step 12 for 30 s; ranks that waited: 0"
     assert roster.failures()[0].error.startswith(expected)
-
-
-def test_progress_of_groups_side_by_side_adds_up(queue: Queue) -> None:
-    from kd.training.loop import State
-
-    finish(queue, 3)
-    groups = [ProgressFile(queue, group) for group in (0, 1)]
-    groups[0].start(groups=2)
-    before = read_progress(queue.store, "train")
-    assert before is not None
-    assert (before.run, before.steps_done, before.steps_in_all) == ("", 6, 24)
-    groups[0].of(queue.items[0], ended=0)(State(step=4))
-    groups[1].of(queue.items[1], ended=1)(State(step=3))
-    now = read_progress(queue.store, "train")
-    assert now is not None
-    assert (now.run, now.steps_done, now.steps_in_all) == ("words/0 words/1", 6 + 4 + 6 + 3, 24)
-    groups[0].start(groups=1)
-    again = read_progress(queue.store, "train")
-    assert again is not None
-    assert again.steps_done == 6

@@ -47,8 +47,10 @@ class State:
     the best one; the run is `done` at its last step, or when it has been stale for too long.
     An entry of the history covers the steps since the one before: the mean loss per target token of each term in nats, the
     tokens learned and the share of the computed positions that were padding, and the gradient's norm and the learning rate
-    of the last of them; after a validation its score as well. All of it comes out the same in every attempt; `seconds` of
-    training, and `waited_s` of them for data, do not.
+    of the last of them; after a validation its score as well. All of it comes out the same in every attempt.
+
+    A timing belongs to each entry, with what does not: `unix_s` when, `seconds` that the updates took (without validations and
+    checkpoints), and `waited_s` of them for data, on the first rank. `seconds` and `waited_s` of the state are of all of it.
     """
 
     step: int = 0
@@ -60,6 +62,7 @@ class State:
     stale_evals: int = 0
     done: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
+    timings: list[dict[str, float]] = field(default_factory=list)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -116,6 +119,7 @@ class Trainer:
         started = time.monotonic() - self.state.seconds
         tallies: list[Tally] = []
         coming = (self._share(step) for step in range(self.state.step, self.config.steps))
+        logged_s, waited_s = time.monotonic(), self.state.waited_s
         with _learning(self.student.model), closing(one_ahead(coming)) as shares:
             while not self.state.done:
                 watch("step", self.state.step + 1)
@@ -123,6 +127,7 @@ class Trainer:
                 self.state.step += 1
                 if self._is_due(self.config.log_every_steps, self.config.eval_every_steps, self.config.save_every_steps):
                     self._log(tallies)
+                    self._time(time.monotonic() - logged_s, self.state.waited_s - waited_s)
                     tallies.clear()
                 if self._is_due(self.config.eval_every_steps):
                     watch("validate", self.state.step)
@@ -133,6 +138,8 @@ class Trainer:
                     checkpoint()
                 if self.engine.rank == 0:
                     progress(self.state)
+                if not tallies:
+                    logged_s, waited_s = time.monotonic(), self.state.waited_s
         return self.state
 
     def save(self, folder: Path) -> None:
@@ -204,6 +211,11 @@ class Trainer:
                 "learning_rate": self.config.learning_rate_at(self.state.step - 1),
             }
         )
+
+    def _time(self, seconds: float, waited_s: float) -> None:
+        """Add the timing of the newest entry."""
+        timing = {"step": self.state.step, "unix_s": time.time(), "seconds": seconds, "waited_s": waited_s}
+        self.state.timings.append(timing)
 
     def _validate(self) -> None:
         """Score this step, and keep its model if it is the best so far or the last; without validation rows the last is best."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -171,3 +171,10 @@ def coefficients(terms: Sequence[Term], counts: Sequence[int]) -> list[float]:
     every rank and every micro-batch, so it is divided once and by the right number however the batch is cut.
     """
     return [term.weight / count if count else 0.0 for term, count in zip(terms, counts, strict=True)]
+
+
+def total_loss(terms: Sequence[Term], means: Mapping[str, float | None]) -> float | None:
+    """The loss that is learned from, of the terms' means by name; None where a term has none."""
+    found = [means[term.name] for term in terms]
+    present = [term.weight * mean for term, mean in zip(terms, found, strict=True) if mean is not None]
+    return sum(present) if len(present) == len(terms) else None

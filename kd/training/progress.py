@@ -1,29 +1,35 @@
-"""How far a stage's runs are: written by the first worker of every group, read by the driver."""
+"""How far a stage's runs are: written by the first worker of each group, read by the driver. One file per run."""
 
 import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kd.errors import StoreError
 from kd.store import Store
+from kd.training.events import EventFile, curves
 from kd.training.runs import Claimed, Queue
 
 if TYPE_CHECKING:
     from kd.training.loop import State
 
-_INTERVAL_S = 1.0
-
 log = logging.getLogger(__name__)
+
+_INTERVAL_S = 1.0
+_EVENTS_INTERVAL_S = 10.0
+_TIMES_ITS_COST = 100
+"""Nothing is written more often than takes this share of the time: a store may be far away, and the other ranks wait."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a queue is, or one group of it: the run it is in, `runs_done` of `runs` before it, the newest figures, the
-    first worker's process. Of several groups together, the names of their runs and the sum of their steps.
+    """How far a run is, with `runs_done` of the queue's `runs` finished before it, and the process of the worker that says so.
+
+    `figures` are the newest: `loss` (what is learned from), `loss_<term>` each, `validation_accuracy`. `seconds` is what the
+    run's steps so far took, over all attempts, validations included. A run may be over before its last step.
     """
 
     run: str
@@ -33,6 +39,9 @@ class Progress:
     steps: int
     figures: Mapping[str, float]
     pid: int
+    seconds: float
+    is_over: bool
+    unix_s: float
 
     @property
     def steps_done(self) -> int:
@@ -44,75 +53,101 @@ class Progress:
         """Steps of the whole queue."""
         return self.runs * self.steps
 
+    @property
+    def seconds_left(self) -> float | None:
+        """What the run takes yet at its own mean rate, if no validation ends it early; None before the first step."""
+        return (self.steps - self.step) * self.seconds / self.step if self.step else None
+
 
 def read_progress(store: Store, stage: str) -> Progress | None:
-    """The last progress that the stage's groups wrote, added up; None before the stage began."""
-    if not store.exists(_file(stage)):
-        return None
-    start = store.read_json(_file(stage))
-    groups = [_file(stage, group) for group in range(start.pop("groups"))]
-    parts = [Progress(**store.read_json(group)) for group in groups if store.exists(group)]
-    return _added(Progress(**start), parts)
+    """What was written last of any run of the stage; None before the first."""
+    return max(read_runs(store, stage), key=lambda progress: progress.unix_s, default=None)
 
 
-def _added(start: Progress, parts: Sequence[Progress]) -> Progress:
-    """What was done before this start, and what every group has done in it. Figures are those of a lone group."""
-    if not parts:
-        return start
-    return dataclasses.replace(
-        start,
-        run=" ".join(part.run for part in parts),
-        runs_done=start.runs_done + sum(part.runs_done for part in parts),
-        step=sum(part.step for part in parts),
-        figures=parts[0].figures if len(parts) == 1 else {},
-        pid=parts[0].pid,
-    )
+def read_runs(store: Store, stage: str, without: Collection[str] = ()) -> list[Progress]:
+    """The last that was written of every run that the stage's workers have begun, but for some, in the order of names."""
+    skipped = {_file_of(run) for run in without}
+    files = [name for name in store.names(_folder(stage)) if name.endswith(_SUFFIX) and name not in skipped]
+    return [Progress(**store.read_json(f"{_folder(stage)}/{name}")) for name in files]
 
 
 class ProgressFile:
-    """Writes the progress of a group to where the driver reads it, at most once a second."""
+    """Writes the progress of a queue's runs to where the driver reads it, at most once a second, and their curves."""
 
-    def __init__(self, queue: Queue, group: int = 0) -> None:
+    def __init__(self, queue: Queue) -> None:
         self.queue = queue
-        self.group = group
-        self._written_s = 0.0
 
-    def start(self, groups: int) -> None:
-        """Say that nothing has been trained yet, whatever an earlier start of the stage had written."""
-        for group in range(groups):
-            self.queue.store.delete(_file(self.queue.stage, group))
-        done = len(self.queue.items) - len(self.queue.todo())
-        self._publish(_file(self.queue.stage), self._progress("", done, 0, []) | {"groups": groups})
+    def start(self) -> None:
+        """Forget what an earlier start of the stage had written."""
+        folder = _folder(self.queue.stage)
+        for name in self.queue.store.names(folder):
+            self.queue.store.delete(f"{folder}/{name}")
 
-    def of(self, item: Claimed, ended: int) -> Callable[["State"], None]:
-        """What a trainer of this run calls after every step; its group has `ended` so many before it in this start."""
+    def of(self, item: Claimed) -> Callable[["State"], None]:
+        """What a trainer of this run calls after every step."""
+        before = len(self.queue.items) - len(self.queue.todo())
+        events = EventFile(self.queue.store, item.folder, item.run.objective.terms)
+        progress = _Seldom(_INTERVAL_S, lambda state: self._publish(item, before, state, is_over=False))
+        drawn = _Seldom(_EVENTS_INTERVAL_S, events.publish)
 
         def written(state: "State") -> None:
-            now = time.monotonic()
-            if now - self._written_s >= _INTERVAL_S or state.done:
-                self._written_s = now
-                values = self._progress(item.run.name, ended, state.step, state.history)
-                self._publish(_file(self.queue.stage, self.group), values)
+            progress(state)
+            drawn(state)
 
         return written
 
-    def _progress(self, run: str, ended: int, step: int, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        steps, runs = self.queue.training.steps, len(self.queue.items)
-        return dataclasses.asdict(Progress(run, ended, runs, step, steps, _figures(history), os.getpid()))
+    def finish(self, item: Claimed, state: "State") -> None:
+        """Say that a run is over; its manifest is there."""
+        self._publish(item, len(self.queue.items) - len(self.queue.todo()) - 1, state, is_over=True)
 
-    def _publish(self, relative: str, values: Mapping[str, Any]) -> None:
-        self.queue.store.publish_json(relative, values)
-
-
-def _file(stage: str, group: int | None = None) -> str:
-    """The file of the stage's start, or that of one of its groups."""
-    return f"logs/{stage}.progress.json" if group is None else f"logs/{stage}.progress.{group}.json"
+    def _publish(self, item: Claimed, before: int, state: "State", is_over: bool) -> None:
+        name, steps, runs = item.run.name, self.queue.training.steps, len(self.queue.items)
+        figures, now_s = _figures(state, item), time.time()
+        said = Progress(name, before, runs, state.step, steps, figures, os.getpid(), state.seconds, is_over, now_s)
+        self.queue.store.publish_json(f"{_folder(self.queue.stage)}/{_file_of(name)}", dataclasses.asdict(said))
 
 
-def _figures(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The newest loss of each term, and the newest validation accuracy."""
-    if not history:
+class _Seldom:
+    """Writes something of a state at once, and again after an interval, which is longer for what takes long.
+
+    It ends no run: only one rank would know why.
+    """
+
+    def __init__(self, interval_s: float, do: Callable[["State"], None]) -> None:
+        self.interval_s = interval_s
+        self.do = do
+        self._next_s = 0.0
+
+    def __call__(self, state: "State") -> None:
+        began_s = time.monotonic()
+        if began_s < self._next_s:
+            return
+        try:
+            self.do(state)
+        except StoreError as error:
+            log.warning("%s", error)
+        ended_s = time.monotonic()
+        self._next_s = began_s + max(self.interval_s, _TIMES_ITS_COST * (ended_s - began_s))
+
+
+_SUFFIX = ".json"
+
+
+def _folder(stage: str) -> str:
+    return f"logs/{stage}.progress"
+
+
+def _file_of(run: str) -> str:
+    """A run's file; names of variants have no dot."""
+    return run.replace("/", ".") + _SUFFIX
+
+
+def _figures(state: "State", item: Claimed) -> dict[str, float]:
+    """The newest losses, and the newest validation accuracy."""
+    if not state.history:
         return {}
-    losses = {f"loss_{name}": loss for name, loss in history[-1]["loss"].items() if loss is not None}
-    accuracies = [entry["validation_accuracy"] for entry in reversed(history) if "validation_accuracy" in entry]
+    points = curves(state.history[-1], item.run.objective.terms)
+    losses = {"loss": points["loss_total"]} if "loss_total" in points else {}
+    losses |= {f"loss_{tag.removeprefix('loss/')}": value for tag, value in points.items() if tag.startswith("loss/")}
+    accuracies = [entry["validation_accuracy"] for entry in reversed(state.history) if "validation_accuracy" in entry]
     return losses | ({"validation_accuracy": accuracies[0]} if accuracies else {})

@@ -5,26 +5,17 @@ manifest is to be trained, whatever happened to it before.
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from kd.training.runs import FAILURE, Claimed, Failure, Queue
 from kd.training.watchdog import Beat, hang
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What a group trains next: the run's position in the queue, None for nothing; and how many it has ended in this start."""
-
-    position: int | None
-    ended: int
-
-
 class Roster:
-    """The runs of a queue dealt to `groups`, by their positions in turn, so that every start of as many groups deals alike.
+    """The runs of a queue dealt to `groups`, by their positions in turn.
 
-    A group takes its own runs in order, so it meets the one that its checkpoint belongs to; then the last one of the group
-    that has most left.
+    A group takes its own runs in order, then the last one of the group that has most left.
     """
 
     def __init__(self, queue: Queue, groups: int) -> None:
@@ -33,7 +24,6 @@ class Roster:
         positions = [position for position, item in enumerate(queue.items) if item.folder in todo]
         self._waiting = [[position for position in positions if position % groups == group] for group in range(groups)]
         self._at: dict[int, int] = {}
-        self._ended: Counter[int] = Counter()
         self._attempts: Counter[int] = Counter()
         self._beats: dict[int, dict[int, Beat]] = {group: {} for group in range(groups)}
         self._failures: list[Failure] = []
@@ -46,15 +36,15 @@ class Roster:
         """Whether every run has its model or has failed."""
         return not self._at and not any(self._waiting)
 
-    def take(self, group: int) -> Turn:
-        """What the group trains next; one that lost a worker goes on with the run that it was in."""
+    def take(self, group: int) -> int | None:
+        """The position of what the group trains next, None for nothing; one that lost a worker goes on with its run."""
         if group in self._at and self._is_finished(self._at[group]):
             self._leave(group, None)
         if group not in self._at and any(self._waiting):
             mine, most = self._waiting[group], max(self._waiting, key=len)
             self._at[group] = mine.pop(0) if mine else most.pop()
             self._queue.store.delete(f"{self._item(group).folder}/{FAILURE}")
-        return Turn(self._at.get(group), self._ended[group])
+        return self._at.get(group)
 
     def over(self, group: int, error: str | None) -> None:
         """The run of the group is finished, or has failed for a reason that trying again would not mend."""
@@ -88,7 +78,6 @@ class Roster:
     def _leave(self, group: int, error: str | None) -> None:
         if error is not None:
             self._note(group, error)
-        self._ended[group] += 1
         self._beats[group].clear()
         del self._at[group]
 

@@ -19,6 +19,8 @@ HISTORY = "history.json"
 """What happened at which step, in the run's folder."""
 FAILURE = "failure.json"
 """Why a run ended without a model, in its folder, until it is begun again."""
+TIMINGS = "timings.json"
+"""What it took, beside the history: the same run gives the same history, but other timings."""
 Judge = Callable[[str, str], bool]
 """Whether an answer, as generated, is right for a target. It is picklable."""
 

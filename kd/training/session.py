@@ -17,10 +17,11 @@ from kd.training.adapters import add_adapters
 from kd.training.config import LoopConfig
 from kd.training.data import open_features
 from kd.training.engine import Engine, TorchEngine
+from kd.training.events import EventFile
 from kd.training.loop import BEST, LAST, Lessons, State, Trainer
 from kd.training.order import Order
 from kd.training.progress import ProgressFile
-from kd.training.runs import HISTORY, LAST_MODEL, MODEL, Claimed, Queue, Run
+from kd.training.runs import HISTORY, LAST_MODEL, MODEL, TIMINGS, Claimed, Queue, Run
 from kd.training.validation import Validation, open_validation, sample
 
 
@@ -80,12 +81,14 @@ def _fit_for_training(student: Loaded, training: LoopConfig, seed: int) -> None:
 
 
 def publish_run(queue: Queue, item: Claimed, opened: Opened, trainer: Trainer) -> Manifest:
-    """Write the models of the best and the last step, the history, and last of all the manifest."""
+    """Write the models of the best and the last step, history, timings and curves, and last of all the manifest."""
     store, state, run = queue.store, trainer.state, item.run
     store.upload(trainer.folder / BEST, f"{item.folder}/{MODEL}")
     if (trainer.folder / LAST).exists():
         store.upload(trainer.folder / LAST, f"{item.folder}/{LAST_MODEL}")
     store.publish_json(f"{item.folder}/{HISTORY}", {"history": state.history})
+    store.publish_json(f"{item.folder}/{TIMINGS}", {"timings": state.timings})
+    EventFile(store, item.folder, opened.lessons.terms).publish(state)
     manifest = Manifest(
         stage=run.stage,
         digest=item.digest,
@@ -105,7 +108,9 @@ def publish_run(queue: Queue, item: Claimed, opened: Opened, trainer: Trainer) -
         seconds=round(state.seconds, 3),
         rows_per_s=round(state.step * queue.training.batch_rows / state.seconds, 3),
     )
-    return store.publish_manifest(item.folder, manifest)
+    stamped = store.publish_manifest(item.folder, manifest)
+    ProgressFile(queue).finish(item, state)
+    return stamped
 
 
 def _selected(state: State, training: LoopConfig) -> dict[str, float | str | None]:
@@ -127,13 +132,13 @@ def train_here(queue: Queue) -> None:
     queue.check()
     progress, todo = ProgressFile(queue), queue.todo()
     if todo:
-        progress.start(groups=1)
-    for ended, item in enumerate(todo):
+        progress.start()
+    for item in todo:
         with _threads(queue.training.threads_per_worker), tempfile.TemporaryDirectory(prefix="kd-train-") as scratch:
             opened = open_run(queue, item.run, Path(scratch), rank=0, world=1)
             engine = TorchEngine(opened.student.model, queue.training, queue.device)
             trainer = opened.trainer(engine, queue, item.run, Path(scratch))
-            trainer.train(progress.of(item, ended), checkpoint=lambda: None)
+            trainer.train(progress.of(item), checkpoint=lambda: None)
             publish_run(queue, item, opened, trainer)
 
 

@@ -1,0 +1,97 @@
+"""What a person sees of training: one line per run while it goes on, and one that stays when it is over."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jobs.console import Line, duration
+from kd.manifests import Manifest
+from kd.training.progress import Progress, read_runs
+from kd.training.runs import Claimed, Queue
+
+_LOOK_INTERVAL_S = 1.0
+
+
+class TrainingLines:
+    """The lines of a queue's runs, below the title of its stage's line. Runs that were finished before say so at once."""
+
+    def __init__(self, line: Line, queue: Queue) -> None:
+        self.line = line
+        self.queue = queue
+        self._over: set[str] = set()
+        self._width = max(len(item.run.name) for item in queue.items)
+        for item in queue.items:
+            self._settle(item, "  finished before")
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Inside, show what the workers write of their progress, for as long as they work."""
+        ended = threading.Event()
+
+        def follow() -> None:
+            while not ended.wait(_LOOK_INTERVAL_S):
+                self.show()
+
+        follower = threading.Thread(target=follow, daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            follower.join()
+            for item in self.queue.items:
+                self._settle(item, "")
+
+    def show(self) -> None:
+        """Look once: settle the runs that are over, rewrite the lines of the others."""
+        found = {progress.run: progress for progress in read_runs(self.queue.store, self.queue.stage, self._over)}
+        for item in self.queue.items:
+            if item.run.name in found and found[item.run.name].is_over:
+                self._settle(item, _early(found.pop(item.run.name)))
+        self.line.moved = self.line.moved or any(progress.step for progress in found.values())
+        console = self.line.console
+        if found and self.line.is_due(console.clock()):
+            console.update("\n".join(f"{self.line.title:<12} {self._text(progress)}" for progress in found.values()))
+
+    def _settle(self, item: Claimed, note: str) -> None:
+        """Say how a run ended, once; nothing where it has not."""
+        if item.run.name in self._over or (manifest := self.queue.store.manifest(item.folder)) is None:
+            return
+        self._over.add(item.run.name)
+        self.line.moved = True
+        name = f"{item.run.name:<{self._width}}"
+        self.line.console.say(f"{self.line.title:<12} {name}  {_outcome(manifest)}{note}  ({duration(manifest.seconds)})")
+
+    def _text(self, progress: Progress) -> str:
+        """How far a run is."""
+        share = 100 * progress.step // progress.steps
+        parts = [f"{progress.run:<{self._width}}", f"step {progress.step:,}/{progress.steps:,}  {share} %", *_figures(progress)]
+        if progress.seconds_left is not None:
+            parts += [f"{progress.step / progress.seconds:,.1f} steps/s  ETA {duration(progress.seconds_left)}"]
+        return "  ".join(parts)
+
+
+def _figures(progress: Progress) -> Iterator[str]:
+    """The loss, its terms where there are several, and the validation accuracy, as far as they are known."""
+    figures = progress.figures
+    terms = [f"{name.removeprefix('loss_')} {value:.3f}" for name, value in figures.items() if name.startswith("loss_")]
+    if "loss" in figures:
+        yield f"loss {figures['loss']:.3f}" + (f" ({', '.join(terms)})" if len(terms) > 1 else "")
+    elif terms:
+        yield f"loss {', '.join(terms)}"
+    if "validation_accuracy" in figures:
+        yield f"validation {figures['validation_accuracy']:.1%}"
+
+
+def _outcome(manifest: Manifest) -> str:
+    figures = manifest.figures
+    if figures["validation_accuracy"] is None:
+        return "not validated"
+    best = f"best on validation {figures['validation_accuracy']:.1%}, at step {figures['best_step']:,}"
+    last = f"; {figures['last_validation_accuracy']:.1%} at the last, {figures['last_step']:,}"
+    return best if figures["last_step"] == figures["best_step"] else best + last
+
+
+def _early(progress: Progress) -> str:
+    ended = progress.step < progress.steps
+    return f"  ended at step {progress.step:,} of {progress.steps:,}" if ended else ""

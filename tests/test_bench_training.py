@@ -1,0 +1,97 @@
+"""The benchmarks on training: that all that is compared does the same work. How fast it does it is no business of the tests."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench import seq2seq, training_gpu
+from bench.learning import TINY, Classroom, loop_config, steady_rate, taught_rows
+from bench.training import Bench, bare_loop, real_tokens
+from kd.models import load
+from kd.training.session import train_here
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Classroom:
+    """A run directory with made-up rows and a tiny model without dropout."""
+    return Classroom.furnished(tmp_path, taught_rows(None, 24), TINY | {"dropout_rate": 0.0})
+
+
+def test_made_up_rows_are_the_same_every_time_and_of_both_kinds() -> None:
+    rows = taught_rows(None, 40)
+    assert rows == taught_rows(None, 40)
+    assert {len(row.label_set) for row in rows} == {5, 3}
+    assert len({row.uid for row in rows}) == 40
+    assert all(row.target in row.label_set and row.llm_rationale for row in rows)
+
+
+def test_a_question_lies_beside_the_pair_of_sentences_of_its_folder_s_neighbour(tmp_path: Path) -> None:
+    asked = {"question": "Which?", "choices": ["a", "b", "c", "d", "e"], "answer": "b", "llm_rationale": "since b"}
+    paired = {"premise": "A dog runs.", "hypothesis": "It runs.", "label": "entailment", "llm_rationale": "as said"}
+    for folder, record in (("cqa", asked), ("esnli", paired)):
+        (tmp_path / folder).mkdir()
+        lines = [json.dumps(record | {"id": f"{number}.jpg#{number}r1n"}) + "\n" for number in range(4)]
+        for split in ("train", "dev", "test"):
+            (tmp_path / folder / f"{split}.jsonl").write_text("".join(lines))
+    rows = taught_rows(tmp_path / "cqa", 4)
+    assert [row.llm_rationale for row in rows] == ["since b", "as said"] * 2
+    assert [row.target for row in rows] == ["b", "entailment"] * 2
+
+
+def test_the_usual_trainer_computes_the_losses_of_our_loop(room: Classroom, tmp_path: Path) -> None:
+    bench = Bench(room, batch_rows=8, steps=3, threads=1, scratch=tmp_path)
+    assert bench.ours() > 0
+    assert bench.usual() > 0
+    ours, usual = bench.first_losses.values()
+    assert usual == pytest.approx(ours, rel=1e-4)
+    assert {name: len(found) for name, found in bench.shares["a: our loop"].items()} == {"waiting": 1, "padding": 1, "step": 1}
+
+
+def test_both_tasks_weigh_alike_and_see_their_own_prefix(room: Classroom, tmp_path: Path) -> None:
+    row = room.rows[0]
+    sides = seq2seq.two_sides(row)
+    assert [sides[task]["labels"] for task in ("predict", "explain")] == row.target_ids
+    assert sides["predict"]["input_ids"][:2] != sides["explain"]["input_ids"][:2]
+    loaded = load(room.source, "cpu")
+    only = replace(row, input_ids=row.input_ids, target_ids=[row.target_ids[0]] * 2)
+    both, alone = (seq2seq.train(loaded, [each], 1, 1, tmp_path, threads=1).losses[0] for each in (row, only))
+    assert both != alone
+
+
+def test_the_bare_loop_learns_the_tokens_that_the_loop_counts(room: Classroom) -> None:
+    queue = room.queue("counted", loop_config(3, 8, threads=1))
+    train_here(queue)
+    timings = room.timings(queue)
+    assert sum(step["tokens"] for step in timings) == sum(real_tokens(row.input_ids, row.target_ids) for row in room.rows)
+    assert steady_rate(timings, 1) == sum(step["tokens"] for step in timings[1:]) / sum(step["seconds"] for step in timings[1:])
+    assert bare_loop(queue) > 0
+
+
+def test_the_gpu_benchmark_runs_without_ray_on_a_small_model() -> None:
+    code = """
+import sys
+sys.modules["ray"] = sys.modules["deepspeed"] = None
+sys.argv = ["bench", "--tiny", "--seconds", "0.01"]
+from bench.training_gpu import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    shares = [line["value"] for line in said if line.get("metric") == "share of the measured peak"]
+    assert len(shares) == 4
+    assert all(share > 0 for share in shares)
+    assert sum(", checkpointing" in line["case"] and line["unit"] == "tokens/s" for line in said) == 2
+
+
+def test_the_gpu_benchmark_says_in_one_line_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_gpu.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    with pytest.raises(SystemExit, match="expected a GPU.*--tiny"):
+        training_gpu.main()

@@ -1,0 +1,84 @@
+"""What a person sees of training: a line per run, rewritten while it goes on, kept when it is over."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+from jobs.console import Console, duration
+from jobs.training_lines import TrainingLines
+from kd.training.loop import State
+from kd.training.progress import ProgressFile
+from kd.training.runs import Queue
+from kd.training.session import train_here
+from tests.test_console import Terminal
+from tests.tiny_runs import SHORT, tiny_queue
+
+
+def halfway(queue: Queue, number: int, step: int, seconds: float, accuracy: float | None) -> None:
+    """What a worker writes of a run in which nothing was trained."""
+    item = queue.items[number]
+    losses = {term.name: 1.0 + place for place, term in enumerate(item.run.objective.terms)}
+    scored = {} if accuracy is None else {"validation_accuracy": accuracy, "validation_loss": 1.0}
+    entry = {"step": step, "loss": losses, "gradient_norm": 1.0, "learning_rate": 0.1, "tokens": 1, "padding_frac": 0.0} | scored
+    timing = {"step": step, "unix_s": 0.0, "seconds": 1.0, "waited_s": 0.0}
+    ProgressFile(queue).of(item)(State(step=step, seconds=seconds, history=[entry], timings=[timing]))
+
+
+def test_every_run_under_way_has_a_line_with_what_it_learns_and_how_long_it_takes_yet(tmp_path: Path) -> None:
+    queue, screen = tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 400})), Terminal()
+    lines = TrainingLines(Console(screen, lambda: 0.0).stage("train", "steps"), queue)
+    assert screen.getvalue() == ""
+    halfway(queue, 0, 100, 50.0, 0.612)
+    halfway(queue, 1, 0, 0.0, None)
+    lines.show()
+    assert screen.getvalue() == (
+        "\r\x1b[K"
+        "train        label/0  step 0/400  0 %  loss 1.000\n"
+        "train        words/0  step 100/400  25 %  loss 1.500 (label 1.000, rationale 2.000)  validation 61.2%  2.0 steps/s  ETA 2:30"
+    )
+    assert lines.line.moved
+
+
+def test_a_run_that_is_over_leaves_one_line_with_its_best_step(tmp_path: Path) -> None:
+    config = SHORT.model_copy(update={"eval_every_steps": 3})
+    queue, log, now = tiny_queue(tmp_path, config), io.StringIO(), [0.0]
+    lines = TrainingLines(Console(log, lambda: now[0]).stage("train", "steps"), queue)
+    train_here(replace(queue, items=queue.items[:1]))
+    halfway(queue, 1, 3, 1.5, None)
+    for second in (20.0, 21.0):
+        now[0] = second
+        lines.show()
+    manifest = queue.store.manifest(queue.items[0].folder)
+    assert manifest is not None
+    accuracy, step = manifest.figures["validation_accuracy"], manifest.figures["best_step"]
+    assert log.getvalue().splitlines() == [
+        f"train        words/0  best on validation {accuracy:.1%}, at step {step}  ({duration(manifest.seconds)})",
+        "train        label/0  step 3/6  50 %  loss 1.000  2.0 steps/s  ETA 0:02",
+    ]
+    train_here(queue)
+    with lines.following():
+        pass
+    assert len(log.getvalue().splitlines()) == 3, "what is over is said once, also where nobody looked in between"
+    again = io.StringIO()
+    TrainingLines(Console(again, lambda: 0.0).stage("train", "steps"), queue)
+    assert [line.split("  ")[-2] for line in again.getvalue().splitlines()] == ["finished before"] * 2
+
+
+def test_a_run_that_ended_early_says_so(tmp_path: Path) -> None:
+    queue, log = tiny_queue(tmp_path, SHORT), io.StringIO()
+    lines = TrainingLines(Console(log, lambda: 0.0).stage("train", "steps"), queue)
+    train_here(replace(queue, items=queue.items[:1]))
+    longer = replace(queue, training=SHORT.model_copy(update={"steps": 4000}))
+    ProgressFile(longer).finish(queue.items[0], State(step=6, seconds=1.0))
+    lines.show()
+    assert "  ended at step 6 of 4,000  (" in log.getvalue()
+
+
+def test_running_lines_are_erased_together_and_no_wider_than_the_terminal(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    screen = Terminal()
+    console = Console(screen)
+    monkeypatch.setattr(console, "_width", lambda: 5)
+    console.update("one two\nthree")
+    console.update("four")
+    console.say("done, and whole")
+    assert screen.getvalue() == "\r\x1b[Kone t\nthree" + "\r\x1b[1A\x1b[J" + "four" + "\r\x1b[K" + "done, and whole\n"
