@@ -18,7 +18,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from kd.errors import StageError, StoreError
+from kd.errors import StageError
 from kd.manifests import Manifest
 from kd.ray_train import train_queue
 from kd.training.checkpoints import CHECKPOINT_MANIFEST, CHECKPOINTS
@@ -216,7 +216,7 @@ def test_a_harmed_checkpoint_ends_the_stage_with_the_name_of_the_file(undisturbe
     lost = next(Path(queue.store.path(queue.items[0].folder), CHECKPOINTS).glob("00000006-*/engine/*zero_pp_rank_1*"))
     content = lost.read_bytes()
     lost.unlink()
-    with pytest.raises(StoreError, match=rf"{lost.name} is not there.*Delete .*/checkpoints to start the run from its first"):
+    with pytest.raises(StageError, match=rf"{lost.name} is not there.*Delete .*/checkpoints to start the run from its first"):
         train_queue(queue)
     lost.write_bytes(content)
     train_queue(queue)
