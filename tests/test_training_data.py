@@ -40,7 +40,7 @@ def test_the_thread_that_prepares_batches_ends_with_the_run_and_with_its_failure
         def fail(state: State) -> None:
             raise OSError("no space left")
 
-        fresh.state.step = 2
+        fresh.state.step, fresh.state.done = 2, False
         with pytest.raises(OSError, match="no space left"):
             fresh.train(fail, lambda: None)
         assert threading.active_count() == before
