@@ -7,18 +7,20 @@ import pytest
 
 from kd.arrow import to_table
 from kd.rows import Example, Segment, text_of
-from kd.tasks import anli, commonsense_qa, esnli, svamp
+from kd.tasks import anli, commonsense_qa, esnli, svamp, tweet_sentiment
 from kd.tasks.anli import Anli
 from kd.tasks.base import TaskConfig, is_content_uid
 from kd.tasks.commonsense_qa import CommonsenseQA
 from kd.tasks.esnli import ESNLI
 from kd.tasks.svamp import Svamp
+from kd.tasks.tweet_sentiment import TweetSentiment
 
 PRESETS: list[tuple[TaskConfig, list[dict[str, Any]]]] = [
     (CommonsenseQA(), commonsense_qa.SAMPLE),
     (ESNLI(), esnli.SAMPLE),
     (Anli(), anli.SAMPLE),
     (Svamp(), svamp.SAMPLE),
+    (TweetSentiment(), tweet_sentiment.SAMPLE),
 ]
 QUESTION = commonsense_qa.SAMPLE[0]
 NEEDED = {
@@ -26,9 +28,10 @@ NEEDED = {
     "esnli": {"id", "premise", "hypothesis"},
     "anli": {"uid", "context", "hypothesis"},
     "svamp": {"id", "body", "sub_question"},
+    "tweet_sentiment_spans": {"id", "text"},
 }
 """Fields of a preset's first sample that every record needs."""
-LABEL = {"commonsense_qa": "answer", "esnli": "label", "anli": "label", "svamp": "equation"}
+LABEL = {"commonsense_qa": "answer", "esnli": "label", "anli": "label", "svamp": "equation", "tweet_sentiment_spans": "label"}
 """The one that only records of train need."""
 
 
