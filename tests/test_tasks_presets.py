@@ -246,3 +246,24 @@ def test_a_gold_equation_without_a_value_is_an_error() -> None:
     error = Svamp().example(changed(svamp.SAMPLE[0], equation="( 6.0 / 0.0 )"), "train").error
     assert error is not None
     assert error.reason == "unparsable"
+
+
+def test_a_tweets_highlight_comes_by_offsets_or_by_its_words_and_is_no_evidence_where_the_tweet_is_neutral() -> None:
+    by_offsets, by_words, neutral = (TweetSentiment().example(record, "train") for record in tweet_sentiment.SAMPLE)
+    assert [text_of(by_offsets, span) for span in by_offsets.evidence] == ["lovely, lovely"]
+    assert [text_of(by_words, span) for span in by_words.evidence] == ["i hate mondays"]
+    assert (neutral.target, neutral.evidence) == ("neutral", [])
+    assert by_offsets.label_set == ["negative", "neutral", "positive"]
+
+
+def test_selected_words_that_are_not_in_the_tweet_are_an_error() -> None:
+    error = TweetSentiment().example(changed(tweet_sentiment.SAMPLE[1], selected_text="i love mondays"), "train").error
+    assert error is not None
+    assert (error.reason, "expected a part of the text" in error.detail) == ("unparsable", True)
+
+
+def test_one_annotator_who_marks_a_word_twice_has_one_vote() -> None:
+    twice = {"premise": [["girl", 2], ["girl", 2]], "hypothesis": [["running.", 10]]}
+    once = {"premise": [["sleeps", 7]], "hypothesis": [["running.", 10]]}
+    row = ESNLI().example(changed(esnli.SAMPLE[0], human_highlights=[twice, once, once]), "train")
+    assert [text_of(row, span) for span in row.evidence] == ["sleeps", "running."]

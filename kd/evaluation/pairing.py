@@ -38,8 +38,7 @@ class Paired:
         if variant.shape != against.shape or len(variant) != len(seeds):
             raise ValueError(f"expected two arrays of {len(seeds)} seeds x rows, got {variant.shape} and {against.shape}")
         differences = variant.astype(np.int8) - against.astype(np.int8)
-        found, counts = np.unique(differences, axis=1, return_counts=True) if differences.size else (differences[:, :0], ())
-        patterns = {tuple(map(int, column)): int(count) for column, count in zip(found.T, counts, strict=True)}
+        patterns = dict(Counter(map(tuple, differences.T.tolist())))
         return cls(tuple(seeds), patterns, left_out)
 
     def __add__(self, other: "Paired") -> "Paired":

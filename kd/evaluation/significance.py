@@ -16,6 +16,7 @@ One primary comparison is declared before the run; the p-values of the others ar
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 
 import numpy as np
@@ -168,20 +169,14 @@ def smallest_detectable(t_error: float, seeds: int, bootstrap_error: float, alph
     return max(noncentrality(seeds - 1, alpha, power) * t_error, by_rows)
 
 
+@lru_cache
 def noncentrality(freedom: int, alpha: float, power: float) -> float:
     """The non-centrality with which a t of so many degrees of freedom is above its two-sided critical value with this power."""
-    from scipy.integrate import quad
     from scipy.optimize import brentq
-    from scipy.stats import chi2, norm, t
+    from scipy.stats import nct, t
 
     critical = float(t.isf(alpha / 2, freedom))
-
-    def missing(shift: float) -> float:
-        """Power that lacks. Over the quantiles of the scatter, as the non-central t's own series fails for large shifts."""
-        reached, _ = quad(lambda q: norm.sf(critical * sqrt(chi2.ppf(q, freedom) / freedom) - shift), 0, 1, limit=200)
-        return power - float(reached)
-
-    return float(brentq(missing, 0, 20 * critical + 20, xtol=1e-6))
+    return float(brentq(lambda shift: nct.sf(critical, freedom, shift) - power, 0, 2 * critical + 20))
 
 
 # --- one comparison -----------------------------------------------------------------------------------------------------
