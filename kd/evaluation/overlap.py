@@ -88,27 +88,34 @@ def label_overlap(rows: Sequence[RationaleRow], units: Units, k: int | None) -> 
         k: how many of the heaviest words are taken; None takes the words of the rationale, which no source but the
             attribution ranks.
     """
+    found = _found(rows, units)
     return _sliced(
         [(row, row.explained, teachers_answer(row)) for row in rows],
         ("in", "out"),
         WORDS,
-        lambda row, answer, options: _words_of(row, answer, units(row, row.importance), options, k),
+        lambda row, answer, options: _words_of(row, answer, found[row.uid], options, k),
     )
 
 
 def text_overlap(rows: Sequence[RationaleRow], units: Units) -> dict[Slice, Sums]:
     """Sums for `TEXT`: the chain of thought that came with the data; the model is the one that wrote it (`llm_label`)."""
+    found = _found(rows, units)
     return _sliced(
         [(row, "llm", row.llm_label) for row in rows],
         ("in",),
         TEXT,
-        lambda row, answer, _: _text_of(row, answer, units(row, row.importance)),
+        lambda row, answer, _: _text_of(row, answer, found[row.uid]),
     )
 
 
 def teachers_answer(row: RationaleRow) -> str | None:
     """The teacher's own answer: the one that it ranks first, or generates where there is nothing to rank."""
     return row.generated if row.ranked is None else row.ranked
+
+
+def _found(rows: Sequence[RationaleRow], units: Units) -> dict[str, Sequence[Unit]]:
+    """The units of a shard's rows by uid, once for all slices."""
+    return {row.uid: units(row, row.importance) for row in rows if row.error is None}
 
 
 _Told = tuple[RationaleRow, str, str | None]
