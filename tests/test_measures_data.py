@@ -26,8 +26,11 @@ from tests.tiny_measures import by_name, units_of, values
 
 SHARED = Path(os.environ.get("KD_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
-IN_QUESTION = RationalesConfig(selection=TopK(k=1))
-WITH_OPTIONS = RationalesConfig(roles=("question", "premise", "hypothesis", "text", "choice"), selection=TopK(k=5))
+# Not merged: the scores of a word that occurs twice are summed, so that one who looks anywhere would take it more often.
+IN_QUESTION = RationalesConfig(selection=TopK(k=1), merge_duplicates=False)
+WITH_OPTIONS = RationalesConfig(
+    roles=("question", "premise", "hypothesis", "text", "choice"), selection=TopK(k=5), merge_duplicates=False
+)
 
 Look = Callable[[Example, Span], float]
 
