@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd.evaluation import agreement, overlap, plausibility
-from kd.evaluation.metrics import METRICS, Z_95
+from kd.evaluation.metrics import METRICS, Z_95, wilson
 from kd.evaluation.sums import Measure, Sums, Tally, Why, add_up
 from kd.rows import RowError
 from tests.tiny_measures import rationale_row
@@ -37,6 +37,15 @@ def test_the_interval_is_that_of_a_mean_and_stays_inside_the_range() -> None:
     assert (wide.ci_low, wide.ci_high) == (0, 10)
     (one,) = of(["a"]).results([LENGTH])
     assert (one.value, one.ci_low, one.ci_high) == (1.0, None, None)
+
+
+def test_the_interval_of_a_share_of_rows_is_wilsons() -> None:
+    share = Measure("share", 0, 1, True, "rows", "share of texts that are long", "ours")
+    rows = [rationale_row(("text", "red"), uid=str(number)) for number in range(20)]
+    never = add_up(rows, [share], lambda row: {"share": 0.0}).results([share])[0]
+    assert (never.value, never.ci_low, never.ci_high) == (0.0, *wilson(0, 20))
+    one = add_up(rows, [share], lambda row: {"share": float(row.uid == "7")}).results([share])[0]
+    assert (one.ci_low, one.ci_high) == wilson(1, 20)
 
 
 def test_without_a_row_that_says_something_the_value_is_null_and_the_reason_is_said() -> None:

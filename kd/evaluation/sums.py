@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
-from kd.evaluation.metrics import Z_95, Metric
+from kd.evaluation.metrics import Z_95, Metric, wilson
 from kd.rows import Row
 
 
@@ -100,7 +100,8 @@ class Tally:
 
 @dataclass(frozen=True)
 class Result:
-    """A measure's value over `n` rows with its 95 % normal interval; null with the reason where there is nothing to measure.
+    """A measure's value over `n` rows with its 95 % interval (normal; Wilson's for a share of rows); null with the reason where
+    there is nothing to measure.
 
     The interval is over rows of one model; it says nothing about another seed. `left_out` counts the other rows by reason.
     """
@@ -144,8 +145,15 @@ def add_up(rows: Iterable[R], measures: Sequence[Measure], of_row: Callable[[R],
 
 
 def _result(measure: Measure, tally: Tally) -> Result:
-    low = high = None
-    if tally.mean is not None and tally.standard_error is not None:
-        half = Z_95 * tally.standard_error
-        low, high = max(measure.low, tally.mean - half), min(measure.high, tally.mean + half)
+    low, high = _interval(measure, tally) or (None, None)
     return Result(measure, tally.mean, low, high, tally.count, tally.left_out, tally.why_null)
+
+
+def _interval(measure: Measure, tally: Tally) -> tuple[float, float] | None:
+    if tally.mean is None or tally.standard_error is None:
+        return None
+    # Only where every finding of a measure in 0..1 is 0 or 1 do they sum up to the same as their squares: a share of rows.
+    if (measure.low, measure.high) == (0, 1) and tally.total == tally.squares:
+        return wilson(round(tally.total), tally.count)
+    half = Z_95 * tally.standard_error
+    return max(measure.low, tally.mean - half), min(measure.high, tally.mean + half)
