@@ -136,8 +136,10 @@ def t_over_seeds(per_seed: Floats, rows: int) -> float:
 def bootstrap(paired: Paired, draws: int, rng: np.random.Generator) -> Floats:
     """Mean differences of so many drawn sets of seeds and rows. There must be two seeds and a row."""
     seeds, rows = len(paired.seeds), paired.rows
-    patterns = np.array(list(paired.patterns), dtype=np.float64)
-    shares = np.array(list(paired.patterns.values())) / rows
+    # In one order, whichever shard came first.
+    ordered = sorted(paired.patterns.items())
+    patterns = np.array([pattern for pattern, _ in ordered], dtype=np.float64)
+    shares = np.array([count for _, count in ordered]) / rows
     drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
     weights = 1 + sqrt(seeds / (seeds - 1)) * (drawn - 1)
     means = np.empty(draws)
