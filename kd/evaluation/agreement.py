@@ -3,6 +3,9 @@
 A word is the unit that both share, since their tokenizers differ. Signed or not, both are weighed in the same way
 (`kd/evaluation/units.py`). An importance that is the same everywhere ranks nothing, and such a row is left out; so is one with no
 more words than are taken, where any choice agrees.
+
+Hand in units that are not merged: the scores of a word that occurs twice are summed on both sides, so that even two random
+importances agree on it (on e-SNLI a rank correlation of 0.13 by chance instead of 0).
 """
 
 import math

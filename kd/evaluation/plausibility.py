@@ -8,7 +8,8 @@ Source: ERASER (DeYoung et al. 2020, arXiv 1911.03429, section 4.1, and the auth
   task's to decide, when it reads the corpus.
 - Every measure is a mean over rows. ERASER takes the IOU F1 from the means of precision and recall instead.
 - Rows whose evidence is on every unit are left out: whatever is chosen is right there.
-- Chance is the expectation over as many units drawn evenly from the same ones.
+- Chance is the expectation over as many units drawn evenly from the same ones, or over an even ranking. Where duplicates are
+  merged, a random importance is not even: a word that occurs twice has the sum of two scores.
 
 Rows without evidence are left out and counted. A rationale that holds nothing scores nought.
 """
