@@ -28,9 +28,10 @@ from kd.tasks.commonsense_qa import CommonsenseQA
 from kd.tasks.esnli import ESNLI
 from kd.tasks.planted import Planted
 from kd.tasks.svamp import Svamp
+from kd.tasks.tweet_sentiment import TweetSentiment
 from kd.training.config import TeachConfig, TrainingConfig
 
-Task = Annotated[CommonsenseQA | ESNLI | Anli | Svamp | Columns | Planted, Field(discriminator="type")]
+Task = Annotated[CommonsenseQA | ESNLI | Anli | Svamp | TweetSentiment | Columns | Planted, Field(discriminator="type")]
 
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]

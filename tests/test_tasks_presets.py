@@ -7,18 +7,20 @@ import pytest
 
 from kd.arrow import to_table
 from kd.rows import Example, Segment, text_of
-from kd.tasks import anli, commonsense_qa, esnli, svamp
+from kd.tasks import anli, commonsense_qa, esnli, svamp, tweet_sentiment
 from kd.tasks.anli import Anli
 from kd.tasks.base import TaskConfig, is_content_uid
 from kd.tasks.commonsense_qa import CommonsenseQA
 from kd.tasks.esnli import ESNLI
 from kd.tasks.svamp import Svamp
+from kd.tasks.tweet_sentiment import TweetSentiment
 
 PRESETS: list[tuple[TaskConfig, list[dict[str, Any]]]] = [
     (CommonsenseQA(), commonsense_qa.SAMPLE),
     (ESNLI(), esnli.SAMPLE),
     (Anli(), anli.SAMPLE),
     (Svamp(), svamp.SAMPLE),
+    (TweetSentiment(), tweet_sentiment.SAMPLE),
 ]
 QUESTION = commonsense_qa.SAMPLE[0]
 NEEDED = {
@@ -26,9 +28,10 @@ NEEDED = {
     "esnli": {"id", "premise", "hypothesis"},
     "anli": {"uid", "context", "hypothesis"},
     "svamp": {"id", "body", "sub_question"},
+    "tweet_sentiment_spans": {"id", "text"},
 }
 """Fields of a preset's first sample that every record needs."""
-LABEL = {"commonsense_qa": "answer", "esnli": "label", "anli": "label", "svamp": "equation"}
+LABEL = {"commonsense_qa": "answer", "esnli": "label", "anli": "label", "svamp": "equation", "tweet_sentiment_spans": "label"}
 """The one that only records of train need."""
 
 
@@ -243,3 +246,24 @@ def test_a_gold_equation_without_a_value_is_an_error() -> None:
     error = Svamp().example(changed(svamp.SAMPLE[0], equation="( 6.0 / 0.0 )"), "train").error
     assert error is not None
     assert error.reason == "unparsable"
+
+
+def test_a_tweets_highlight_comes_by_offsets_or_by_its_words_and_is_no_evidence_where_the_tweet_is_neutral() -> None:
+    by_offsets, by_words, neutral = (TweetSentiment().example(record, "train") for record in tweet_sentiment.SAMPLE)
+    assert [text_of(by_offsets, span) for span in by_offsets.evidence] == ["lovely, lovely"]
+    assert [text_of(by_words, span) for span in by_words.evidence] == ["i hate mondays"]
+    assert (neutral.target, neutral.evidence) == ("neutral", [])
+    assert by_offsets.label_set == ["negative", "neutral", "positive"]
+
+
+def test_selected_words_that_are_not_in_the_tweet_are_an_error() -> None:
+    error = TweetSentiment().example(changed(tweet_sentiment.SAMPLE[1], selected_text="i love mondays"), "train").error
+    assert error is not None
+    assert (error.reason, "expected a part of the text" in error.detail) == ("unparsable", True)
+
+
+def test_one_annotator_who_marks_a_word_twice_has_one_vote() -> None:
+    twice = {"premise": [["girl", 2], ["girl", 2]], "hypothesis": [["running.", 10]]}
+    once = {"premise": [["sleeps", 7]], "hypothesis": [["running.", 10]]}
+    row = ESNLI().example(changed(esnli.SAMPLE[0], human_highlights=[twice, once, once]), "train")
+    assert [text_of(row, span) for span in row.evidence] == ["sleeps", "running."]

@@ -80,7 +80,7 @@ def _marked(record: Record, side: str, segment: int) -> list[Span]:
     annotators = lookup(record, "human_highlights") or []
     text = text_at(record, side)
     try:
-        votes = Counter((offset, offset + len(word)) for marks in annotators for word, offset in marks[side])
+        votes = Counter(place for marks in annotators for place in {(offset, offset + len(word)) for word, offset in marks[side]})
         misplaced = [word for marks in annotators for word, offset in marks[side] if text[offset : offset + len(word)] != word]
     except (TypeError, ValueError, KeyError) as error:
         raise RowFault("unparsable", f"human_highlights: expected [word, offset] under {side} for each annotator") from error

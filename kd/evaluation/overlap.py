@@ -1,0 +1,242 @@
+"""Do rationales quote the answer? Where the options are part of the input, the words that decide may be the answer's own.
+
+The paper (arXiv 2409.12586) says that in 68 % of cases the extracted tokens are part of the ground truth where labels are part
+of the input. Its abstract is all that is public: data set, k, filters and formula are unknown. All of the following is ours:
+
+- A word belongs to an answer where it is one of the answer's words, whatever its case and wherever it stands, in the question
+  too. Only words that a rationale may hold count (`kd/evaluation/units.py`): no punctuation, and no stop words unless kept.
+- Taken are the k heaviest words with a weight above zero; where a source ranks nothing, the words of its rationale.
+- Three shares of rows: any of the taken words belongs to the answer, the first one does, all of them do. A row that takes
+  nothing is in none of them.
+- Chance: as many words drawn evenly from the same ones without replacement, and from those of the options alone.
+- A row whose answer has no word in the input is left out: labels are no part of its input.
+
+Under `explained: gold` the gradient favours the gold option's own words, so the slices are told apart: which answer was
+explained, whose words are looked for, with the options' words or without (those that stand nowhere else; the k heaviest are
+then taken from the rest), and whether the model that gave the rationale was right.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kd.evaluation.sums import Finding, Findings, Measure, Sums, Why, add_up
+from kd.evaluation.units import Unit, Units, heaviest, is_held
+from kd.rows import RationaleRow, Segment
+from kd.spans import words
+
+_OURS = "ours; after the analysis in arXiv 2409.12586"
+_BY_CHANCE = "hypergeometric"
+WORDS = (
+    Measure("overlap_any", 0, 1, True, "rows", "share of rows in which a word of the k belongs to the answer", _OURS),
+    Measure("overlap_any_chance", 0, 1, True, "rows", "the same for as many random words", _BY_CHANCE),
+    Measure("overlap_any_option_chance", 0, 1, True, "rows", "the same for random words of the options", _BY_CHANCE),
+    Measure("overlap_top1", 0, 1, True, "rows", "share of rows in which the heaviest word belongs to the answer", _OURS),
+    Measure("overlap_top1_chance", 0, 1, True, "rows", "the same for a random word", _BY_CHANCE),
+    Measure("overlap_top1_option_chance", 0, 1, True, "rows", "the same for a random word of the options", _BY_CHANCE),
+    Measure("overlap_all", 0, 1, True, "rows", "share of rows in which all of the k words belong to the answer", _OURS),
+    Measure("overlap_all_chance", 0, 1, True, "rows", "the same for as many random words", _BY_CHANCE),
+    Measure("overlap_all_option_chance", 0, 1, True, "rows", "the same for random words of the options", _BY_CHANCE),
+)
+"""Measures of the words of a rationale. More overlap is not better in itself: it says what a rationale is made of."""
+_AN_OPTION = "mean over the row's options, put in place of the answer"
+TEXT = (
+    Measure("cot_any", 0, 1, True, "rows", "share of rows whose chain of thought has a word of the answer", _OURS),
+    Measure("cot_any_chance", 0, 1, True, "rows", "the same for a random option", _AN_OPTION),
+    Measure("cot_all", 0, 1, True, "rows", "share of rows whose chain of thought has all words of the answer", _OURS),
+    Measure("cot_all_chance", 0, 1, True, "rows", "the same for a random option", _AN_OPTION),
+    Measure("cot_whole", 0, 1, True, "rows", "share of rows whose chain of thought has the answer as it stands", _OURS),
+    Measure("cot_whole_chance", 0, 1, True, "rows", "the same for a random option", _AN_OPTION),
+)
+"""Measures of a chain of thought: the words that count are the same, but it is a text of any length, so nothing is ranked."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Which rows and which of their words.
+
+    Args:
+        explained: which answer was explained; `llm` for a chain of thought. answer: whose words are looked for: the label's, or
+            those of the answer of the model that gave the rationale. options: whether words that stand in the options alone
+            may be taken. model: all rows, or those in which that model's own answer is the label, or is not.
+    """
+
+    explained: str
+    answer: Literal["gold", "predicted"]
+    options: Literal["in", "out"]
+    model: Literal["all", "right", "wrong"]
+
+
+BySlice = Mapping[Slice, Sums]
+
+
+def joined(parts: Iterable[BySlice]) -> dict[Slice, Sums]:
+    """The sums of several shards."""
+    total: dict[Slice, Sums] = {}
+    for part in parts:
+        for piece, sums in part.items():
+            total[piece] = total.get(piece, Sums()) + sums
+    return total
+
+
+def label_overlap(rows: Sequence[RationaleRow], units: Units, k: int | None) -> dict[Slice, Sums]:
+    """Sums for `WORDS` in every slice that the rows fall into.
+
+    Args:
+        rows: of one source. units: the words of question and options that a rationale may hold: add the role `choice`.
+        k: how many of the heaviest words are taken; None takes the words of the rationale, which no source but the
+            attribution ranks.
+    """
+    found = _found(rows, units)
+    return _sliced(
+        [(row, row.explained, teachers_answer(row)) for row in rows],
+        ("in", "out"),
+        WORDS,
+        lambda row, answer, options: _words_of(row, answer, found[row.uid], options, k),
+    )
+
+
+def text_overlap(rows: Sequence[RationaleRow], units: Units) -> dict[Slice, Sums]:
+    """Sums for `TEXT`: the chain of thought that came with the data; the model is the one that wrote it (`llm_label`)."""
+    found = _found(rows, units)
+    return _sliced(
+        [(row, "llm", row.llm_label) for row in rows],
+        ("in",),
+        TEXT,
+        lambda row, answer, _: _text_of(row, answer, found[row.uid]),
+    )
+
+
+def teachers_answer(row: RationaleRow) -> str | None:
+    """The teacher's own answer: the one that it ranks first, or generates where there is nothing to rank."""
+    return row.generated if row.ranked is None else row.ranked
+
+
+def _found(rows: Sequence[RationaleRow], units: Units) -> dict[str, Sequence[Unit]]:
+    """The units of a shard's rows by uid, once for all slices."""
+    return {row.uid: units(row, row.importance) for row in rows if row.error is None}
+
+
+_Told = tuple[RationaleRow, str, str | None]
+"""A row, which answer was explained, and the answer of the model that gave the rationale."""
+
+
+def _sliced(
+    told: Sequence[_Told],
+    options: Sequence[Literal["in", "out"]],
+    measures: Sequence[Measure],
+    of_row: Callable[[RationaleRow, str, str], Findings],
+) -> dict[Slice, Sums]:
+    pieces: dict[Slice, list[RationaleRow]] = {}
+    for row, explained, own in told:
+        models: list[Literal["all", "right", "wrong"]] = ["all"]
+        if own is not None and row.target is not None:
+            models.append("right" if own == row.target else "wrong")
+        for model in models:
+            for option in options:
+                pieces.setdefault(Slice(explained, "gold", option, model), []).append(row)
+                pieces.setdefault(Slice(explained, "predicted", option, model), []).append(row)
+    owns = {row.uid: own for row, _, own in told}
+
+    def finder(piece: Slice) -> Callable[[RationaleRow], Findings]:
+        def find(row: RationaleRow) -> Findings:
+            answer = row.target if piece.answer == "gold" else owns[row.uid]
+            if answer is None:
+                return Why.NO_LABEL if piece.answer == "gold" else Why.NO_ANSWER
+            return of_row(row, answer, piece.options)
+
+        return find
+
+    return {piece: add_up(inside, measures, finder(piece)) for piece, inside in pieces.items()}
+
+
+# --- the words of a rationale -------------------------------------------------------------------------------------------
+
+
+def _words_of(row: RationaleRow, answer: str, found: Sequence[Unit], options: str, k: int | None) -> Findings:
+    forms = _forms(answer)
+    if not any(_form(unit.text) in forms for unit in found):
+        return Why.ANSWER_NOT_IN_INPUT
+    asked = found if options == "in" else [unit for unit in found if not _only_in_options(row, unit)]
+    taken = [unit for unit in asked if is_held(row, unit)] if k is None else heaviest(asked, k)
+    marks = [_form(unit.text) in forms for unit in taken]
+    right = sum(_form(unit.text) in forms for unit in asked)
+    first = bool(marks and marks[0])
+    return {
+        "overlap_any": float(any(marks)),
+        "overlap_any_chance": any_by_chance(len(asked), right, len(taken)),
+        "overlap_top1": Why.UNRANKED if k is None else float(first),
+        "overlap_top1_chance": Why.UNRANKED if k is None else all_by_chance(len(asked), right, min(1, len(taken))),
+        "overlap_all": float(bool(marks) and all(marks)),
+        "overlap_all_chance": all_by_chance(len(asked), right, len(taken)),
+        **_of_options(row, forms, asked, len(taken), options, k),
+    }
+
+
+def _of_options(
+    row: RationaleRow, forms: set[str], asked: Sequence[Unit], taken: int, options: str, k: int | None
+) -> dict[str, Finding]:
+    """The chance levels of random words of the options: no more of them than there are."""
+    names = [measure.name for measure in WORDS if measure.name.endswith("option_chance")]
+    inside = [unit for unit in asked if any(_is_option(row, index) for index in unit.occurrences)]
+    if options == "out" or not inside:
+        return dict.fromkeys(names, Why.OPTIONS_LEFT_OUT if options == "out" else Why.NO_OPTIONS)
+    right, drawn = sum(_form(unit.text) in forms for unit in inside), min(taken, len(inside))
+    first: Finding = Why.UNRANKED if k is None else all_by_chance(len(inside), right, min(1, drawn))
+    chances = (any_by_chance(len(inside), right, drawn), first, all_by_chance(len(inside), right, drawn))
+    return dict(zip(names, chances, strict=True))
+
+
+def any_by_chance(n: int, right: int, drawn: int) -> float:
+    """Probability that one or more of `drawn` words out of `n`, without replacement, is one of the `right` ones."""
+    return 1 - math.comb(n - right, drawn) / math.comb(n, drawn)
+
+
+def all_by_chance(n: int, right: int, drawn: int) -> float:
+    """Probability that all of `drawn` words are among the `right` ones; nought where none is drawn."""
+    return math.comb(right, drawn) / math.comb(n, drawn) if drawn else 0.0
+
+
+def _is_option(row: RationaleRow, index: int) -> bool:
+    return row.segments[row.word_segment[index]].role == "choice"
+
+
+def _only_in_options(row: RationaleRow, unit: Unit) -> bool:
+    return all(_is_option(row, index) for index in unit.occurrences)
+
+
+# --- a chain of thought -------------------------------------------------------------------------------------------------
+
+
+def _text_of(row: RationaleRow, answer: str, found: Sequence[Unit]) -> Findings:
+    text = row.llm_rationale or ""
+    if not text.strip():
+        return Why.NO_TEXT
+    counting = {_form(unit.text) for unit in found}
+    if not _forms(answer) & counting:
+        return Why.ANSWER_NOT_IN_INPUT
+    own = _in_text(text, answer, counting)
+    options = [_in_text(text, option, counting) for option in row.label_set]
+    found_in: dict[str, Finding] = {}
+    for place, name in enumerate(("cot_any", "cot_all", "cot_whole")):
+        found_in[name] = float(own[place])
+        chances = [option[place] for option in options]
+        found_in[f"{name}_chance"] = sum(chances) / len(chances) if chances else Why.NO_OPTIONS
+    return found_in
+
+
+def _in_text(text: str, answer: str, counting: set[str]) -> tuple[bool, bool, bool]:
+    """Whether a text has any of an answer's words that count, all of them, and the answer as it stands, in any case."""
+    wanted, there = _forms(answer) & counting, _forms(text)
+    return bool(wanted & there), bool(wanted) and wanted <= there, answer.strip().casefold() in text.casefold()
+
+
+def _forms(text: str) -> set[str]:
+    segment = Segment("text", text)
+    return {_form(segment.text[span.start : span.end]) for span in words([segment])}
+
+
+def _form(word: str) -> str:
+    """A word for comparison: in any case, with either apostrophe."""
+    return word.casefold().replace("’", "'")

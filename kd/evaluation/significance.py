@@ -1,0 +1,248 @@
+"""Is the gain real? Two tests of one difference in accuracy, both of which must say so.
+
+Seeds and rows are crossed: every student of a variant answers the same rows, and the students of one seed saw the same data in
+the same order. What differs by chance is the student (another seed) and the test split (other rows).
+
+- Paired t over seeds: is the mean of the seeds' differences further from nought than the seeds' scatter explains? It is
+  right for few seeds, but knows nothing of the rows, which all seeds share.
+- Hierarchical bootstrap over seeds and rows (the pigeonhole bootstrap of crossed factors: Owen 2007, Ann. Appl. Stat. 1,
+  386): seeds and rows are drawn anew, independently, and the difference is taken again. It knows both, but underrates the
+  scatter of a handful of seeds; so the draws of seeds are spread by sqrt(S/(S-1)), which makes their variance that of the
+  unbiased estimate.
+
+A difference is *shown* where both p-values are at most alpha: the joint p-value is the larger one (intersection-union test).
+One primary comparison is declared before the run; the p-values of the others are corrected by Holm (1979).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import sqrt
+
+import numpy as np
+from pydantic import Field
+
+from kd.evaluation.pairing import Floats, Paired
+from kd.frozen import Frozen
+
+_PATTERNS_AT_ONCE = 1_000_000
+
+
+class Comparison(Frozen):
+    """Two variants: is the first one better?"""
+
+    variant: str
+    """The variant that is hoped to be better."""
+    against: str
+    """The one that it is compared with."""
+
+
+class SignificanceConfig(Frozen):
+    """Which differences are tested, and how strictly."""
+
+    primary: Comparison
+    """The one comparison that the run is about, declared before it. It alone is not corrected."""
+    others: tuple[Comparison, ...] = ()
+    """Further comparisons; their p-values are corrected for their number (Holm)."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """A difference is shown where both tests have a p-value of at most this, after correction."""
+    power: float = Field(default=0.8, gt=0, lt=1)
+    """The probability with which a difference of the reported smallest size would have been shown."""
+    draws: int = Field(default=10_000, ge=100)
+    """Draws of the bootstrap. The smallest p-value is 2 / (draws + 1)."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the bootstrap; each comparison draws from this and its names."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run says about one comparison. All differences are in accuracy, the variant's less the other's.
+
+    Args:
+        difference: mean over seeds and rows. ci_low, ci_high: its interval by the bootstrap, of coverage 1 - alpha.
+        p_seeds, p_bootstrap: of the two tests, two-sided. p_value: the larger of both, corrected where it is not the primary
+            comparison. shown: p_value is at most alpha. detectable: the smallest difference, of either sign, that this run
+            would have shown with the configured power (`smallest_detectable`).
+        seeds, rows: how many were compared; left_out: rows without a mark in one of the two. why_null: why there is no
+            test, or no difference at all; None where there is one.
+    """
+
+    comparison: Comparison
+    is_primary: bool
+    difference: float | None
+    ci_low: float | None
+    ci_high: float | None
+    p_seeds: float | None
+    p_bootstrap: float | None
+    p_value: float | None
+    shown: bool
+    detectable: float | None
+    seeds: int
+    rows: int
+    left_out: int
+    why_null: str | None
+
+    @property
+    def in_words(self) -> str:
+        """The verdict as a reader should take it."""
+        if self.p_value is None:
+            return f"not tested: {self.why_null}"
+        if not self.shown:
+            return "no difference shown"
+        return "better" if (self.difference or 0.0) > 0 else "worse"
+
+
+def verdicts(found: Mapping[Comparison, Paired], config: SignificanceConfig) -> list[Verdict]:
+    """One verdict per comparison of the config, the primary first; null with the reason for those that cannot be tested.
+
+    Args:
+        found: for each comparison the sums over all shards; a variant without predictions is in none.
+    """
+    asked = list(dict.fromkeys([config.primary, *config.others]))
+    tests = [_test(found.get(comparison, Paired((), {})), comparison, config, len(asked) - 1) for comparison in asked]
+    corrected = iter(holm([test.larger for test in tests[1:] if test.larger is not None]))
+    p_values = [tests[0].larger, *(None if test.larger is None else next(corrected) for test in tests[1:])]
+    return [_verdict(test, p_value, config) for test, p_value in zip(tests, p_values, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number by Holm's step-down procedure (1979), in the order given."""
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for step, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(p_values) - step) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+# --- the two tests ------------------------------------------------------------------------------------------------------
+
+
+def standard_error(per_seed: Floats, rows: int) -> float:
+    """Of the mean difference over seeds.
+
+    Accuracies are counted in whole rows, so equal differences do not mean that seeds do not scatter: their standard
+    deviation is at least what rounding to a row leaves, 1 / (rows sqrt(12)).
+    """
+    return max(float(per_seed.std(ddof=1)), 1 / (rows * sqrt(12))) / sqrt(len(per_seed))
+
+
+def t_over_seeds(per_seed: Floats, rows: int) -> float:
+    """Two-sided p-value of the paired t test that the seeds' differences scatter around nought (Student 1908)."""
+    from scipy.stats import t
+
+    return float(2 * t.sf(abs(float(per_seed.mean())) / standard_error(per_seed, rows), len(per_seed) - 1))
+
+
+def bootstrap(paired: Paired, draws: int, rng: np.random.Generator) -> Floats:
+    """Mean differences of so many drawn sets of seeds and rows. There must be two seeds and a row."""
+    seeds, rows = len(paired.seeds), paired.rows
+    # In one order, whichever shard came first.
+    ordered = sorted(paired.patterns.items())
+    patterns = np.array([pattern for pattern, _ in ordered], dtype=np.float64)
+    shares = np.array([count for _, count in ordered]) / rows
+    drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
+    weights = 1 + sqrt(seeds / (seeds - 1)) * (drawn - 1)
+    means = np.empty(draws)
+    step = max(1, _PATTERNS_AT_ONCE // len(patterns))
+    for start in range(0, draws, step):
+        some = slice(start, min(start + step, draws))
+        counts = rng.multinomial(rows, shares, size=some.stop - start)
+        means[some] = ((counts @ patterns) * weights[some]).sum(axis=1) / (seeds * rows)
+    return means
+
+
+def p_of(means: Floats) -> float:
+    """Two-sided p-value of a bootstrap: twice the share of draws on nought or beyond it (Davison and Hinkley 1997)."""
+    beyond = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    return min(1.0, 2 * (1 + beyond) / (len(means) + 1))
+
+
+def smallest_detectable(t_error: float, seeds: int, bootstrap_error: float, alpha: float, power: float) -> float:
+    """The smallest true difference that would be shown with this power: the larger one of the two tests'.
+
+    For t over seeds: the difference whose ratio to the standard error is the non-centrality d with
+    P(T(seeds - 1, d) > t(1 - alpha/2, seeds - 1)) = power (Cohen 1988, chapter 2). For the bootstrap, normal by then:
+    (z(1 - alpha/2) + z(power)) times its standard error (Bloom 1995, Evaluation Review 19, 547). The chance of being shown
+    with the wrong sign is not counted. It is computed from the scatter that this run has, not from its difference.
+    """
+    from scipy.stats import norm
+
+    by_rows = float(norm.isf(alpha / 2) + norm.ppf(power)) * bootstrap_error
+    return max(noncentrality(seeds - 1, alpha, power) * t_error, by_rows)
+
+
+@lru_cache
+def noncentrality(freedom: int, alpha: float, power: float) -> float:
+    """The non-centrality with which a t of so many degrees of freedom is above its two-sided critical value with this power."""
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    critical = float(t.isf(alpha / 2, freedom))
+    return float(brentq(lambda shift: nct.sf(critical, freedom, shift) - power, 0, 2 * critical + 20))
+
+
+# --- one comparison -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Test:
+    comparison: Comparison
+    paired: Paired
+    why_null: str | None
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    p_seeds: float | None = None
+    p_bootstrap: float | None = None
+    detectable: float | None = None
+
+    @property
+    def larger(self) -> float | None:
+        return None if self.p_seeds is None or self.p_bootstrap is None else max(self.p_seeds, self.p_bootstrap)
+
+
+def _test(paired: Paired, comparison: Comparison, config: SignificanceConfig, others: int) -> _Test:
+    if not paired.seeds:
+        return _Test(comparison, paired, f"{comparison.variant} and {comparison.against} have no seed in common")
+    if not paired.rows:
+        return _Test(comparison, paired, f"no row has a mark in both; {paired.left_out:,} have an error or no label")
+    per_seed = paired.per_seed
+    difference = float(per_seed.mean())
+    if len(per_seed) == 1:
+        why = "one seed says nothing about how students scatter; train two or more"
+        return _Test(comparison, paired, why, difference)
+    # The first of m corrected comparisons must pass alpha / m.
+    alpha = config.alpha if comparison == config.primary else config.alpha / max(1, others)
+    rng = np.random.default_rng([config.seed, *f"{comparison.variant}/{comparison.against}".encode()])
+    means = bootstrap(paired, config.draws, rng)
+    low, high = np.quantile(means, [config.alpha / 2, 1 - config.alpha / 2])
+    t_error = standard_error(per_seed, paired.rows)
+    return _Test(
+        comparison,
+        paired,
+        None,
+        difference,
+        (float(low), float(high)),
+        t_over_seeds(per_seed, paired.rows),
+        p_of(means),
+        smallest_detectable(t_error, len(per_seed), float(means.std(ddof=1)), alpha, config.power),
+    )
+
+
+def _verdict(test: _Test, p_value: float | None, config: SignificanceConfig) -> Verdict:
+    low, high = test.interval or (None, None)
+    return Verdict(
+        comparison=test.comparison,
+        is_primary=test.comparison == config.primary,
+        difference=test.difference,
+        ci_low=low,
+        ci_high=high,
+        p_seeds=test.p_seeds,
+        p_bootstrap=test.p_bootstrap,
+        p_value=p_value,
+        shown=p_value is not None and p_value <= config.alpha,
+        detectable=test.detectable,
+        seeds=len(test.paired.seeds),
+        rows=test.paired.rows,
+        left_out=test.paired.left_out,
+        why_null=test.why_null,
+    )
