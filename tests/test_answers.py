@@ -1,54 +1,20 @@
-"""Answers of a small T5 that learns six questions by heart, so that every answer is known beforehand."""
+"""Answers of a small T5 that knows six questions by heart."""
 
 import dataclasses
-import math
 import pickle
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from kd.evaluation.answers import Answer, Answerer, EvaluationConfig
-from kd.families.base import Family
-from kd.families.opening import open_family
-from kd.models import ModelConfig, ModelSource, load, save
-from kd.rows import Example, Prediction, RowError, Segment
+from kd.evaluation.answers import Answerer
+from kd.models import ModelSource
+from kd.rows import Example, RowError, Segment
 from kd.shards import count
-from kd.specs import T5Spec
-from kd.store import Store
-from kd.tasks.base import TaskConfig
 from kd.tasks.svamp import Svamp
-from kd.vocabulary import train_tokenizer
 from tests import tiny
-
-LEARNT = {
-    "is it red": "yes",
-    "is it blue": "no",
-    "is it late": "one two three four five six",
-    "two and two": "( 2 + 2 )",
-    "say: is it red": "Red",
-    "say: is it blue": "( 2 +",
-}
-SPEC = T5Spec(d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, vocab_size=100)
-
-
-class Toy(TaskConfig):
-    """A task of no corpus: only how answers are judged matters here."""
-
-    type: str = "toy"
-    path: str = "nowhere"
-
-    def parse(self, record: Any) -> Any:
-        raise NotImplementedError
-
-    def needs(self) -> Any:
-        raise NotImplementedError
-
-
-TOY = Toy.model_validate({"files": {"test": "test"}})
+from tests.tiny_answers import LEARNT, answered, learnt, outcome, question, recipe
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,57 +27,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
-    """A run directory with the trained model."""
-    store = Store.at(str(tmp_path_factory.mktemp("run")))
-    tokenizer = train_tokenizer(SPEC, [*LEARNT, *LEARNT.values()])
-    tokenizer.save_pretrained(store.path("tokenizer"))
-    config = ModelConfig(spec=SPEC, max_answer_tokens=6, max_input_tokens=12)
-    loaded = load(ModelSource(config, store, tokenizer_folder="tokenizer", seed=1), "cpu")
-    family = open_family(loaded, config.model_copy(update={"max_answer_tokens": 12}))
-    learn(family)
-    save(loaded, Path(store.path("model")))
-    return ModelSource(config, store, "model")
-
-
-def learn(family: Family) -> None:
-    inputs = [family.encode([Segment("question", question)]).ids for question in LEARNT]
-    targets = [family.encode_answer(answer) for answer in LEARNT.values()]
-    optimizer = torch.optim.Adam(family.model.parameters(), lr=0.01)
-    for _ in range(150):
-        optimizer.zero_grad()
-        loss = family.sequence_nll(family.model, inputs, targets).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    assert loss < 0.69, "below ln 2 nats in all, every token of every answer is the likeliest one"
-
-
-def question(text: str, target: str | None = None, label_set: tuple[str, ...] = ()) -> Example:
-    return Example(
-        uid=f"test/{text}",
-        error=None,
-        task="toy",
-        split="test",
-        segments=[Segment("question", text)],
-        target=target,
-        label_set=list(label_set),
-        evidence=[],
-        llm_rationale=None,
-        llm_label=None,
-    )
-
-
-def recipe(student: ModelSource, task: TaskConfig = TOY, prefix: str = "", **config: Any) -> Answer:
-    return Answer(EvaluationConfig(**config), task, student, prefix, variant="words", seed=7, device="cpu", threads=1)
-
-
-def answered(student: ModelSource, row: Example, task: TaskConfig = TOY, prefix: str = "") -> Prediction:
-    (result,) = recipe(student, task, prefix).open()([row], Counter())
-    assert isinstance(result, Prediction)
-    return result
-
-
-def outcome(made: Prediction) -> tuple[str | None, str, bool | None]:
-    return made.answer, made.status, made.correct
+    return learnt(tmp_path_factory.mktemp("run"))
 
 
 # --- what becomes of an answer --------------------------------------------------------------------------------------------
@@ -162,88 +78,6 @@ def test_an_equation_is_right_by_its_value_and_half_an_equation_is_unparsed(stud
     svamp = Svamp(path="nowhere")
     assert outcome(answered(student, question("two and two", "8 / 2"), svamp)) == ("( 2 + 2 )", "ok", True)
     assert outcome(answered(student, question("is it blue", "8 / 2"), svamp, "say: ")) == (None, "unparsed", False)
-
-
-# --- ranked answers -------------------------------------------------------------------------------------------------------
-
-
-def ranked(student: ModelSource, row: Example, **config: Any) -> Prediction:
-    (result,) = recipe(student, answer="rank", **config).open()([row], Counter())
-    assert isinstance(result, Prediction)
-    return result
-
-
-def test_the_most_probable_entry_of_the_label_set_is_the_answer(student: ModelSource) -> None:
-    made = ranked(student, question("is it red", "no", ("no", "yes")))
-    assert (made.answer, made.raw, made.status, made.correct) == ("yes", "yes", "ok", False)
-    assert made.choice_logprobs[1] > math.log(0.5) > made.choice_logprobs[0]
-    assert ranked(student, question("is it red", None, ("no", "yes"))).correct is None
-
-
-def test_a_ranked_answer_need_not_be_what_would_be_written(student: ModelSource) -> None:
-    made = ranked(student, question("is it red", "no", ("no", "( 2 + 2 )")))
-    assert (made.answer, made.status) == (max(zip(made.choice_logprobs, made.label_set, strict=True))[1], "ok")
-    assert outcome(answered(student, question("is it red", "no", ("no", "( 2 + 2 )")))) == (None, "unparsed", False)
-
-
-def test_normalised_by_length_a_number_is_the_mean_over_the_tokens_of_its_choice(student: ModelSource) -> None:
-    row = question("is it red", "no", ("no", "( 2 + 2 )", "one two three"))
-    sums, means = ranked(student, row).choice_logprobs, ranked(student, row, length_normalised=True).choice_logprobs
-    family = open_family(load(student, "cpu"), student.config)
-    tokens = [len(family.encode_answer(label)) for label in row.label_set]
-    assert len(set(tokens)) == 3
-    assert means == pytest.approx([total / count for total, count in zip(sums, tokens, strict=True)], rel=1e-6)
-
-
-def test_a_row_without_a_label_set_cannot_be_ranked(student: ModelSource) -> None:
-    rows = [question("is it red"), question("is it red", "yes", ("yes", "no"))]
-    error, made = recipe(student, answer="rank").open()(rows, Counter())
-    assert (error.reason, made.answer) == ("missing_field", "yes")
-    assert "evaluation.answer" in error.detail
-
-
-def test_a_choice_that_no_answer_may_be_as_long_as_is_an_error_of_its_row(student: ModelSource) -> None:
-    row = question("is it red", "yes", ("yes", "one two three four five six and no"))
-    assert recipe(student, answer="rank").open()([row], Counter())[0].reason == "too_long"
-
-
-@pytest.mark.parametrize("kind", tiny.KINDS)
-@pytest.mark.parametrize("length_normalised", [False, True])
-def test_every_family_ranks_and_a_rows_numbers_do_not_depend_on_its_batch(
-    student: ModelSource, tmp_path: Path, kind: str, length_normalised: bool
-) -> None:
-    family = tiny.family(tiny.tiny_models(tmp_path)[kind])
-    rows = [row for row in tiny.rows_for(kind) if row.label_set]
-    config = {"answer": "rank", "length_normalised": length_normalised}
-    together = Answerer(recipe(student, **config), family).answer(rows, Counter())
-    alone = [Answerer(recipe(student, **config), family).answer([row], Counter())[0] for row in rows]
-    for row, one, other in zip(rows, together, alone, strict=True):
-        assert isinstance(one, Prediction)
-        assert isinstance(other, Prediction)
-        assert one.choice_logprobs == pytest.approx(other.choice_logprobs, abs=1e-5)
-        best = max(range(len(row.label_set)), key=lambda place: one.choice_logprobs[place])
-        assert one.answer == other.answer == row.label_set[best]
-
-
-@pytest.mark.parametrize("kind", ["classifier", "pooled", "scorer"])
-def test_the_length_of_a_choice_changes_nothing_where_it_is_not_written(student: ModelSource, tmp_path: Path, kind: str) -> None:
-    family, rows = tiny.family(tiny.tiny_models(tmp_path)[kind]), tiny.rows_for(kind)
-    plain = Answerer(recipe(student, answer="rank"), family).answer(rows, Counter())
-    assert Answerer(recipe(student, answer="rank", length_normalised=True), family).answer(rows, Counter()) == plain
-
-
-def test_a_number_that_is_not_finite_is_an_error_of_its_row(student: ModelSource) -> None:
-    family = tiny.family(tiny.tiny_classifier())
-    with torch.no_grad():
-        family.model.classifier.bias[0] = torch.nan
-    (error,) = Answerer(recipe(student, answer="rank"), family).answer(tiny.rows_for("classifier")[:1], Counter())
-    assert isinstance(error, RowError)
-    assert error.reason == "not_finite"
-
-
-def test_lengths_of_generated_answers_are_not_normalised() -> None:
-    with pytest.raises(ValueError, match="length_normalised is about ranked answers, got answer: generate"):
-        EvaluationConfig(length_normalised=True)
 
 
 # --- the stage ------------------------------------------------------------------------------------------------------------

@@ -15,105 +15,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd.arrow import from_table, to_table
-from kd.evaluation.erasing import Eraser, count_of, erased
+from kd.evaluation.erasing import Eraser
 from kd.evaluation.faithfulness import Faithfulness, FaithfulnessConfig, Teacher, measure
 from kd.evaluation.faithfulness_sums import FaithfulnessSums, Moments, faithfulness_sums
 from kd.evaluation.metrics import METRICS, About
 from kd.families.opening import open_family
 from kd.models import load
-from kd.rationales import AttributionSource, RationalesConfig, Rationalise, SourceConfig, TopK
+from kd.rationales import RationalesConfig
 from kd.rows import Erasure, Example, RationaleRow, RowError, Segment
-from kd.spans import words
 from tests import tiny
-from tests.test_rationales import attributed
+from tests.tiny_erasing import BASE, WEIGHTS, eraser, linear, measured, rationalised
 
-WEIGHTS = {"alpha": 0.4, "beta": 0.2, "gamma": 0.1, "delta": 0.05, "bank": 0.01}
-BASE = 0.125
-FRACTIONS = (0.25, 0.5)
 ABOUT = About("rationales", "audit", "attribution", None, "toy", "train")
-
-
-def linear(rows: Sequence[Example], tally: Counter[str]) -> list[float | RowError]:
-    """The toy teacher."""
-    tally["asked"] += len(rows)
-    texts = [[row.segments[word.segment].text[word.start : word.end] for word in words(row.segments)] for row in rows]
-    return [BASE + sum(WEIGHTS.get(word, 0.0) for word in text) for text in texts]
-
-
-def rationalised(
-    question: str = "alpha beta gamma delta?",
-    k: int = 1,
-    uid: str = "r1",
-    source: SourceConfig | None = None,
-    scores: dict[str, float] = WEIGHTS,
-    **changes: object,
-) -> RationaleRow:
-    """A question with two options, of which the best k words of the question are the rationale."""
-    segments = [Segment("question", question), Segment("prompt", "\n(a) "), Segment("choice", "bank"), Segment("choice", "park")]
-    found = [segments[word.segment].text[word.start : word.end] for word in words(segments)]
-    row = attributed(segments, [scores.get(word, 0.0) for word in found], uid=uid)
-    config = RationalesConfig(selection=TopK(k=k))
-    (made,) = Rationalise(config, source or AttributionSource()).open()([dataclasses.replace(row, **changes)], Counter())  # type: ignore[arg-type]
-    assert isinstance(made, RationaleRow)
-    return made
-
-
-def eraser(config: RationalesConfig | None = None, fractions: tuple[float, ...] = FRACTIONS, **changes: object) -> Eraser:
-    config = config or RationalesConfig()
-    ranked = functools.partial(config.candidates_of, heaviest_first=True)
-    return dataclasses.replace(Eraser(ranked, config.roles, fractions, 0), **changes)  # type: ignore[arg-type]
-
-
-def measured(row: RationaleRow, by: Eraser | None = None) -> dict[tuple[str, str, float], float]:
-    (made,) = measure([row], by or eraser(), linear, Counter())
-    assert isinstance(made, Erasure)
-    return {
-        (name, order, frac): fall for name, order, frac, fall in zip(made.measure, made.order, made.frac, made.fall, strict=True)
-    }
 
 
 def figures(rows: Sequence[RationaleRow], by: Eraser | None = None) -> dict[str, float | None]:
     made = measure(rows, by or eraser(), linear, Counter())
     assert all(isinstance(row, Erasure) for row in made)
     return {row.metric: row.value for row in faithfulness_sums(made).metrics(ABOUT)}  # type: ignore[arg-type]
-
-
-# --- what is left of a text ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "gone", "left"),
-    [
-        ("is it red ?", "it", "is red ?"),
-        ("is it red", "is", "it red"),
-        ("is it red", "red", "is it "),
-        ("is it  red", "is it", "red"),
-        ("a bank, or", "bank", "a , or"),
-        ("(bank)", "bank", "( )"),
-        ("red,blue", ",", "red blue"),
-        ("我爱你", "爱", "我 你"),
-        ("is it", "is it", ""),
-        ("is it", "", "is it"),
-    ],
-)
-def test_what_is_left_of_a_text(text: str, gone: str, left: str) -> None:
-    segments = [Segment("question", text), Segment("choice", "it is")]
-    spans = [word for word in words(segments, ["question"]) if text[word.start : word.end] in gone.split()]
-    assert erased(segments, spans) == (left, "it is")
-
-
-@given(st.text("ab1 ,.-'中🙂", max_size=20), st.integers(0, 2**20))
-def test_the_words_that_are_left_are_the_other_words(text: str, mask: int) -> None:
-    segments = [Segment("text", text)]
-    found = words(segments)
-    gone = [word for place, word in enumerate(found) if mask >> place & 1]
-    (left,) = erased(segments, gone)
-    kept = [text[word.start : word.end] for word in found if word not in gone]
-    assert [left[word.start : word.end] for word in words([Segment("text", left)])] == kept
-
-
-def test_a_share_of_words_is_rounded_up() -> None:
-    assert [count_of(0.01, 4), count_of(0.5, 4), count_of(0.5, 5), count_of(1.0, 5), count_of(0.1, 30)] == [1, 2, 3, 5, 3]
 
 
 # --- the linear teacher -------------------------------------------------------------------------------------------------
@@ -185,50 +104,6 @@ def test_each_text_is_asked_about_once() -> None:
     tally: Counter[str] = Counter()
     measure([rationalised("alpha")], eraser(), linear, tally)
     assert tally["asked"] == 2, "the whole text, which is what is left too, and the text without its only word"
-
-
-# --- what is erased, and what never is ----------------------------------------------------------------------------------
-
-
-def test_options_and_prompts_are_never_erased() -> None:
-    row = rationalised("alpha bank")
-    config = RationalesConfig(roles=("question", "choice"))
-    texts = [trial.texts for trial in eraser(config).trials(row)]
-    assert {text[1:] for text in texts} == {("\n(a) ", "bank", "park")}
-    assert {text[0] for text in texts} == {"alpha ", "bank"}
-
-
-def test_sufficiency_leaves_nothing_but_the_words_in_their_segments() -> None:
-    by = eraser(RationalesConfig(keep_stop_words=True))
-    left = {trial.texts[0] for trial in by.trials(rationalised("is it alpha, or not?")) if trial.measure == "sufficiency"}
-    assert all(len(text.split()) <= 3 for text in left)
-    assert not any("," in text or "?" in text for text in left)
-    assert "alpha " in left
-
-
-def test_all_occurrences_of_a_word_go_together() -> None:
-    texts = {(t.measure, t.texts[0]) for t in eraser().trials(rationalised("alpha beta Alpha beta?")) if t.order == "rationale"}
-    assert texts == {("comprehensiveness", "beta beta?"), ("sufficiency", "alpha Alpha ")}
-
-
-def test_words_that_the_teacher_had_not_read_do_not_come_in_when_the_text_is_shorter() -> None:
-    row = rationalised("alpha beta gamma")
-    cut = dataclasses.replace(
-        row,
-        truncated_tokens=1,
-        **{
-            name: [v for i, v in enumerate(getattr(row, name)) if i != 2]
-            for name in ("tokens", "token_segment", "token_start", "token_end", "scores")
-        },
-    )
-    assert eraser().whole(row)[0] == "alpha beta gamma"
-    assert eraser().whole(cut)[0] == "alpha beta "
-    assert not any("gamma" in trial.texts[0] for trial in eraser().trials(cut))
-
-
-def test_a_source_that_does_not_follow_the_importance_has_its_rationale_measured_alone() -> None:
-    orders = {order for _, order, _ in measured(rationalised(), eraser(by_importance=False))}
-    assert orders == {"rationale", "rationale_random"}
 
 
 # --- what cannot be measured --------------------------------------------------------------------------------------------

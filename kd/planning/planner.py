@@ -145,7 +145,7 @@ def _evaluation(sampled: Sampled) -> StagePlan:
     flops = 0.0
     for family, models in ((sampled.teacher_family, 1), (sampled.student_family, sampled.students)):
         shape = shape_of(family.loaded)
-        flops += models * rows * statistics.fmean(answered(shape, row) for row in read(family, sample).of_rows)
+        flops += models * rows * statistics.fmean(answered(shape, config, row) for row in read(family, sample).of_rows)
     return StagePlan(rows * (1 + sampled.students), flops, max(_gib(sampled.teacher_family), _gib(sampled.student_family)))
 
 
