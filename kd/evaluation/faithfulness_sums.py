@@ -12,7 +12,7 @@ CONTROLS = (("importance", "random"), ("importance", "lexical"), ("rationale", "
 """Orders of words, each with the one that it must beat."""
 
 _FALLS_MORE = {"comprehensiveness": 1, "sufficiency": -1}
-"""Whether the better words make the probability fall more, or less."""
+"""1 where the better words make the probability fall more, -1 where they make it fall less."""
 
 
 @dataclass(frozen=True)
