@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
@@ -129,6 +129,7 @@ def test_generated_answers_have_no_calibration_error() -> None:
 # --- what adds up, and what is left out ---------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 30), st.integers(0, 30))
 def test_sums_of_shards_add_up_in_any_order(seed: int, first: int, second: int) -> None:
     rows = drawn(seed, 30)

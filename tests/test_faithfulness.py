@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd.arrow import from_table, to_table
@@ -58,6 +58,7 @@ def test_figures_are_means_over_fractions_and_rows() -> None:
     assert not [name for name in found if name.startswith("comprehensiveness:rationale@")]
 
 
+@settings(deadline=None)
 @given(st.permutations(list(WEIGHTS)[:4]), st.integers(1, 4))
 def test_for_a_linear_teacher_the_two_measures_share_out_the_weight_of_all_words(order: list[str], k: int) -> None:
     falls = measured(rationalised(" ".join(order), k))
