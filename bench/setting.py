@@ -43,7 +43,7 @@ def describe(record: Record, given: argparse.Namespace, rows: int) -> None:
 def end(record: Record, given: argparse.Namespace) -> None:
     """Leave with the bars' status; a note says where they were not judged on what they are about."""
     if given.data is None:
-        print("the text is made up, the bars are about real text: make bench-attribution BENCH_DATA=FOLDER", file=sys.stderr)
+        print("the text is made up, the bars are about real text: give make BENCH_DATA=FOLDER", file=sys.stderr)
     record.end()
 
 

@@ -7,6 +7,7 @@ from typing import ParamSpec, TypeVar
 
 from jobs.wiring import EXAMPLES, TEACHER, Wiring
 from kd.errors import StageError
+from kd.evaluation.answer_sums import answer_sums
 from kd.evaluation.metrics import About, Counts, chance, chance_metrics, is_near_chance, rationale_sums, wilson
 from kd.manifests import Manifest, Shard
 from kd.reporting.report import Report, Shown
@@ -87,7 +88,9 @@ class Findings:
     def _answers(self) -> Iterator[MetricRow]:
         for (name, seed), found in self._predictions.items():
             if found:
-                yield from Counts.of(found[1].counts).metrics(self._about(name, seed))
+                folder, manifest = found
+                yield from Counts.of(manifest.counts).metrics(self._about(name, seed))
+                yield from answer_sums(self._sample(folder, manifest.shards, Prediction)).metrics(self._about(name, seed))
 
     def _chance(self) -> Iterator[MetricRow]:
         if self.wiring.examples_if_any is not None:

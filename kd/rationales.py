@@ -223,10 +223,13 @@ class RationalesConfig(Frozen):
             for group in groups.values()
         ]
 
-    def candidates_of(self, row: RationaleRow) -> list[tuple[int, ...]]:
+    def candidates_of(self, row: RationaleRow, heaviest_first: bool = False) -> list[tuple[int, ...]]:
         """The same of a finished row: for each candidate the indices of its occurrences."""
         found = list(map(Span, row.word_segment, row.word_start, row.word_end))
-        return [candidate.occurrences for candidate in self.candidates(row, found, row.importance)]
+        candidates = self.candidates(row, found, row.importance)
+        if heaviest_first:
+            candidates.sort(key=lambda candidate: -candidate.weight)
+        return [candidate.occurrences for candidate in candidates]
 
     def select(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates of the largest weight, best first; ties go to the earlier position."""

@@ -98,7 +98,6 @@ class Example(Row):
         )
 
     def tally(self) -> tuple[str, ...]:
-        """What the manifest counts about this row."""
         return ("unlabelled",) if self.target is None and self.error is None else ()
 
 
@@ -136,7 +135,6 @@ class Attribution(Example):
         _check_spans(self.segments, self.token_segment, self.token_start, self.token_end)
 
     def tally(self) -> tuple[str, ...]:
-        """What the manifest counts about this row."""
         if self.error is not None:
             return ()
         right = [self.target is not None and self.target == own for own in (self.ranked, self.generated)]
@@ -167,7 +165,6 @@ class RationaleRow(Attribution):
         _check_spans(self.segments, self.word_segment, self.word_start, self.word_end)
 
     def tally(self) -> tuple[str, ...]:
-        """What the manifest counts about this row."""
         return ("empty_rationale",) if self.error is None and not self.rationale_text else ()
 
 
@@ -181,7 +178,8 @@ class Prediction(Example):
 
     `raw` is the text as generated, `answer` what it was read as (null unless `status` is ok). Unparsed is not wrong:
     `correct` is false for both, and the report prints both. `correct` is null where the example has no target.
-    `student` is the model, `variant` and `seed` the run that made it ("teacher" and 0 for the teacher).
+    `choice_logprobs` are the numbers in nats by which the label set was ranked (`evaluation.length_normalised`), none where
+    the answer was generated. `student` is the model, `variant` and `seed` the run that made it ("teacher", 0 for the teacher).
     """
 
     student: str
@@ -204,7 +202,6 @@ class Prediction(Example):
         )
 
     def tally(self) -> tuple[str, ...]:
-        """What the manifest counts about this row."""
         if self.error is not None:
             return ()
         cut = ("input_truncated",) * (self.truncated_tokens > 0)
@@ -229,10 +226,29 @@ class Features(Row):
         check_parallel(self, "term", "input_ids", "target_ids")
 
     def tally(self) -> tuple[str, ...]:
-        """What the manifest counts about this row."""
         if self.error is not None:
             return ()
         return ("truncated",) * self.truncated + ("teaches_nothing",) * (not self.term)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erasure(Row):
+    """How far the teacher's `probability` of the answer that it explained falls where words are erased from a row's text.
+
+    Parallel lists, one entry per text that it was asked about: the `measure`, the `order` in which words were taken, which
+    share of them (`frac`), and the `fall`, negative where the probability rose.
+    """
+
+    explained_answer: str
+    probability: float
+    measure: list[str]
+    order: list[str]
+    frac: list[float]
+    fall: list[float]
+
+    def __post_init__(self) -> None:
+        Row.__post_init__(self)
+        check_parallel(self, "measure", "order", "frac", "fall")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

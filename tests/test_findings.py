@@ -15,7 +15,7 @@ from jobs.findings import Findings
 from jobs.wiring import TEACHER, Wiring
 from kd.config import Config
 from kd.store import Store
-from tests.mini import TINY, alone, mini_config, prepared, studied, taught, write_mini
+from tests.mini import TINY, alone, mini_config, plain, prepared, studied, taught, write_mini
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,21 @@ def test_a_run_that_has_not_begun_has_a_report(done: Wiring, tmp_path: Path) -> 
     assert set(empty.stages.values()) == {None}
     assert (list(empty.metrics), list(empty.examples)) == ([], [])
     assert not (tmp_path / "empty").exists()
+
+
+def test_ranked_answers_have_a_calibration_error_and_generated_ones_the_reason(done: Wiring, tmp_path: Path) -> None:
+    shutil.copytree(done.store.root, tmp_path / "run")
+    ranked = Wiring(changed(done, evaluation={"answer": "rank"}).config, Store.at(str(tmp_path / "run")))
+    plain(ranked.store, ranked.predictions())
+    for wiring, rows in ((ranked, 20), (done, 0)):
+        found = Findings(wiring).report()
+        errors = [row for row in found.metrics if row.metric == "calibration_error"]
+        assert [(row.variant, row.n, row.value is None) for row in errors] == [
+            (name, rows, not rows) for name in ("teacher", "label-only", "attribution")
+        ]
+        assert {row.value for row in found.metrics if row.metric == "parse_rate"} <= {1.0} or wiring is done
+        notes = [note for table in found.tables for note in table.notes if note.startswith("No calibration error")]
+        assert bool(notes) == (wiring is done)
 
 
 def validated(done: Wiring, folder: Path, accuracy: float | None, rows: int) -> Wiring:

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd.evaluation.metrics import (
-    METRICS,
     About,
     Counts,
     Mean,
@@ -287,14 +286,3 @@ def test_the_completeness_gap_is_the_mean_distance_whatever_its_sign() -> None:
     assert (found.value, found.n) == (pytest.approx(0.3), 2)
     without = by_name(rationale_sums([plain], every_word).metrics(about("attribution", None)))["completeness_gap_nats"]
     assert (without.value, without.n) == (None, 0)
-
-
-# --- the registry -------------------------------------------------------------------------------------------------------
-
-
-def test_every_metric_that_is_made_has_a_name_a_range_a_direction_and_a_meaning() -> None:
-    rows = Counts(ok=1, correct=1).metrics(about()) + RationaleSums(rows=1).metrics(about())
-    rows += over_seeds(rows) + chance_metrics(Mean(0.5, 1), about())
-    assert {row.metric for row in rows} == set(METRICS)
-    assert all(METRICS[row.metric].higher_is_better == row.higher_is_better for row in rows)
-    assert all(metric.low < metric.high and metric.meaning for metric in METRICS.values())

@@ -13,7 +13,8 @@ from kd.attribution.engine import AttributionConfig
 from kd.attribution.methods import Case, InputXGradient, IntegratedGradients, MethodConfig, Occlusion, Saliency
 from kd.cost import Shape, answered_row, explained_row, learned_row, written_row
 from kd.errors import ConfigError
-from kd.planning.compute import attributed, trained
+from kd.evaluation.answers import EvaluationConfig
+from kd.planning.compute import answered, attributed, trained
 from kd.planning.lengths import Length, histogram
 from kd.planning.plan import StagePlan, cut_in_shards, makespan, on_actors, on_gpu, smaller_shard, suggested_shard
 from kd.planning.price import read_prices
@@ -67,6 +68,12 @@ def test_an_explained_row_costs_its_passes_and_the_answers_that_are_wanted() -> 
     assert attributed(SHAPE, steps, ROW) == pytest.approx(22 * gold.forward + 20 * gold.backward)
     words = AttributionConfig(answers=False, method=Occlusion())
     assert attributed(SHAPE, words, ROW) == 8 * gold.forward
+
+
+def test_a_ranked_row_is_read_once_and_costs_each_of_its_answers() -> None:
+    assert answered(SHAPE, EvaluationConfig(), ROW) == answered_row(SHAPE, 10, 5)
+    ranked = answered_row(SHAPE, 10, 1) + written_row(SHAPE, 10, 3) + written_row(SHAPE, 10, 5)
+    assert answered(SHAPE, EvaluationConfig(answer="rank"), ROW) == ranked
 
 
 def test_training_costs_six_flop_per_weight_and_token_and_the_validations_their_answers() -> None:

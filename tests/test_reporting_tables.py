@@ -34,6 +34,14 @@ def test_rows_without_labels_have_a_dash_and_the_reason() -> None:
     assert table.notes[1].startswith("No chance level")
 
 
+def test_a_model_that_answered_no_row_has_a_dash_and_another_reason() -> None:
+    nothing = Counts().metrics(About("student", "evaluate", "failed", 0, "toy", "test"))
+    table = accuracy_table([*FULL, *nothing])
+    assert table.rows[-2] == ("failed", "–", "–", "–", "0", "–", "–")
+    assert "No accuracy for failed: every row has an error, or there is none." in table.notes
+    assert table.rows[:4] == accuracy_table(FULL).rows[:4]
+
+
 def test_rationales_without_evidence_have_a_dash_and_the_reason() -> None:
     table = rationale_table(rationales("llm", 0, with_evidence=0))
     assert table.rows[0] == ("llm", "–", "–", "3.0", "0.5", "200", "0")

@@ -45,6 +45,7 @@ def test_without_a_label_only_variant_the_next_best_is_named() -> None:
         ([], "No student has been evaluated yet."),
         (answers("teacher", 95, subject="teacher"), "No student has been evaluated yet."),
         (unlabelled("plain"), "No accuracy: the 50 evaluated rows have no labels. The predictions are kept."),
+        (answers("words", 0, rows=0), "No accuracy: no student has answered a row; every row has an error, or there is none."),
         (answers("words", 50, 60), "words has a mean accuracy of 55.0% over 2 seeds; no other variant has one."),
     ],
 )

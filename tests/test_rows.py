@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 
 from kd import arrow, rows
-from kd.rows import Attribution, Example, Features, MetricRow, Prediction, RationaleRow, RowError, Segment, Span
+from kd.rows import Attribution, Erasure, Example, Features, MetricRow, Prediction, RationaleRow, RowError, Segment, Span
 from kd.shards import check_conserved
 
 GOLDEN = Path(__file__).parent / "golden" / "schemas.txt"
-ROW_TYPES = (Example, Attribution, RationaleRow, Prediction, Features, MetricRow)
+ROW_TYPES = (Example, Attribution, RationaleRow, Prediction, Features, Erasure, MetricRow)
 
 
 def example(uid: str = "a", **changes: object) -> Example:

@@ -1,16 +1,17 @@
-"""A model answers examples: each row is read, answered greedily, and its answer read and judged.
+"""A model answers examples: it generates an answer, which is read and judged, or it ranks the answers to choose from.
 
-An answer that cannot be read is `unparsed`, one that met the length limit `truncated`: neither is called wrong, and
-nothing else is put in its place.
+A generated answer that cannot be read is `unparsed`, one that met the length limit `truncated`: neither is called wrong,
+and nothing else is put in its place. A ranked answer is always one of the label set.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from kd.batching import MicroBatches
 from kd.errors import RowFault
@@ -22,6 +23,7 @@ from kd.tasks.base import TaskConfig, normalise
 if TYPE_CHECKING:
     from collections import Counter
 
+    from kd.families.base import Answer as AnswerIds
     from kd.families.base import Family, Generated
     from kd.families.text import Encoded
     from kd.shards import Apply
@@ -34,10 +36,22 @@ class EvaluationConfig(Frozen):
     """The split that is answered. Settings are tuned on validation; test is for the numbers that are reported."""
     limit_rows: PositiveInt | None = None
     """Only the first rows of the split; null for all."""
+    answer: Literal["generate", "rank"] = "generate"
+    """How a model answers: it writes the likeliest token again and again, or it takes the most probable entry of the label
+    set. A row without a label set cannot be ranked and gets an error."""
+    length_normalised: bool = False
+    """With `rank`: an entry's log-probability is divided by its number of tokens, its end among them, so that long ones
+    are not at a disadvantage. It changes nothing for classifiers, whose answers are not written token by token."""
     batch_tokens: PositiveInt = 16384
     """Padded tokens of input and answer that go through the model at once; memory grows with it."""
     max_error_frac: float = Field(default=0.01, ge=0, le=1)
     """The stage fails where more than this share of the rows that reach it without an error gets one."""
+
+    @model_validator(mode="after")
+    def _lengths_are_of_ranked_answers(self) -> EvaluationConfig:
+        if self.length_normalised and self.answer != "rank":
+            raise ValueError(f"length_normalised is about ranked answers, got answer: {self.answer}; set answer: rank")
+        return self
 
 
 @dataclass(frozen=True)
@@ -67,10 +81,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Question:
-    """A row ready for the model."""
+    """A row ready for the model; `choices` are the answers that are ranked, none where one is generated."""
 
     row: Example
     encoded: Encoded
+    choices: list[AnswerIds]
     size: tuple[int, int]
 
 
@@ -95,18 +110,47 @@ class Answerer:
         if isinstance(encoded, RowFault):
             return encoded
         try:
-            self._family.check_labels(row.label_set)
+            choices = self._choices(row)
         except RowFault as fault:
             return fault
-        return _Question(row, encoded, self._family.size(encoded, []))
+        return _Question(row, encoded, choices, self._family.size(encoded, choices))
 
-    def _predict(self, questions: list[_Question]) -> list[Prediction]:
-        said = self._family.read([question.encoded for question in questions]).generate()
-        return [self._prediction(*parts) for parts in zip(questions, said, strict=True)]
+    def _choices(self, row: Example) -> list[AnswerIds]:
+        """The answers to rank, as the model writes them; none where it generates one. Raises the RowFault of a label."""
+        if self._recipe.config.answer == "generate":
+            self._family.check_labels(row.label_set)
+            return []
+        if not row.label_set:
+            raise RowFault("missing_field", "evaluation.answer = rank, and the row has no set of answers; set it to generate")
+        return [self._family.encode_answer(label) for label in row.label_set]
 
-    def _prediction(self, question: _Question, said: Generated) -> Prediction:
+    def _predict(self, questions: list[_Question]) -> list[Prediction | RowError]:
+        reading = self._family.read([question.encoded for question in questions])
+        if self._recipe.config.answer == "generate":
+            said = reading.generate()
+            return [self._generated(*parts) for parts in zip(questions, said, strict=True)]
+        logprobs = reading.logprobs([question.choices for question in questions])
+        return [self._ranked(*parts) for parts in zip(questions, logprobs, strict=True)]
+
+    def _generated(self, question: _Question, said: Generated) -> Prediction:
+        answer = self._read(said, question.row) if said.finished else None
+        status = "truncated" if not said.finished else "unparsed" if answer is None else "ok"
+        return self._prediction(question, answer, said.text, status, [])
+
+    def _ranked(self, question: _Question, logprobs: list[float]) -> Prediction | RowError:
+        """The entry of the label set with the largest number, the first of equals."""
+        if self._recipe.config.length_normalised:
+            factors = [self._family.factors(choice) for choice in question.choices]
+            logprobs = [logprob / count for logprob, count in zip(logprobs, factors, strict=True)]
+        if not all(map(math.isfinite, logprobs)):
+            return RowError("not_finite", "the log-probability of an answer is not a finite number; try dtype float32")
+        answer = question.row.label_set[max(range(len(logprobs)), key=lambda place: logprobs[place])]
+        return self._prediction(question, answer, answer, "ok", logprobs)
+
+    def _prediction(
+        self, question: _Question, answer: str | None, raw: str, status: str, choice_logprobs: list[float]
+    ) -> Prediction:
         row, task = question.row, self._recipe.task
-        answer = self._read(said, row) if said.finished else None
         right = answer is not None and row.target is not None and task.judge(answer, row.target)
         return extended(
             row,
@@ -115,9 +159,9 @@ class Answerer:
             variant=self._recipe.variant,
             seed=self._recipe.seed,
             answer=answer,
-            raw=said.text,
-            choice_logprobs=[],
-            status="truncated" if not said.finished else "unparsed" if answer is None else "ok",
+            raw=raw,
+            choice_logprobs=choice_logprobs,
+            status=status,
             correct=None if row.target is None else right,
             truncated_tokens=question.encoded.truncated_tokens,
         )

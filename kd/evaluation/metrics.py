@@ -36,13 +36,24 @@ _ENTRIES = (
     Metric("accuracy_chance", 0, 1, True, "rows", "accuracy of guessing evenly among each row's label set"),
     Metric("parse_rate", 0, 1, True, "rows", "share of rows whose answer could be read"),
     Metric("truncation_rate", 0, 1, False, "rows", "share of rows whose answer was cut at the length limit"),
+    Metric("macro_f1", 0, 1, True, "rows", "mean of F1 over the labels, where all rows have the same; null where they differ"),
+    Metric("f1", 0, 1, True, "rows", "twice the right answers, by the rows with this target and those with this answer"),
+    Metric("precision", 0, 1, True, "rows", "share of the rows with this answer that are right"),
+    Metric("recall", 0, 1, True, "rows", "share of the rows with this target that are right"),
+    Metric("calibration_error", 0, 1, False, "rows", "mean distance of a ranking's confidence from its accuracy, in 15 bins"),
     Metric("evidence_hit_rate", 0, 1, True, "rows", "share of rows with evidence whose rationale touches it"),
     Metric("evidence_hit_chance", 0, 1, True, "rows", "the same for as many words drawn evenly from the same candidates"),
     Metric("rationale_words", 0, math.inf, False, "rows", "mean number of the row's candidate words in its rationale"),
     Metric("empty_rationale_rate", 0, 1, False, "rows", "share of rows whose rationale is empty"),
+    Metric("answer_probability", 0, 1, True, "rows", "mean probability that the teacher gives the answer that it explained"),
+    Metric("comprehensiveness", -1, 1, True, "rows", "mean fall of that probability when the words are erased (ERASER)"),
+    Metric("sufficiency", -1, 1, False, "rows", "mean fall of that probability when no other words are left (ERASER)"),
+    Metric("comprehensiveness_gain", -2, 2, True, "rows", "comprehensiveness above that of the control's words"),
+    Metric("sufficiency_gain", -2, 2, True, "rows", "sufficiency below that of the control's words"),
     Metric("completeness_gap_nats", 0, math.inf, False, "rows", "mean distance of scores from the sum that their method claims"),
 )
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ENTRIES}
+"""By name. In `MetricRow.metric` a colon may follow, and what part of the rows it is about: the label in `f1:yes`."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +67,10 @@ class About:
     task: str
     split: str
 
-    def row(self, metric: str, value: float | None, n: int, interval: tuple[float, float] | None = None) -> MetricRow:
-        """A number as a row of the report."""
+    def row(
+        self, metric: str, value: float | None, n: int, interval: tuple[float, float] | None = None, of: str | None = None
+    ) -> MetricRow:
+        """A number as a row of the report; `of` says what part of the rows it is about."""
         low, high = interval or (None, None)
         return MetricRow(
             subject=self.subject,
@@ -66,7 +79,7 @@ class About:
             seed=self.seed,
             task=self.task,
             split=self.split,
-            metric=metric,
+            metric=metric if of is None else f"{metric}:{of}",
             value=value,
             ci_low=low,
             ci_high=high,

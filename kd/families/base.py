@@ -160,6 +160,10 @@ class Family(ABC):
         """Input and answer tokens that a row takes in a batch; without answers the most that may be generated."""
         return len(encoded.ids), max(map(len, answers), default=self.max_generated_tokens)
 
+    def factors(self, answer: Answer) -> int:
+        """How many probabilities an answer's is the product of: one for each token that is written, the end among them."""
+        return len(answer)
+
     # --- tokens to answers ---
 
     @abstractmethod

@@ -133,6 +133,10 @@ class ChoiceScorer(Family):
         assert isinstance(encoded, Alternatives)  # encode_rows makes nothing else
         return len(encoded.inputs) * max(len(one.ids) for one in encoded.inputs.values()), 0
 
+    def factors(self, answer: Answer) -> int:  # noqa: ARG002
+        """One, a choice's share of the softmax, however many tokens it has."""
+        return 1
+
     def read(self, rows: Sequence[Encoded], differentiable: bool = False) -> Reading:  # noqa: ARG002
         """The gradient is taken at one choice's input only, so that is read again in `explained`."""
         return ScorerReading(self, [row for row in rows if isinstance(row, Alternatives)])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from kd.attribution.engine import AttributionConfig
 from kd.cost import Shape, answered_row, explained_row, learned_row, written_row
+from kd.evaluation.answers import EvaluationConfig
 from kd.planning.lengths import Length
 from kd.rows import Features
 from kd.training.config import LoopConfig
@@ -24,9 +25,12 @@ def attributed(shape: Shape, config: AttributionConfig, row: Length) -> float:
     return flops
 
 
-def answered(shape: Shape, row: Length) -> float:
-    """One row answered, by an answer as long as the row's longest."""
-    return answered_row(shape, row.size[0], row.longest)
+def answered(shape: Shape, config: EvaluationConfig, row: Length) -> float:
+    """One row answered: by an answer as long as the row's longest, or by ranking all its answers."""
+    inputs = row.size[0]
+    if config.answer == "generate":
+        return answered_row(shape, inputs, row.longest)
+    return answered_row(shape, inputs, 1) + sum(written_row(shape, inputs, answer) for answer in row.answers)
 
 
 def learned(shape: Shape, rows: Sequence[Features]) -> float:

@@ -153,7 +153,7 @@ def _evaluation(sampled: Sampled) -> StagePlan:
     flops = 0.0
     for family, count in models:
         shape = shape_of(family.loaded)
-        flops += count * rows * statistics.fmean(answered(shape, row) for row in read(family, sample).of_rows)
+        flops += count * rows * statistics.fmean(answered(shape, config, row) for row in read(family, sample).of_rows)
     return StagePlan(rows * sum(count for _, count in models), flops, max(_gib(family) for family, _ in models))
 
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kd.evaluation.metrics import METRICS, over_seeds
 from kd.manifests import Manifest
 from kd.rationales import UNEXPLAINED
+from kd.reporting.answer_table import answer_table
 from kd.reporting.heatmap import drawn
 from kd.reporting.plots import dot_plot
 from kd.reporting.tables import (
@@ -71,9 +72,9 @@ class Report:
 
     @cached_property
     def tables(self) -> list[Table]:
-        """Accuracy, rationales, training, stages."""
-        trained = training_table(self.stages)
-        return [accuracy_table(self.metrics), rationale_table(self.metrics), trained, stage_table(self.stages)]
+        """Accuracy, answers, rationales, training, stages."""
+        of_rows = [accuracy_table(self.metrics), answer_table(self.metrics), rationale_table(self.metrics)]
+        return [*of_rows, training_table(self.stages), stage_table(self.stages)]
 
 
 # --- in words -----------------------------------------------------------------------------------------------------------
@@ -85,8 +86,11 @@ def headline(report: Report) -> str:
     judged = sorted((score for score in students if score.mean is not None), key=lambda score: -(score.mean or 0.0))
     if not students:
         return "No student has been evaluated yet."
+    answered = max(score.rows for score in students)
+    if not judged and not answered:
+        return "No accuracy: no student has answered a row; every row has an error, or there is none."
     if not judged:
-        return f"No accuracy: the {students[0].rows:,} evaluated rows have no labels. The predictions are kept."
+        return f"No accuracy: the {answered:,} evaluated rows have no labels. The predictions are kept."
     best, others = judged[0], judged[1:]
     if not others:
         return f"{best.variant} has a mean accuracy of {percent(best.mean)}% over {_seeds(judged)}; no other variant has one."
@@ -150,12 +154,13 @@ def to_html(report: Report) -> str:
     page = Environment(
         loader=PackageLoader("kd.reporting", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.j2")
-    accuracy, rationales, training, stages = report.tables
+    accuracy, answers, rationales, training, stages = report.tables
     return page.render(
         report=report,
         headline=headline(report),
         warnings=warnings(report),
         accuracy=accuracy,
+        answers=answers,
         rationales=rationales,
         training=training,
         stages=stages,

@@ -110,10 +110,12 @@ def accuracy_table(metrics: Sequence[MetricRow]) -> Table:
 
 
 def _accuracy_notes(found: Sequence[Score], level: float | None) -> list[str]:
-    unlabelled = [score.variant for score in found if score.mean is None]
+    unanswered = [score.variant for score in found if score.mean is None and not score.rows]
+    unlabelled = [score.variant for score in found if score.mean is None and score.rows]
     single = [score.variant for score in found if score.mean is not None and score.spread is None]
     reasons = {
         "Nothing has been evaluated: run evaluate.": not found,
+        f"No accuracy for {', '.join(unanswered)}: every row has an error, or there is none.": unanswered,
         f"No accuracy for {', '.join(unlabelled)}: the rows have no labels; the predictions are kept.": unlabelled,
         f"No spread for {', '.join(single)}: a single seed has none.": single,
         "No chance level: no labelled row has a set of answers to guess from.": found and level is None,

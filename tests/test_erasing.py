@@ -1,0 +1,95 @@
+"""Which words are erased from a text, in which order, and what is left."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kd.evaluation.erasing import count_of, erased
+from kd.rationales import RationalesConfig
+from kd.rows import Segment
+from kd.spans import words
+from tests.tiny_erasing import eraser, measured, rationalised
+
+# --- what is left of a text ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "gone", "left"),
+    [
+        ("is it red ?", "it", "is red ?"),
+        ("is it red", "is", "it red"),
+        ("is it red", "red", "is it "),
+        ("is it  red", "is it", "red"),
+        ("a bank, or", "bank", "a , or"),
+        ("(bank)", "bank", "( )"),
+        ("red,blue", ",", "red blue"),
+        ("我爱你", "爱", "我 你"),
+        ("is it", "is it", ""),
+        ("is it", "", "is it"),
+    ],
+)
+def test_what_is_left_of_a_text(text: str, gone: str, left: str) -> None:
+    segments = [Segment("question", text), Segment("choice", "it is")]
+    spans = [word for word in words(segments, ["question"]) if text[word.start : word.end] in gone.split()]
+    assert erased(segments, spans) == (left, "it is")
+
+
+@settings(deadline=None)
+@given(st.text("ab1 ,.-'中🙂", max_size=20), st.integers(0, 2**20))
+def test_the_words_that_are_left_are_the_other_words(text: str, mask: int) -> None:
+    segments = [Segment("text", text)]
+    found = words(segments)
+    gone = [word for place, word in enumerate(found) if mask >> place & 1]
+    (left,) = erased(segments, gone)
+    kept = [text[word.start : word.end] for word in found if word not in gone]
+    assert [left[word.start : word.end] for word in words([Segment("text", left)])] == kept
+
+
+def test_a_share_of_words_is_rounded_up() -> None:
+    assert [count_of(0.01, 4), count_of(0.5, 4), count_of(0.5, 5), count_of(1.0, 5), count_of(0.1, 30)] == [1, 2, 3, 5, 3]
+
+
+# --- what is erased, and what never is ----------------------------------------------------------------------------------
+
+
+def test_options_and_prompts_are_never_erased() -> None:
+    row = rationalised("alpha bank")
+    config = RationalesConfig(roles=("question", "choice"))
+    texts = [trial.texts for trial in eraser(config).trials(row)]
+    assert {text[1:] for text in texts} == {("\n(a) ", "bank", "park")}
+    assert {text[0] for text in texts} == {"alpha ", "bank"}
+
+
+def test_sufficiency_leaves_nothing_but_the_words_in_their_segments() -> None:
+    by = eraser(RationalesConfig(keep_stop_words=True))
+    left = {trial.texts[0] for trial in by.trials(rationalised("is it alpha, or not?")) if trial.measure == "sufficiency"}
+    assert all(len(text.split()) <= 3 for text in left)
+    assert not any("," in text or "?" in text for text in left)
+    assert "alpha " in left
+
+
+def test_all_occurrences_of_a_word_go_together() -> None:
+    texts = {(t.measure, t.texts[0]) for t in eraser().trials(rationalised("alpha beta Alpha beta?")) if t.order == "rationale"}
+    assert texts == {("comprehensiveness", "beta beta?"), ("sufficiency", "alpha Alpha ")}
+
+
+def test_words_that_the_teacher_had_not_read_do_not_come_in_when_the_text_is_shorter() -> None:
+    row = rationalised("alpha beta gamma")
+    cut = dataclasses.replace(
+        row,
+        truncated_tokens=1,
+        **{
+            name: [v for i, v in enumerate(getattr(row, name)) if i != 2]
+            for name in ("tokens", "token_segment", "token_start", "token_end", "scores")
+        },
+    )
+    assert eraser().whole(row)[0] == "alpha beta gamma"
+    assert eraser().whole(cut)[0] == "alpha beta "
+    assert not any("gamma" in trial.texts[0] for trial in eraser().trials(cut))
+
+
+def test_a_source_that_does_not_follow_the_importance_has_its_rationale_measured_alone() -> None:
+    orders = {order for _, order, _ in measured(rationalised(), eraser(by_importance=False))}
+    assert orders == {"rationale", "rationale_random"}

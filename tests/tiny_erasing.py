@@ -1,0 +1,55 @@
+"""A linear teacher, whose probability of the answer is the sum of the weights of the words that it reads, and rows for it."""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Sequence
+
+from kd.evaluation.erasing import Eraser
+from kd.evaluation.faithfulness import measure
+from kd.rationales import AttributionSource, RationalesConfig, Rationalise, TopK
+from kd.rows import Erasure, Example, RationaleRow, RowError, Segment
+from kd.spans import words
+from tests.test_rationales import attributed
+
+WEIGHTS = {"alpha": 0.4, "beta": 0.2, "gamma": 0.1, "delta": 0.05, "bank": 0.01}
+BASE = 0.125
+FRACTIONS = (0.25, 0.5)
+
+
+def linear(rows: Sequence[Example], tally: Counter[str]) -> list[float | RowError]:
+    """The toy teacher."""
+    tally["asked"] += len(rows)
+    texts = [[row.segments[word.segment].text[word.start : word.end] for word in words(row.segments)] for row in rows]
+    return [BASE + sum(WEIGHTS.get(word, 0.0) for word in text) for text in texts]
+
+
+def rationalised(
+    question: str = "alpha beta gamma delta?",
+    k: int = 1,
+    uid: str = "r1",
+    scores: dict[str, float] = WEIGHTS,
+    **changes: object,
+) -> RationaleRow:
+    """A question with two options, of which the best k words of the question are the rationale."""
+    segments = [Segment("question", question), Segment("prompt", "\n(a) "), Segment("choice", "bank"), Segment("choice", "park")]
+    found = [segments[word.segment].text[word.start : word.end] for word in words(segments)]
+    row = attributed(segments, [scores.get(word, 0.0) for word in found], uid=uid)
+    config = RationalesConfig(selection=TopK(k=k))
+    (made,) = Rationalise(config, AttributionSource()).open()([dataclasses.replace(row, **changes)], Counter())  # type: ignore[arg-type]
+    assert isinstance(made, RationaleRow)
+    return made
+
+
+def eraser(config: RationalesConfig | None = None, fractions: tuple[float, ...] = FRACTIONS, **changes: object) -> Eraser:
+    config = config or RationalesConfig()
+    ranked = functools.partial(config.candidates_of, heaviest_first=True)
+    return dataclasses.replace(Eraser(ranked, config.roles, fractions, 0), **changes)  # type: ignore[arg-type]
+
+
+def measured(row: RationaleRow, by: Eraser | None = None) -> dict[tuple[str, str, float], float]:
+    (made,) = measure([row], by or eraser(), linear, Counter())
+    assert isinstance(made, Erasure)
+    return {
+        (name, order, frac): fall for name, order, frac, fall in zip(made.measure, made.order, made.frac, made.fall, strict=True)
+    }
