@@ -27,9 +27,9 @@ SHORT = LoopConfig(steps=6, batch_rows=8, learning_rate=3e-3, clip_norm=0.5, wei
 
 
 def row(number: int, split: str) -> RationaleRow:
-    """A question of four words, the second of which decides the answer; every third row is unlabelled or errored, and of the
+    """A question of four to seven words, the second of which decides the answer; every third row is unlabelled or errored, and of the
     others every fifth has no rationale."""
-    words = [WORDS[(number * step + step) % len(WORDS)] for step in (1, 3, 5, 7)]
+    words = [WORDS[(number * step + step) % len(WORDS)] for step in (1, 3, 5, 7)] + ["river"] * (number % 4)
     target = ("yes", "no")[WORDS.index(words[1]) % 2]
     plain = example(" ".join(words), ("yes", "no"), target, uid=f"{split}{number}", split=split)
     if split == "train" and number % 3 == 0:
