@@ -46,7 +46,7 @@ bench-plan: $(READY)  ## whether the time that `jobs.plan` gives is right
 	$(BIN)/python -m bench.plan $(if $(BENCH_DATA),--data $(BENCH_DATA)) --out bench/results/plan.jsonl
 
 bench-queue: $(READY)  ## what one more tiny run costs a training group that is at work
-	$(BIN)/python -m bench.queue --out bench/results/queue.jsonl
+	$(BIN)/python -m bench.training_queue --out bench/results/training_queue.jsonl
 
 bench-scale: $(READY)  ## what a stage costs outside the model, up to a million rows
 	$(BIN)/python -m bench.scale --out bench/results/scale.jsonl
