@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd.arrow import from_table, to_table
+from kd.audit_rows import Erasure
 from kd.evaluation.erasing import Eraser
 from kd.evaluation.faithfulness import Faithfulness, FaithfulnessConfig, Teacher, measure
 from kd.evaluation.faithfulness_sums import FaithfulnessSums, Moments, faithfulness_sums
@@ -22,7 +23,7 @@ from kd.evaluation.metrics import METRICS, About
 from kd.families.opening import open_family
 from kd.models import load
 from kd.rationales import RationalesConfig
-from kd.rows import Erasure, Example, RationaleRow, RowError, Segment
+from kd.rows import Example, RationaleRow, RowError, Segment
 from tests import tiny
 from tests.tiny_erasing import BASE, WEIGHTS, eraser, linear, measured, rationalised
 

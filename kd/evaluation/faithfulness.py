@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from kd.audit_rows import Erasure
 from kd.batching import MicroBatches
 from kd.errors import RowFault
 from kd.evaluation.erasing import Eraser, Ranked, Trial
 from kd.frozen import Frozen
 from kd.models import ModelSource
-from kd.rows import Erasure, Example, RationaleRow, RowError, Segment
+from kd.rows import Example, RationaleRow, RowError, Segment
 
 if TYPE_CHECKING:
     from collections import Counter
