@@ -102,6 +102,13 @@ def test_the_same_words_come_out_with_other_rows_around_and_other_ones_with_anot
     assert measure(rows, eraser(seed=1), linear, Counter()) != together
 
 
+def test_a_row_is_asked_about_as_often_as_its_config_says_at_most() -> None:
+    config, tally = FaithfulnessConfig(fractions=FRACTIONS), Counter[str]()
+    measure([rationalised(" ".join(f"word{n}" for n in range(40)) + " alpha beta", k=2)], eraser(), linear, tally)
+    assert config.texts(by_importance=False) == 5
+    assert 5 < tally["asked"] <= config.texts(by_importance=True) == 17
+
+
 def test_each_text_is_asked_about_once() -> None:
     tally: Counter[str] = Counter()
     measure([rationalised("alpha")], eraser(), linear, tally)

@@ -52,6 +52,10 @@ class FaithfulnessConfig(Frozen):
     max_error_frac: float = Field(default=0.01, ge=0, le=1)
     """The stage fails where more than this share of the rows that reach it without an error gets one."""
 
+    def texts(self, by_importance: bool) -> int:
+        """How many texts of a row the teacher is asked about, at most: the same text is asked about once."""
+        return 1 + 2 * (2 + 3 * len(self.fractions) * by_importance)
+
 
 @dataclass(frozen=True)
 class Faithfulness:
