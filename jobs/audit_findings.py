@@ -45,7 +45,7 @@ class AuditFindings:
 
     def verdicts(self) -> list[GateVerdict]:
         """What the gate says of each gated source; nothing of an audit that is not complete."""
-        if not self._measured:
+        if not self._measured or not set(self.wiring.config.audit.gated) <= set(self._asked):
             return []
         gains = {name: next((row for row in self._of(name) if row.metric == GAIN), None) for name in self._works.sources}
         chance = next(iter(self._measured.values())).chance.value

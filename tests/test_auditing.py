@@ -1,6 +1,5 @@
 """The audit's rows add up to the measures that they were made of, on planted evidence to known values."""
 
-import functools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -52,10 +51,9 @@ def test_rows_add_up_shard_by_shard_to_what_the_measures_say_of_all_of_them() ->
     rows = planted(on_nothing, WITH_OPTIONS, 60)
     done = measured(rows, recipe(2))
     found = by_metric(audit_sums(done[:25]) + audit_sums(done[25:]) + AuditSums())
-    units, k = functools.partial(IN_QUESTION.units), 2
-    whole = hard_plausibility(rows, units).results(HARD) + soft_plausibility(rows, units).results(SOFT)
+    whole = hard_plausibility(rows, IN_QUESTION.units).results(HARD) + soft_plausibility(rows, IN_QUESTION.units).results(SOFT)
     assert [found[one.measure.name].value for one in whole] == pytest.approx([one.value for one in whole])
-    for piece, sums in label_overlap(rows, WITH_OPTIONS.units, k).items():
+    for piece, sums in label_overlap(rows, WITH_OPTIONS.units, 2).items():
         part = f"{piece.explained}/{piece.answer}/{piece.options}/{piece.model}"
         for result in sums.results(WORDS):
             row = found[f"{result.measure.name}:{part}"]
@@ -81,6 +79,12 @@ def test_without_evidence_plausibility_is_null_with_the_reason_and_the_rest_come
     assert found["token_f1"].value is None
     assert found["overlap_any:gold/gold/in/all"].value == 1
     assert (sums.right.count, sums.chance.value) == (0, 0.5), "no own answer of the teacher is known"
+
+
+def test_an_answer_that_is_no_part_of_the_input_leaves_label_overlap_null_with_the_reason() -> None:
+    row = rationale_row(("question", "red gold"), importance=[0, 2], target="tin", evidence=[(0, "gold")])
+    nulls = audit_sums(measured([row], MeasureRationales(single_words, single_words, 1, False))).nulls()
+    assert nulls == {"overlap_any:gold/gold/in/all": "1 of 1 rows: the row has an answer of which no word is in the input"}
 
 
 def test_where_every_row_has_an_error_every_measure_is_null_with_the_reason() -> None:

@@ -25,7 +25,7 @@ from kd.models import load
 from kd.rationales import RationalesConfig
 from kd.rows import Example, RationaleRow, RowError, Segment
 from tests import tiny
-from tests.tiny_erasing import BASE, WEIGHTS, eraser, linear, measured, rationalised
+from tests.tiny_erasing import BASE, FRACTIONS, WEIGHTS, eraser, linear, measured, rationalised
 
 ABOUT = About("rationales", "audit", "attribution", None, "toy", "train")
 

@@ -134,9 +134,11 @@ class AuditSums:
         ]
 
     def nulls(self) -> dict[str, str]:
-        """Why a measure of rows as a whole has no value, by its name."""
-        whole = self.parts.get(WHOLE, Sums())
-        return {found.measure.name: found.why_null for found in whole.results(_measures(WHOLE, whole)) if found.why_null}
+        """Why a measure of rows as a whole has no value, and why overlap with the gold answer has none, by the metric."""
+        asked = {part: _measures(part, sums) for part, sums in self._all_parts() if part == WHOLE}
+        asked |= {part: _measures(part, sums)[:1] for part, sums in self._all_parts() if part.endswith("/gold/in/all")}
+        found = [(part, result) for part in asked for result in self.parts.get(part, Sums()).results(asked[part])]
+        return {_named(result.measure, part): result.why_null for part, result in found if result.why_null}
 
     def teacher(self, about: About) -> MetricRow:
         """The share of the measured rows in which the teacher's own answer is the label."""
@@ -182,6 +184,10 @@ def _measures(part: str, sums: Sums) -> Sequence[Measure]:
     return (*HARD, *(measure for measure in SOFT if measure.name in sums.tallies))
 
 
+def _named(measure: Measure, part: str) -> str:
+    return f"{measure.name}:{part}" if part else measure.name
+
+
 def _metric_row(result: Result, about: About, part: str) -> MetricRow:
     return MetricRow(
         subject=about.subject,
@@ -190,7 +196,7 @@ def _metric_row(result: Result, about: About, part: str) -> MetricRow:
         seed=about.seed,
         task=about.task,
         split=about.split,
-        metric=f"{result.measure.name}:{part}" if part else result.measure.name,
+        metric=_named(result.measure, part),
         value=result.value,
         ci_low=result.ci_low,
         ci_high=result.ci_high,
