@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.console import Console, console_with_log
-from kd.config import ClusterConfig, Config, read_config
+from kd.cluster_config import ClusterConfig
+from kd.config import Config, read_config
 from kd.errors import ConfigError, UserError
 from kd.store import Store
 

@@ -16,7 +16,7 @@ import ray
 from jobs.cli import Session, cluster_address
 from jobs.console import Line
 from jobs.wiring import Wiring
-from kd.config import ClusterConfig
+from kd.cluster_config import ClusterConfig
 from kd.errors import ConfigError, StageError
 from kd.ray_data import Pool
 from kd.training.config import LoopConfig
@@ -69,6 +69,7 @@ def needs_of(job: str, works: Wiring) -> list[Need]:
         "teach": [*of_pool(works.cpu_pool), *teaching],
         "attribute": of_pool(works.pool),
         "rationalize": of_pool(works.cpu_pool),
+        "audit": of_pool(works.pool),
         "train": [*of_pool(works.cpu_pool), *of_workers("training", config.training, cluster)],
         "evaluate": of_pool(works.pool),
     }

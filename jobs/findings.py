@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import ParamSpec, TypeVar
 
+from jobs.audit_findings import AuditFindings
 from jobs.wiring import EXAMPLES, TEACHER, Wiring
 from kd.errors import StageError
 from kd.evaluation.answer_sums import answer_sums
@@ -38,11 +39,12 @@ class Findings:
         baseline = next((variant.name for variant in config.training.variants if isinstance(variant.objective, LabelOnly)), None)
         return Report(
             name=config.name,
-            metrics=[*self._answers(), *self._chance(), *self._rationale_quality()],
+            metrics=[*self._answers(), *self._chance(), *self._rationale_quality(), *self._audit.metrics()],
             stages=self._stages(),
             config=config.model_dump(mode="json"),
             examples=self._examples(),
             baseline=baseline,
+            audit=self._audit.reasons(),
             notes=[*([config.about] if config.about else []), *self._failures()],
         )
 
@@ -72,6 +74,7 @@ class Findings:
             stages["attribute"] = _manifest(_or_none(self._attributions))
         for source in wiring.config.rationales.sources:
             stages[f"rationalize {source.name}"] = _manifest(_or_none(self._rationales, source.name))
+        stages |= self._audit.stages()
         for variant, seed in wiring.pairs:
             stages[f"train {variant.name}/{seed}"] = _manifest(_or_none(self._training, variant, seed))
         for (name, seed), found in self._predictions.items():
@@ -138,6 +141,10 @@ class Findings:
         return answers
 
     # --- what is there ---
+
+    @cached_property
+    def _audit(self) -> AuditFindings:
+        return AuditFindings(self.wiring)
 
     @cached_property
     def _predictions(self) -> dict[tuple[str, int], tuple[str, Manifest] | None]:

@@ -1,6 +1,6 @@
 """The whole chain, stage by stage. What is complete is skipped, so the same command goes on where it stopped."""
 
-from jobs import attribute, evaluate, prepare, rationalize, report, teach, train
+from jobs import attribute, audit, evaluate, prepare, rationalize, report, teach, train
 from jobs.cli import Session, main
 
 
@@ -17,6 +17,7 @@ def run(session: Session) -> None:
     if session.config.teacher is not None:
         attribute.run(session)
     rationalize.run(session)
+    audit.run(session)
     train.run(session)
     evaluate.run(session)
     report.run(session)

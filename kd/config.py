@@ -8,7 +8,7 @@ import argparse
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -16,8 +16,10 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from kd.attribution.engine import AttributionConfig
+from kd.cluster_config import ClusterConfig
 from kd.errors import ConfigError
 from kd.evaluation.answers import EvaluationConfig
+from kd.evaluation.auditing import AuditConfig
 from kd.frozen import Frozen
 from kd.models import ModelConfig
 from kd.rationales import RationalesConfig
@@ -32,49 +34,6 @@ from kd.tasks.tweet_sentiment import TweetSentiment
 from kd.training.config import TeachConfig, TrainingConfig
 
 Task = Annotated[CommonsenseQA | ESNLI | Anli | Svamp | TweetSentiment | Columns | Planted, Field(discriminator="type")]
-
-
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]
-
-
-class ClusterConfig(Frozen):
-    """Where the work runs and with how many workers."""
-
-    address: str | None = None
-    """Address of a running cluster. Null: the cluster this job was submitted to, else a local one of its own."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """What models run on. `cuda` asks the cluster for GPUs and waits for them; there is no silent fallback to CPU."""
-    min_actors: int = Field(default=1, ge=1)
-    """Actors a stage starts with. They are asked for at once, so an autoscaling cluster grows in one step."""
-    max_actors: int = Field(default=2, ge=1)
-    """Actors a stage may grow to."""
-    cpus_per_actor: float = Field(default=1, gt=0)
-    """CPUs of an actor without GPU."""
-    gpus_per_actor: float = Field(default=1, gt=0)
-    """GPUs of an actor where `device` is cuda. A fraction shares a GPU; over several the model is spread, layer by layer."""
-    threads_per_actor: int = Field(default=1, ge=1)
-    """Torch threads of an actor, so that actors on one machine do not fight for its cores."""
-    actor_labels: dict[str, Label] = Field(default_factory=dict)
-    """Labels that a node must have for actors with a model to run on it, such as `market: spot`. Empty: any node will do."""
-    training_labels: dict[str, Label] = Field(default_factory=dict)
-    """Labels that a node must have for training workers to run on it, such as `market: on-demand`. Empty: any node will do."""
-    local_cpus: int | None = Field(default=None, ge=1)
-    """Logical CPUs of a local cluster (null: twice the cores, as reading and writing must fit beside the models)."""
-    local_object_store_bytes: int = Field(default=300_000_000, ge=80_000_000)
-    """Object store of a local cluster. Shards never pass through it, so it can be small."""
-
-    @property
-    def model_device(self) -> Literal["cpu", "cuda", "spread"]:
-        """Where an actor puts its model: over all its GPUs where it has several."""
-        if self.device == "cpu":
-            return "cpu"
-        return "spread" if self.gpus_per_actor > 1 else "cuda"
-
-    @model_validator(mode="after")
-    def _pool_is_possible(self) -> "ClusterConfig":
-        if self.max_actors < self.min_actors:
-            raise ValueError(f"max_actors ({self.max_actors}) is smaller than min_actors ({self.min_actors})")
-        return self
 
 
 class Config(Frozen):
@@ -98,6 +57,8 @@ class Config(Frozen):
     """Which words decided the teacher's answer. Not for a run without a teacher."""
     rationales: RationalesConfig = RationalesConfig()
     """How scores become rationales, and which other sources of rationales there are."""
+    audit: AuditConfig = AuditConfig()
+    """How it is measured whether rationales are any good, and what they must reach before students are trained."""
     student: ModelConfig
     """The small model that learns."""
     training: TrainingConfig
@@ -149,6 +110,21 @@ class Config(Frozen):
             raise ValueError(
                 f"attribution.splits: students learn from the attributed rows of train, got {', '.join(explained) or 'none'}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_audit_has_what_it_measures(self) -> "Config":
+        audit, known = self.audit, [source.name for source in self.rationales.sources]
+        there = list(self.attribution.splits) if self.teacher else ["train"]
+        if audit.split not in there:
+            raise ValueError(f"audit.split: {audit.split} has no rationales; it is one of {', '.join(there)}")
+        if audit.min_faithfulness_gain is None:
+            return self
+        if self.teacher is None:
+            raise ValueError("audit.min_faithfulness_gain: a teacher is asked for it, and the config has none; leave it out")
+        missing = [name for name in audit.gated if name not in known]
+        if missing or not audit.gated:
+            raise ValueError(f"audit.gated: expected names of rationales.sources, {', '.join(known)}, got {missing or 'none'}")
         return self
 
     @property

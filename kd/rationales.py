@@ -13,35 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import regex
 from pydantic import Field, model_validator
 
 from kd.frozen import Frozen
 from kd.rows import Attribution, Example, RationaleRow, RowError, Segment, Span, extended, text_of, widened
 from kd.shards import Apply
 from kd.spans import pool, words
+from kd.stop_words import folded, says_something
 
 UNEXPLAINED = "none"
 """Model, method and explained answer of rows in a run without a teacher."""
 DrawnRole = Literal["context", "question", "premise", "hypothesis", "text", "choice"]
-
-# A letter, a digit, or a symbol that stands for itself: an emoji can carry a sentence. Never `+ = $ ^ | < >`.
-_SAYS_SOMETHING = regex.compile(r"[\p{L}\p{N}\p{So}]")
-
-# Words that English needs and that seldom decide anything. Negations, numbers, quantifiers and directions are not among them.
-_STOP_LINES = """
-    a an the this that these those such there here
-    i me my mine myself you your yours yourself he him his himself she her hers herself it its itself
-    we us our ours ourselves they them their theirs themselves someone something
-    am is are was were be been being do does did doing done have has had having
-    will would shall should can could may might must ought
-    and or but so if then because as while although though until since when whenever where
-    of at by for with about into through to from in on onto upon
-    what which who whom whose why how just very too also quite rather really
-    i'm i've i'll i'd you're you've you'll you'd he's he'll he'd she's she'll she'd it's it'll it'd
-    we're we've we'll we'd they're they've they'll they'd that's there's here's what's who's let's
-"""
-STOP_WORDS = frozenset(_STOP_LINES.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +137,8 @@ class LlmSource(Frozen):
 
     def choose(self, offer: Offer) -> Choice:
         said = Segment("text", (offer.row.llm_rationale or "").strip())
-        forms = {_folded(said.text[span.start : span.end]) for span in words([said])}
-        return [candidate for candidate in offer.candidates if _folded(candidate.text) in forms], said.text
+        forms = {folded(said.text[span.start : span.end]) for span in words([said])}
+        return [candidate for candidate in offer.candidates if folded(candidate.text) in forms], said.text
 
 
 class NoSource(Frozen):
@@ -216,8 +198,9 @@ class RationalesConfig(Frozen):
         read = pool(_token_spans(row), [1.0] * len(row.tokens), found)[0] if row.method != UNEXPLAINED else [1.0] * len(found)
         groups: dict[str | int, list[int]] = {}
         for index, span in enumerate(found):
-            if read[index] and row.segments[span.segment].role in self.roles and self._may_hold(text_of(row, span)):
-                groups.setdefault(_folded(text_of(row, span)) if self.merge_duplicates else index, []).append(index)
+            word, role = text_of(row, span), row.segments[span.segment].role
+            if read[index] and role in self.roles and says_something(word, self.keep_stop_words):
+                groups.setdefault(folded(word) if self.merge_duplicates else index, []).append(index)
         return [
             Candidate(tuple(group), text_of(row, found[group[0]]), self._weight([importance[index] for index in group]))
             for group in groups.values()
@@ -225,11 +208,14 @@ class RationalesConfig(Frozen):
 
     def candidates_of(self, row: RationaleRow, heaviest_first: bool = False) -> list[tuple[int, ...]]:
         """The same of a finished row: for each candidate the indices of its occurrences."""
-        found = list(map(Span, row.word_segment, row.word_start, row.word_end))
-        candidates = self.candidates(row, found, row.importance)
+        candidates = self.units(row, row.importance)
         if heaviest_first:
             candidates.sort(key=lambda candidate: -candidate.weight)
         return [candidate.occurrences for candidate in candidates]
+
+    def units(self, row: RationaleRow, importance: Sequence[float]) -> list[Candidate]:
+        """The same of a finished row with an importance of its words that may be another's."""
+        return self.candidates(row, list(map(Span, row.word_segment, row.word_start, row.word_end)), importance)
 
     def select(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates of the largest weight, best first; ties go to the earlier position."""
@@ -241,9 +227,6 @@ class RationalesConfig(Frozen):
         """Chosen words as text."""
         ordered = sorted(chosen, key=lambda candidate: candidate.occurrences) if self.order == "position" else chosen
         return " ".join(candidate.text for candidate in ordered)
-
-    def _may_hold(self, word: str) -> bool:
-        return bool(_SAYS_SOMETHING.search(word)) and (self.keep_stop_words or _folded(word) not in STOP_WORDS)
 
     def _weight(self, importance: Sequence[float]) -> float:
         return abs(sum(importance)) if self.rank_by == "magnitude" else sum(importance)
@@ -309,7 +292,3 @@ def pool_to_words(row: Attribution, found: Sequence[Span]) -> list[float]:
 
 def _token_spans(row: Attribution) -> list[Span]:
     return list(map(Span, row.token_segment, row.token_start, row.token_end))
-
-
-def _folded(word: str) -> str:
-    return word.casefold().replace("’", "'")

@@ -1,4 +1,7 @@
-"""Every row type of the project, declared once, as a frozen dataclass; `kd/arrow.py` derives the Arrow schema from it."""
+"""The row types of the project, each declared once, as a frozen dataclass; `kd/arrow.py` derives the Arrow schema from it.
+
+Those that the audit writes are in `kd/audit_rows.py`.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -229,26 +232,6 @@ class Features(Row):
         if self.error is not None:
             return ()
         return ("truncated",) * self.truncated + ("teaches_nothing",) * (not self.term)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Erasure(Row):
-    """How far the teacher's `probability` of the answer that it explained falls where words are erased from a row's text.
-
-    Parallel lists, one entry per text that it was asked about: the `measure`, the `order` in which words were taken, which
-    share of them (`frac`), and the `fall`, negative where the probability rose.
-    """
-
-    explained_answer: str
-    probability: float
-    measure: list[str]
-    order: list[str]
-    frac: list[float]
-    fall: list[float]
-
-    def __post_init__(self) -> None:
-        Row.__post_init__(self)
-        check_parallel(self, "measure", "order", "frac", "fall")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

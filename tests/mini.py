@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from jobs.audit_wiring import AuditWiring
 from jobs.wiring import EXAMPLES, Wiring
 from kd.config import Config, validate
 from kd.corpus import find_splits
@@ -39,6 +40,7 @@ MINI: dict[str, Any] = {
         "selection": {"type": "top_k", "k": 2},
         "sources": [{"type": "attribution"}, {"type": "random"}, {"type": "llm"}, {"type": "none"}],
     },
+    "audit": {"rows": 30, "top_k": 2, "faithfulness": {"rows": 10, "fractions": [0.2, 0.5]}},
     "student": {"spec": TINY, "max_input_tokens": 96, "max_answer_tokens": 16},
     "training": {
         "steps": 4,
@@ -117,6 +119,13 @@ def taught(wiring: Wiring) -> Wiring:
     if wiring.config.teacher is not None:
         plain(wiring.store, [wiring.attributions()])
     plain(wiring.store, list(wiring.rationales().values()))
+    return wiring
+
+
+def audited(wiring: Wiring) -> Wiring:
+    """The run with the audit of its rationales, made in this process."""
+    for works in AuditWiring(wiring).works():
+        plain(wiring.store, works)
     return wiring
 
 

@@ -154,7 +154,7 @@ def test_the_report_holds_every_model_and_every_stage(done: Session) -> None:
 def test_a_person_sees_one_line_per_stage_and_a_table(done: Session) -> None:
     lines = printed(done).splitlines()
     stages = [line.split()[0] for line in lines if line.endswith(")") and line[0].isalpha()]
-    assert stages == ["prepare", "teach", "teach", "attribute", "rationalize", "features", "train", "evaluate", "report"]
+    assert stages == ["prepare", "teach", "teach", "attribute", "rationalize", "audit", "features", "train", "evaluate", "report"]
     assert any(line.startswith("label-only ") for line in lines)
     assert lines[-1].endswith("report.html")
 
@@ -183,14 +183,14 @@ def test_a_teacher_near_chance_is_said_loudly(done: Session) -> None:
 def test_a_second_run_of_the_chain_does_nothing(done: Session) -> None:
     again = session(done.config)
     pipeline.run(again)
-    assert printed(again).count("complete already") == 8
+    assert printed(again).count("complete already") == 9
 
 
 def test_a_run_without_a_teacher_skips_its_stages(cluster: None, mini: Path) -> None:
     ran = session(without_teacher(mini, name="untaught"))
     pipeline.run(ran)
     stages = [line.split()[0] for line in printed(ran).splitlines() if line.endswith(")") and line[0].isalpha()]
-    assert stages == ["prepare", "rationalize", "features", "train", "evaluate", "report"]
+    assert stages == ["prepare", "rationalize", "audit", "features", "train", "evaluate", "report"]
     assert all(ran.store.read_json("report.json")["stages"].values())
     with pytest.raises(StageError, match="the config has no `teacher`, so nothing is explained"):
         attribute.run(ran)

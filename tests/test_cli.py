@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import check_root, cluster_address
-from kd.config import ClusterConfig, Config
+from kd.cluster_config import ClusterConfig
+from kd.config import Config
 from kd.errors import ConfigError
 from tests.mini import mini_config, write_mini
 

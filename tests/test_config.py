@@ -217,7 +217,7 @@ def test_one_config_file_is_expected(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "job", ["prepare", "teach", "attribute", "rationalize", "train", "evaluate", "report", "pipeline", "plan"]
+    "job", ["prepare", "teach", "attribute", "rationalize", "audit", "train", "evaluate", "report", "pipeline", "plan"]
 )
 def test_help_says_what_the_options_mean(job: str) -> None:
     done = subprocess.run([sys.executable, "-m", f"jobs.{job}", "--help"], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd.arrow import from_table, to_table
+from kd.audit_rows import Erasure
 from kd.evaluation.erasing import Eraser
 from kd.evaluation.faithfulness import Faithfulness, FaithfulnessConfig, Teacher, measure
 from kd.evaluation.faithfulness_sums import FaithfulnessSums, Moments, faithfulness_sums
@@ -22,9 +23,9 @@ from kd.evaluation.metrics import METRICS, About
 from kd.families.opening import open_family
 from kd.models import load
 from kd.rationales import RationalesConfig
-from kd.rows import Erasure, Example, RationaleRow, RowError, Segment
+from kd.rows import Example, RationaleRow, RowError, Segment
 from tests import tiny
-from tests.tiny_erasing import BASE, WEIGHTS, eraser, linear, measured, rationalised
+from tests.tiny_erasing import BASE, FRACTIONS, WEIGHTS, eraser, linear, measured, rationalised
 
 ABOUT = About("rationales", "audit", "attribution", None, "toy", "train")
 
@@ -99,6 +100,13 @@ def test_the_same_words_come_out_with_other_rows_around_and_other_ones_with_anot
     together = measure(rows, eraser(), linear, Counter())
     assert together == [measure([row], eraser(), linear, Counter())[0] for row in rows]
     assert measure(rows, eraser(seed=1), linear, Counter()) != together
+
+
+def test_a_row_is_asked_about_as_often_as_its_config_says_at_most() -> None:
+    config, tally = FaithfulnessConfig(fractions=FRACTIONS), Counter[str]()
+    measure([rationalised(" ".join(f"word{n}" for n in range(40)) + " alpha beta", k=2)], eraser(), linear, tally)
+    assert config.texts(by_importance=False) == 5
+    assert 5 < tally["asked"] <= config.texts(by_importance=True) == 17
 
 
 def test_each_text_is_asked_about_once() -> None:

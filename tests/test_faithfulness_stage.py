@@ -4,10 +4,11 @@ import functools
 from pathlib import Path
 
 from jobs.slices import first_rows
+from kd.audit_rows import Erasure
 from kd.evaluation.faithfulness import Faithfulness, FaithfulnessConfig
 from kd.evaluation.faithfulness_sums import faithfulness_sums
 from kd.evaluation.metrics import About
-from kd.rows import Erasure, RationaleRow
+from kd.rows import RationaleRow
 from kd.shards import Work, completed
 from tests.mini import alone, mini_config, plain, prepared, taught, write_mini
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    ("kd.rows", "kd.contract", "kd.arrow", "kd.spans", "kd.errors", "kd.frozen"),
+    ("kd.rows", "kd.audit_rows", "kd.contract", "kd.arrow", "kd.spans", "kd.stop_words", "kd.errors", "kd.frozen"),
     (
         "kd.tasks",
         "kd.corpus",
@@ -29,6 +29,7 @@ LAYERS = [
         "kd.origins",
         "kd.pooling",
         "kd.models",
+        "kd.cluster_config",
     ),
     ("kd.families", "kd.batching", "kd.cost", "kd.vocabulary"),
     ("kd.attribution", "kd.rationales", "kd.training", "kd.evaluation"),

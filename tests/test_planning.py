@@ -155,8 +155,9 @@ def test_a_plan_without_a_probe_reads_no_weights(tmp_path: Path) -> None:
     config = mini_config(write_mini(tmp_path), teacher=teacher, teach=None)
     plan = planned(config, of_corpus(config.task))
     assert (plan.probe, plan.attribution) == (None, None)
-    assert list(plan.stages) == ["attribute", "train", "evaluate"]
+    assert list(plan.stages) == ["attribute", "audit", "train", "evaluate"]
     assert plan.stages["attribute"].rows == 60
+    assert plan.stages["audit"].rows == 10 * 4
     assert plan.stages["train"].rows == 4 * 8 * 2
     assert plan.stages["evaluate"].rows == 20 * 3
     assert all(size > 0 for size in plan.output_bytes.values())

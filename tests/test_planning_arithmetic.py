@@ -14,7 +14,7 @@ from kd.attribution.methods import Case, InputXGradient, IntegratedGradients, Me
 from kd.cost import Shape, answered_row, explained_row, learned_row, written_row
 from kd.errors import ConfigError
 from kd.evaluation.answers import EvaluationConfig
-from kd.planning.compute import answered, attributed, trained
+from kd.planning.compute import answered, asked_again, attributed, trained
 from kd.planning.lengths import Length, histogram
 from kd.planning.plan import StagePlan, cut_in_shards, makespan, on_actors, on_gpu, smaller_shard, suggested_shard
 from kd.planning.price import read_prices
@@ -74,6 +74,11 @@ def test_a_ranked_row_is_read_once_and_costs_each_of_its_answers() -> None:
     assert answered(SHAPE, EvaluationConfig(), ROW) == answered_row(SHAPE, 10, 5)
     ranked = answered_row(SHAPE, 10, 1) + written_row(SHAPE, 10, 3) + written_row(SHAPE, 10, 5)
     assert answered(SHAPE, EvaluationConfig(answer="rank"), ROW) == ranked
+
+
+def test_a_row_asked_about_again_costs_every_answer_of_every_text() -> None:
+    once = answered_row(SHAPE, 10, 1) + written_row(SHAPE, 10, 3) + written_row(SHAPE, 10, 5)
+    assert asked_again(SHAPE, 7, ROW) == 7 * once
 
 
 def test_training_costs_six_flop_per_weight_and_token_and_the_validations_their_answers() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from kd.attribution.engine import Attribute, AttributionConfig
 from kd.batching import cut
-from kd.config import ClusterConfig
+from kd.cluster_config import ClusterConfig
 from kd.planning.batches import by_lengths, fastest, suggested_batches
 from kd.planning.probe import actors_here, actors_like_these, measure
 from tests.tiny import examples, tiny_source

@@ -15,7 +15,7 @@ from kd.errors import StageError
 from kd.reporting.report import to_html, to_markdown
 from kd.rows import RationaleRow
 from kd.shards import completed
-from tests.mini import alone, prepared, studied, taught, without_teacher, write_mini
+from tests.mini import alone, audited, prepared, studied, taught, without_teacher, write_mini
 
 LEARNING = alone(
     variants=[
@@ -29,7 +29,7 @@ LEARNING = alone(
 @pytest.fixture
 def untaught(tmp_path: Path) -> Wiring:
     """A run of students that learn from labels and an LLM's rationales, and of no teacher."""
-    return studied(taught(prepared(without_teacher(write_mini(tmp_path), training=LEARNING))))
+    return studied(audited(taught(prepared(without_teacher(write_mini(tmp_path), training=LEARNING)))))
 
 
 def test_without_a_teacher_rationales_are_made_of_every_row_of_train(untaught: Wiring) -> None:
@@ -55,7 +55,7 @@ def test_without_a_teacher_the_report_has_students_alone(untaught: Wiring) -> No
     students = ["label-only/0", "llm/0"]
     assert list(report.stages) == [
         "prepare",
-        *(f"rationalize {source}" for source in ("llm", "none")),
+        *(f"{stage} {source}" for stage in ("rationalize", "audit") for source in ("llm", "none")),
         *(f"{stage} {student}" for stage in ("train", "evaluate") for student in students),
     ]
     assert None not in report.stages.values()
@@ -74,5 +74,5 @@ def test_without_a_teacher_the_pipeline_skips_its_stages(untaught: Wiring) -> No
     pipeline.run(Session(untaught.config, untaught.store, Console(stream), ExitStack()))
     lines = stream.getvalue().splitlines()
     stages = dict.fromkeys(line.split()[0] for line in lines if line.endswith(")") and line[0].isalpha())
-    assert list(stages) == ["prepare", "rationalize", "features", "train", "evaluate", "report"]
-    assert stream.getvalue().count("complete already") == 5
+    assert list(stages) == ["prepare", "rationalize", "audit", "features", "train", "evaluate", "report"]
+    assert stream.getvalue().count("complete already") == 6

@@ -5,10 +5,11 @@ import functools
 from collections import Counter
 from collections.abc import Sequence
 
+from kd.audit_rows import Erasure
 from kd.evaluation.erasing import Eraser
 from kd.evaluation.faithfulness import measure
 from kd.rationales import AttributionSource, RationalesConfig, Rationalise, TopK
-from kd.rows import Erasure, Example, RationaleRow, RowError, Segment
+from kd.rows import Example, RationaleRow, RowError, Segment
 from kd.spans import words
 from tests.test_rationales import attributed
 

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from kd.audit_rows import Erasure
 from kd.batching import MicroBatches
 from kd.errors import RowFault
 from kd.evaluation.erasing import Eraser, Ranked, Trial
 from kd.frozen import Frozen
 from kd.models import ModelSource
-from kd.rows import Erasure, Example, RationaleRow, RowError, Segment
+from kd.rows import Example, RationaleRow, RowError, Segment
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -50,6 +51,10 @@ class FaithfulnessConfig(Frozen):
     """Padded tokens of input and answer that go through the model at once; memory grows with it."""
     max_error_frac: float = Field(default=0.01, ge=0, le=1)
     """The stage fails where more than this share of the rows that reach it without an error gets one."""
+
+    def texts(self, by_importance: bool) -> int:
+        """How many texts of a row the teacher is asked about, at most: the same text is asked about once."""
+        return 1 + 2 * (2 + 3 * len(self.fractions) * by_importance)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from kd.audit_rows import Erasure
 from kd.evaluation.metrics import Z_95, About
-from kd.rows import Erasure, MetricRow
+from kd.rows import MetricRow
 
 CONTROLS = (("importance", "random"), ("importance", "lexical"), ("rationale", "rationale_random"))
 """Orders of words, each with the one that it must beat."""

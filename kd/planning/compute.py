@@ -33,6 +33,13 @@ def answered(shape: Shape, config: EvaluationConfig, row: Length) -> float:
     return answered_row(shape, inputs, 1) + sum(written_row(shape, inputs, answer) for answer in row.answers)
 
 
+def asked_again(shape: Shape, texts: int, row: Length) -> float:
+    """One row asked about so many times, as long as it is whole: every answer is weighed against one reading of the text."""
+    inputs = row.size[0]
+    written = sum(written_row(shape, inputs, answer) for answer in row.answers or [row.longest])
+    return texts * (answered_row(shape, inputs, 1) + written)
+
+
 def learned(shape: Shape, rows: Sequence[Features]) -> float:
     """One row in one step of training: all its sequences, on average."""
     return statistics.fmean(

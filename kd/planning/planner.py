@@ -7,10 +7,11 @@ from contextlib import ExitStack
 from kd.attribution.engine import Attribute
 from kd.config import Config
 from kd.cost import shape_of
+from kd.evaluation.faithfulness import FaithfulnessConfig
 from kd.families.base import Family
 from kd.models import ModelSource
 from kd.planning.batches import suggested_batches
-from kd.planning.compute import answered, attributed, trained
+from kd.planning.compute import answered, asked_again, attributed, trained
 from kd.planning.lengths import histogram, openable
 from kd.planning.plan import BatchPlan, Plan, SplitPlan, StagePlan, cut_in_shards, on_actors, on_gpu, suggested_shard
 from kd.planning.price import Prices
@@ -18,6 +19,7 @@ from kd.planning.probe import Probe, actors_here, actors_like_these, probe, spre
 from kd.planning.rows import bytes_per_row
 from kd.planning.sample import SplitSample
 from kd.planning.sampled import Sampled, read
+from kd.rationales import AttributionSource
 from kd.rows import Attribution, Example, Features, RationaleRow
 from kd.training.config import TeachConfig
 
@@ -126,6 +128,8 @@ def _stages(sampled: Sampled, splits: Mapping[str, SplitPlan]) -> dict[str, Stag
     if sampled.teacher is not None:
         flops = sum(split.explained * split.attribution_gflop_per_row * 1e9 for split in splits.values())
         stages["attribute"] = StagePlan(sum(sampled.explained.values()), flops, _gib(sampled.reader))
+    if sampled.teacher is not None and sampled.config.audit.faithfulness is not None:
+        stages["audit"] = _auditing(sampled, sampled.config.audit.faithfulness)
     return {**stages, "train": _training(sampled), "evaluate": _evaluation(sampled)}
 
 
@@ -133,6 +137,16 @@ def _teaching(sampled: Sampled, teach: TeachConfig) -> StagePlan:
     family = sampled.reader
     flops = trained(shape_of(family.loaded), teach, sampled.taught, _validation(sampled))
     return StagePlan(teach.steps * teach.batch_rows, flops, _gib(family, TRAINING_BYTES))
+
+
+def _auditing(sampled: Sampled, faithfulness: FaithfulnessConfig) -> StagePlan:
+    """The teacher asked again about a sample of each source's rows, without the words of their rationales."""
+    split, sources = sampled.config.audit.split, sampled.config.rationales.sources
+    rows = min(sampled.explained[split], faithfulness.rows)
+    texts = sum(faithfulness.texts(isinstance(source, AttributionSource)) for source in sources)
+    shape = shape_of(sampled.reader.loaded)
+    flops = statistics.fmean(asked_again(shape, texts, row) for row in sampled.lengths[split].of_rows)
+    return StagePlan(rows * len(sources), rows * flops, _gib(sampled.reader))
 
 
 def _training(sampled: Sampled) -> StagePlan:

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from kd.attribution.engine import Attribute, AttributionConfig, Engine
-from kd.config import ClusterConfig
+from kd.cluster_config import ClusterConfig
 from kd.errors import ConfigError, StageError
 from kd.models import check_device, gpus_here
 from kd.planning.rows import bytes_per_row

@@ -15,6 +15,7 @@ from kd.evaluation.metrics import METRICS, over_seeds
 from kd.manifests import Manifest
 from kd.rationales import UNEXPLAINED
 from kd.reporting.answer_table import answer_table
+from kd.reporting.audit_table import MEANINGS, audit_table, overlap_table
 from kd.reporting.heatmap import drawn
 from kd.reporting.plots import dot_plot
 from kd.reporting.tables import (
@@ -54,6 +55,7 @@ class Report:
         config: the resolved config.
         examples: rows to draw.
         baseline: the variant that learns from labels only, which the headline compares with; None where there is none.
+        audit: why measures of the audit have no value, and what its gate says, in sentences.
         notes: sentences that a reader should know first, such as what kind of task this is.
     """
 
@@ -64,6 +66,7 @@ class Report:
     examples: Sequence[Shown] = ()
     baseline: str | None = None
     notes: Sequence[str] = ()
+    audit: Sequence[str] = ()
 
     @cached_property
     def all_metrics(self) -> list[MetricRow]:
@@ -72,8 +75,9 @@ class Report:
 
     @cached_property
     def tables(self) -> list[Table]:
-        """Accuracy, answers, rationales, training, stages."""
+        """Accuracy, answers, rationales, audit, label overlap, training, stages."""
         of_rows = [accuracy_table(self.metrics), answer_table(self.metrics), rationale_table(self.metrics)]
+        of_rows += [audit_table(self.metrics, self.audit), overlap_table(self.metrics)]
         return [*of_rows, training_table(self.stages), stage_table(self.stages)]
 
 
@@ -141,8 +145,9 @@ def to_json(report: Report) -> dict[str, Any]:
         "headline": headline(report),
         "warnings": warnings(report),
         "notes": list(report.notes),
+        "audit": list(report.audit),
         "metrics": [asdict(row) for row in report.all_metrics],
-        "meanings": {name: metric.meaning for name, metric in METRICS.items()},
+        "meanings": {name: metric.meaning for name, metric in METRICS.items()} | MEANINGS,
         "stages": {title: None if manifest is None else asdict(manifest) for title, manifest in report.stages.items()},
         "config": dict(report.config),
         "examples": [_example_json(shown) for shown in report.examples],
@@ -154,7 +159,7 @@ def to_html(report: Report) -> str:
     page = Environment(
         loader=PackageLoader("kd.reporting", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.j2")
-    accuracy, answers, rationales, training, stages = report.tables
+    accuracy, answers, rationales, audit, overlap, training, stages = report.tables
     return page.render(
         report=report,
         headline=headline(report),
@@ -162,6 +167,8 @@ def to_html(report: Report) -> str:
         accuracy=accuracy,
         answers=answers,
         rationales=rationales,
+        audit=audit,
+        overlap=overlap,
         training=training,
         stages=stages,
         plot=dot_plot(scores(report.metrics), chance_level(report.metrics)),

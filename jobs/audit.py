@@ -1,0 +1,36 @@
+"""Say whether the rationales are any good, before students are trained: faithfulness, plausibility, label overlap; a gate."""
+
+from jobs.cli import Session, main
+
+
+def run(session: Session) -> None:
+    """The stage. What is heavy is imported here, after the config was read.
+
+    Raises:
+        StageError: a gated source does not pass and `audit.on_fail` is stop.
+    """
+    from jobs.audit_findings import AuditFindings
+    from jobs.audit_wiring import AUDIT, AuditWiring
+    from jobs.stages import run_works, wiring
+    from kd.errors import StageError
+
+    works = wiring(session)
+    asking, reading = AuditWiring(works).works()
+    if works.pool == works.cpu_pool or not asking:
+        run_works(session, AUDIT, [*asking, *reading], works.cpu_pool)
+    else:  # what needs no model keeps no GPU waiting
+        run_works(session, AUDIT, asking, works.pool)
+        run_works(session, "audit words", reading, works.cpu_pool)
+    verdicts = AuditFindings(works).verdicts()
+    for verdict in verdicts:
+        session.console.say(f"             {'' if verdict.passed else 'WARNING: '}{verdict.text}")
+    failed = [verdict.text for verdict in verdicts if not verdict.passed]
+    if failed and session.config.audit.on_fail == "stop":
+        raise StageError(
+            f"the audit's gate: {'; '.join(failed)}. No student was trained. Look at the rationales (python -m jobs.report makes"
+            " the page), choose another method or a better teacher, or set audit.on_fail: warn"
+        )
+
+
+if __name__ == "__main__":
+    main(run, __doc__)

@@ -1,0 +1,127 @@
+"""What the folders of the audit say, as numbers, reasons and verdicts; what is not there is left out."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+from jobs.audit_wiring import AUDIT, AuditWiring
+from jobs.wiring import TEACHER, Wiring
+from kd.audit_rows import Erasure, Measured
+from kd.errors import StageError
+from kd.evaluation.auditing import AuditSums, audit_sums
+from kd.evaluation.faithfulness_sums import FaithfulnessSums, faithfulness_sums
+from kd.evaluation.gate import GAIN, GateVerdict, judged
+from kd.evaluation.metrics import About
+from kd.manifests import Manifest
+from kd.rows import MetricRow, Row
+from kd.shards import Work, completed
+
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True)
+class AuditFindings:
+    """Reads the audit of a run, shard by shard, and writes nothing."""
+
+    wiring: Wiring
+
+    def metrics(self) -> list[MetricRow]:
+        """Faithfulness, plausibility and label overlap of every source, and the teacher's accuracy on what it explained."""
+        rows = [row for name in self._works.sources for row in self._of(name)]
+        return [*rows, *([self._teacher] if self._teacher else [])]
+
+    def reasons(self) -> list[str]:
+        """Why measures have no value, and what the gate says: a sentence each."""
+        found = dict[tuple[str, str], list[str]]()
+        for name in self._works.sources:
+            for metric, why in self._nulls(name).items():
+                found.setdefault((metric, why), []).append(name)
+        said = dict[tuple[str, str], list[str]]()
+        for (metric, why), names in found.items():
+            said.setdefault((", ".join(names), why), []).append(metric)
+        nulls = [f"No {', '.join(metrics)} for {names}: {why}." for (names, why), metrics in said.items()]
+        return [*nulls, *(f"Gate: {verdict.text}." for verdict in self.verdicts())]
+
+    def verdicts(self) -> list[GateVerdict]:
+        """What the gate says of each gated source; nothing of an audit that is not complete."""
+        if not self._measured or not set(self.wiring.config.audit.gated) <= set(self._asked):
+            return []
+        gains = {name: next((row for row in self._of(name) if row.metric == GAIN), None) for name in self._works.sources}
+        chance = next(iter(self._measured.values())).chance.value
+        return judged(self.wiring.config.audit, gains, self._teacher, chance)
+
+    def stages(self) -> dict[str, Manifest | None]:
+        """The manifests by the name that the report gives them; None for what is not complete."""
+        names = self._works.sources
+        asked = {} if self._works.why_not_asked else {f"audit faithfulness {name}": self._erasures(name) for name in names}
+        found = asked | {f"audit {name}": self._words(name) for name in names}
+        return {title: each[1] if each else None for title, each in found.items()}
+
+    # --- what each source has ---
+
+    def _of(self, name: str) -> Iterator[MetricRow]:
+        about = self._about("rationales", name)
+        if name in self._asked:
+            yield from self._asked[name].metrics(about)
+        if name in self._measured:
+            yield from self._measured[name].metrics(about)
+
+    def _nulls(self, name: str) -> dict[str, str]:
+        """Metric to reason."""
+        if name not in self._measured:
+            return {}
+        nulls = self._measured[name].nulls()
+        if self._works.why_not_asked:
+            return nulls | {"faithfulness": self._works.why_not_asked}
+        asked = self._asked.get(name)
+        rows = asked.moments["answer_probability", None].count if asked else 0
+        return nulls if rows else nulls | {"faithfulness": "no row could be measured"}
+
+    @cached_property
+    def _teacher(self) -> MetricRow | None:
+        """The teacher's accuracy on the measured rows, which are the same for every source."""
+        sums = next(iter(self._measured.values()), None)
+        return sums.teacher(self._about(TEACHER, TEACHER, 0)) if sums and sums.right.count else None
+
+    @cached_property
+    def _asked(self) -> dict[str, FaithfulnessSums]:
+        names = () if self._works.why_not_asked else self._works.sources
+        found = {name: self._erasures(name) for name in names}
+        return {
+            name: sum(map(faithfulness_sums, self._shards(*each, Erasure)), FaithfulnessSums()) for name, each in _there(found)
+        }
+
+    @cached_property
+    def _measured(self) -> dict[str, AuditSums]:
+        found = {name: self._words(name) for name in self._works.sources}
+        return {name: sum(map(audit_sums, self._shards(*each, Measured)), AuditSums()) for name, each in _there(found)}
+
+    # --- what is there ---
+
+    @cached_property
+    def _works(self) -> AuditWiring:
+        return AuditWiring(self.wiring)
+
+    def _erasures(self, name: str) -> tuple[str, Manifest] | None:
+        return self._completed(lambda: self._works.erasures(name))
+
+    def _words(self, name: str) -> tuple[str, Manifest] | None:
+        return self._completed(lambda: self._works.measured(name))
+
+    def _completed(self, work: Callable[[], Work]) -> tuple[str, Manifest] | None:
+        try:
+            return completed(self.wiring.store, work())
+        except StageError:
+            return None
+
+    def _shards(self, folder: str, manifest: Manifest, row_type: type[R]) -> Iterator[list[R]]:
+        return (self.wiring.store.read_rows(f"{folder}/{shard.file}", row_type) for shard in manifest.shards)
+
+    def _about(self, subject: str, variant: str, seed: int | None = None) -> About:
+        config = self.wiring.config
+        return About(subject, AUDIT, variant, seed, config.task.task, config.audit.split)
+
+
+def _there(found: Mapping[str, tuple[str, Manifest] | None]) -> Iterator[tuple[str, tuple[str, Manifest]]]:
+    return ((name, each) for name, each in found.items() if each is not None)

@@ -1,0 +1,96 @@
+"""Which rows the audit reads, and what it makes of them: for each source of rationales two works."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+from jobs.slices import first_rows, model_slice
+from jobs.wiring import TEACHER, Wiring
+from kd.audit_rows import Erasure, Measured
+from kd.evaluation.auditing import MeasureRationales
+from kd.evaluation.faithfulness import Faithfulness
+from kd.manifests import Manifest
+from kd.rationales import AttributionSource, LlmSource, SourceConfig
+from kd.rows import RationaleRow
+from kd.shards import Work, completed
+
+AUDIT = "audit"
+
+
+@dataclass(frozen=True)
+class AuditWiring:
+    """The works of the audit. Asking for one whose rationales are not finished is a StageError that names the stage to run."""
+
+    wiring: Wiring
+
+    @cached_property
+    def sources(self) -> Mapping[str, SourceConfig]:
+        """Every source of rationales, by its name."""
+        return {source.name: source for source in self.wiring.config.rationales.sources}
+
+    @property
+    def why_not_asked(self) -> str | None:
+        """Why no teacher is asked again; None where one is."""
+        if self.wiring.config.teacher is None:
+            return "the config has no teacher to ask again"
+        return "audit.faithfulness is null" if self.wiring.config.audit.faithfulness is None else None
+
+    def works(self) -> tuple[list[Work], list[Work]]:
+        """Those that need the teacher, and those that need no model."""
+        asked = [] if self.why_not_asked else [self.erasures(name) for name in self.sources]
+        return asked, [self.measured(name) for name in self.sources]
+
+    def erasures(self, name: str) -> Work:
+        """The teacher asked again without the words of this source. There must be a teacher to ask (`why_not_asked`)."""
+        config, cluster = self.wiring.config, self.wiring.config.cluster
+        faithfulness, rationales, source = config.audit.faithfulness, config.rationales, self.sources[name]
+        assert faithfulness is not None  # why_not_asked has said so
+        assert config.teacher is not None
+        folder, manifest = self._rationales(name)
+        return Work(
+            title=AUDIT,
+            recipe=Faithfulness(
+                faithfulness,
+                self.wiring.teacher,
+                partial(rationales.candidates_of, heaviest_first=True),
+                rationales.roles,
+                isinstance(source, AttributionSource),
+                cluster.model_device,
+                cluster.threads_per_actor,
+            ),
+            source=folder,
+            target=f"{AUDIT}/faithfulness/{name}",
+            reads=RationaleRow,
+            writes=Erasure,
+            shards=first_rows(manifest.shards_of(config.audit.split), faithfulness.rows),
+            config={
+                **faithfulness.model_dump(mode="json", include={"fractions", "seed"}),
+                "teacher": model_slice(config.teacher),
+            },
+            inputs={"rationales": manifest.digest, TEACHER: self.wiring.teacher_digest},
+            max_error_frac=faithfulness.max_error_frac,
+            max_error_key="audit.faithfulness.max_error_frac",
+        )
+
+    def measured(self, name: str) -> Work:
+        """Plausibility and label overlap of this source."""
+        audit, rationales, source = self.wiring.config.audit, self.wiring.config.rationales, self.sources[name]
+        folder, manifest = self._rationales(name)
+        options = rationales.model_copy(update={"roles": tuple(dict.fromkeys((*rationales.roles, "choice")))})
+        k = audit.top_k if isinstance(source, AttributionSource) else None
+        return Work(
+            title=AUDIT,
+            recipe=MeasureRationales(rationales.units, options.units, k, isinstance(source, LlmSource)),
+            source=folder,
+            target=f"{AUDIT}/words/{name}",
+            reads=RationaleRow,
+            writes=Measured,
+            shards=first_rows(manifest.shards_of(audit.split), audit.rows),
+            config={"top_k": k},
+            inputs={"rationales": manifest.digest},
+            max_error_frac=0.0,  # what is no rationale has its error already
+            max_error_key="audit",
+        )
+
+    def _rationales(self, name: str) -> tuple[str, Manifest]:
+        return completed(self.wiring.store, self.wiring.rationales()[name])

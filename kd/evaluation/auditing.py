@@ -1,0 +1,207 @@
+"""Are rationales any good? Plausibility and label overlap row by row, as a stage, and what its rows add up to.
+
+A row's findings are those of `kd/evaluation/plausibility.py` and `kd/evaluation/overlap.py`, word for word. Findings of label
+overlap belong to a *part*: `explained/answer/options`, as in `kd.evaluation.overlap.Slice`: which answer was explained, whose
+words are looked for, and whether the options' own words count, as in `gold/predicted/out`. In sums `/all`, `/right` or `/wrong`
+follows: which rows, by whether the model that gave the rationale was right.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from kd.audit_rows import Measured
+from kd.evaluation.faithfulness import FaithfulnessConfig
+from kd.evaluation.metrics import About, Mean, wilson
+from kd.evaluation.overlap import TEXT, WORDS, BySlice, label_overlap, teachers_answer, text_overlap
+from kd.evaluation.plausibility import HARD, SOFT, hard_plausibility, soft_plausibility
+from kd.evaluation.sums import Finding, Measure, Result, Sums, Tally, Why
+from kd.evaluation.units import Units
+from kd.frozen import Frozen
+from kd.rows import MetricRow, RationaleRow, Split
+from kd.shards import Apply
+
+WHOLE = ""
+"""The part of findings that are about the row as a whole."""
+CHAIN_OF_THOUGHT = "llm/"
+"""What parts begin with that are about an LLM's text, and not about words that were chosen."""
+
+
+class AuditConfig(Frozen):
+    """How it is measured whether rationales are any good, before students learn from them."""
+
+    split: Split = "train"
+    """The split whose rationales are measured."""
+    rows: PositiveInt | None = 10_000
+    """On how many rows plausibility and label overlap are measured: the first of the split; null for all."""
+    top_k: PositiveInt = 5
+    """How many of the teacher's heaviest words, the options' among them, are looked for in the answer (label overlap). Of
+    sources that rank nothing all words of the rationale are."""
+    faithfulness: FaithfulnessConfig | None = FaithfulnessConfig()
+    """How the teacher is asked again without the words. Null: it is not asked."""
+    min_faithfulness_gain: float | None = Field(default=None, ge=-2, le=2)
+    """The gate: by how much erasing a source's words must make the probability of the explained answer fall more than erasing
+    as many random words does (`comprehensiveness_gain:rationale_random`), on average over rows. Null: no gate."""
+    gated: tuple[str, ...] = ("attribution",)
+    """Sources that must pass the gate. A control cannot, and is not meant to."""
+    on_fail: Literal["warn", "stop"] = "warn"
+    """What happens where a source does not pass: a warning, or the end of the run before students are trained."""
+
+    @model_validator(mode="after")
+    def _a_gate_has_something_to_measure(self) -> "AuditConfig":
+        if self.min_faithfulness_gain is not None and self.faithfulness is None:
+            raise ValueError("min_faithfulness_gain is a gate on faithfulness, which is null; measure it, or have no gate")
+        return self
+
+
+# --- the stage ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MeasureRationales:
+    """The stage: rows of one source of rationales in, what measures say of each out. Nothing is loaded.
+
+    `units` are the words that a rationale may hold, `with_options` the same and those of the options. `k` of the heaviest are
+    taken for label overlap; None where the source ranks nothing. `is_text`: whether its rationales are a chain of thought.
+    """
+
+    units: Units
+    with_options: Units
+    k: int | None
+    is_text: bool
+
+    def open(self) -> Apply:
+        """The function from rows to rows."""
+        return lambda rows, _: [self._measured(row) for row in rows]
+
+    def _measured(self, row: RationaleRow) -> Measured:
+        found = list(self._found(row))
+        values = [(name, part, tally.total) for part, name, tally in found if tally.count]
+        silent = [(name, part, why) for part, name, tally in found for why in tally.left_out]
+        own, is_labelled = teachers_answer(row), row.target is not None
+        return Measured(
+            uid=row.uid,
+            error=None,
+            metric=[name for name, _, _ in values],
+            part=[part for _, part, _ in values],
+            value=[value for _, _, value in values],
+            silent_metric=[name for name, _, _ in silent],
+            silent_part=[part for _, part, _ in silent],
+            why=[why.value for _, _, why in silent],
+            teacher_right=own == row.target if own is not None and is_labelled else None,
+            llm_right=row.llm_label == row.target if row.llm_label is not None and is_labelled else None,
+            chance=1 / len(row.label_set) if row.label_set and is_labelled else None,
+        )
+
+    def _found(self, row: RationaleRow) -> Iterator[tuple[str, str, Tally]]:
+        """Part, metric, and the tally of this one row."""
+        parts = {WHOLE: hard_plausibility([row], self.units)}
+        if self.k is not None:
+            parts[WHOLE] += soft_plausibility([row], self.units)
+        parts |= _parts(label_overlap([row], self.with_options, self.k))
+        if self.is_text:
+            parts |= _parts(text_overlap([row], self.with_options))
+        return ((part, name, tally) for part, sums in parts.items() for name, tally in sums.tallies.items())
+
+
+def _parts(found: BySlice) -> dict[str, Sums]:
+    """Sums by part; which rows the model was right in follows from the row."""
+    return {f"{piece.explained}/{piece.answer}/{piece.options}": sums for piece, sums in found.items() if piece.model == "all"}
+
+
+# --- what the rows add up to --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AuditSums:
+    """What is added up over the measured rows of one source: findings by part, and how often the teacher was right."""
+
+    parts: Mapping[str, Sums] = field(default_factory=dict)
+    right: Mean = field(default_factory=Mean)
+    chance: Mean = field(default_factory=Mean)
+
+    def __add__(self, other: "AuditSums") -> "AuditSums":
+        names = dict.fromkeys([*self.parts, *other.parts])
+        parts = {name: self.parts.get(name, Sums()) + other.parts.get(name, Sums()) for name in names}
+        return AuditSums(parts, self.right + other.right, self.chance + other.chance)
+
+    def metrics(self, about: About) -> list[MetricRow]:
+        """Every measure with its interval over rows; behind the colon stands the part. Null where no row says anything."""
+        return [
+            _metric_row(result, about, part) for part, sums in self._all_parts() for result in sums.results(_measures(part, sums))
+        ]
+
+    def nulls(self) -> dict[str, str]:
+        """Why a measure of rows as a whole has no value, and why overlap with the gold answer has none, by the metric."""
+        asked = {part: _measures(part, sums) for part, sums in self._all_parts() if part == WHOLE}
+        asked |= {part: _measures(part, sums)[:1] for part, sums in self._all_parts() if part.endswith("/gold/in/all")}
+        found = [(part, result) for part in asked for result in self.parts.get(part, Sums()).results(asked[part])]
+        return {_named(result.measure, part): result.why_null for part, result in found if result.why_null}
+
+    def teacher(self, about: About) -> MetricRow:
+        """The share of the measured rows in which the teacher's own answer is the label."""
+        rows = self.right.count
+        return about.row("accuracy", self.right.value, rows, wilson(round(self.right.total), rows) if rows else None)
+
+    def _all_parts(self) -> list[tuple[str, Sums]]:
+        return list(({WHOLE: Sums()} | dict(self.parts)).items())
+
+
+def audit_sums(rows: Iterable[Measured]) -> AuditSums:
+    """The sums over a shard's rows. A row with an error is counted as left out of what is about whole rows."""
+    found: dict[str, dict[str, list[Finding]]] = {}
+    right, chances = list[bool](), list[float]()
+    for row in rows:
+        for part, name, finding in _findings(row):
+            found.setdefault(part, {}).setdefault(name, []).append(finding)
+        right += [] if row.teacher_right is None else [row.teacher_right]
+        chances += [] if row.chance is None else [row.chance]
+    parts = {part: Sums({name: Tally.of(each) for name, each in inside.items()}) for part, inside in found.items()}
+    return AuditSums(parts, Mean(sum(right), len(right)), Mean(sum(chances), len(chances)))
+
+
+def _findings(row: Measured) -> Iterator[tuple[str, str, Finding]]:
+    """Part, metric and finding."""
+    if row.error is not None:
+        yield from ((WHOLE, measure.name, Why.ERRORED) for measure in HARD)
+    said: list[tuple[str, str, Finding]] = list(zip(row.part, row.metric, row.value, strict=True))
+    said += zip(row.silent_part, row.silent_metric, map(Why, row.why), strict=True)
+    for part, name, finding in said:
+        if part == WHOLE:
+            yield part, name, finding
+            continue
+        yield f"{part}/all", name, finding
+        is_right = row.llm_right if part.startswith(CHAIN_OF_THOUGHT) else row.teacher_right
+        if is_right is not None:
+            yield f"{part}/{'right' if is_right else 'wrong'}", name, finding
+
+
+def _measures(part: str, sums: Sums) -> Sequence[Measure]:
+    if part != WHOLE:
+        return TEXT if part.startswith(CHAIN_OF_THOUGHT) else WORDS
+    return (*HARD, *(measure for measure in SOFT if measure.name in sums.tallies))
+
+
+def _named(measure: Measure, part: str) -> str:
+    return f"{measure.name}:{part}" if part else measure.name
+
+
+def _metric_row(result: Result, about: About, part: str) -> MetricRow:
+    return MetricRow(
+        subject=about.subject,
+        stage=about.stage,
+        variant=about.variant,
+        seed=about.seed,
+        task=about.task,
+        split=about.split,
+        metric=_named(result.measure, part),
+        value=result.value,
+        ci_low=result.ci_low,
+        ci_high=result.ci_high,
+        n=result.n,
+        against=None,
+        p_value=None,
+        higher_is_better=result.measure.higher_is_better,
+    )

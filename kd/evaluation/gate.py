@@ -1,0 +1,49 @@
+"""The gate before students are trained: do the words of a rationale decide the teacher's answer more than random ones do?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kd.evaluation.auditing import AuditConfig
+from kd.evaluation.metrics import is_near_chance
+from kd.rows import MetricRow
+
+GAIN = "comprehensiveness_gain:rationale_random"
+"""The metric that is judged: every source has it."""
+
+
+@dataclass(frozen=True)
+class GateVerdict:
+    """Whether a source passed, and the sentence that says so."""
+
+    source: str
+    passed: bool
+    text: str
+
+
+def judged(
+    config: AuditConfig, gains: Mapping[str, MetricRow | None], teacher: MetricRow | None, level: float | None
+) -> list[GateVerdict]:
+    """A verdict on every gated source; none without a gate.
+
+    Args:
+        gains: by source its `GAIN`, None where it was not measured. teacher: its accuracy on the measured rows, None where it is
+            not known. level: the chance level of that. A teacher near chance voids the measure, and what is void passes nothing.
+    """
+    least = config.min_faithfulness_gain
+    if least is None:
+        return []
+    is_void = teacher is not None and is_near_chance(teacher, level)
+    return [_verdict(source, gains.get(source), least, is_void) for source in config.gated]
+
+
+def _verdict(source: str, gain: MetricRow | None, least: float, is_void: bool) -> GateVerdict:
+    asked = f"audit.min_faithfulness_gain asks for {least:.3f}"
+    if gain is None or gain.value is None:
+        return GateVerdict(source, False, f"{source}: {asked}, and no row could be measured")
+    interval = "" if gain.ci_low is None else f" (95% interval over rows {gain.ci_low:.3f} to {gain.ci_high:.3f})"
+    found = f"{gain.value:.3f}{interval} of {gain.n:,} rows"
+    if is_void:
+        return GateVerdict(source, False, f"{source}: {asked}; what was found, {found}, is void: the teacher is near chance")
+    passed = gain.value >= least
+    said = "passes" if passed else "does not pass"
+    return GateVerdict(source, passed, f"{source} {said}: its words make the answer's probability fall {found} more; {asked}")

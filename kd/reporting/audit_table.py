@@ -1,0 +1,118 @@
+"""The audit as tables: are the rationales any good, and whose words are they?"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from kd.evaluation.overlap import TEXT, WORDS
+from kd.evaluation.plausibility import HARD, SOFT
+from kd.reporting.tables import MISSING, Table, percent, teacher_near_chance
+from kd.rows import MetricRow
+
+MEANINGS = {measure.name: measure.meaning for measure in (*HARD, *SOFT, *WORDS, *TEXT)}
+"""What the audit's measures mean, by name; the others are in `kd.evaluation.metrics`."""
+
+VOID = "void"
+_SOURCE = "source"
+_COLUMNS = (
+    _SOURCE,
+    "erased / random",
+    "kept / random",
+    "asked",
+    "token F1 / chance",
+    "IOU F1 / chance",
+    "AUPRC / chance",
+    "rows",
+)
+_PARTS = (_SOURCE, "explained", "words of", "options", "model")
+
+Found = Mapping[str, MetricRow]
+
+
+def audit_table(metrics: Sequence[MetricRow], reasons: Sequence[str]) -> Table:
+    """Faithfulness and plausibility of every source, in percent. `reasons` are sentences about what has no value."""
+    sources, is_void = _by_source(metrics), teacher_near_chance(metrics) is not None
+    lines = [line for source, found in sources.items() for line in _audited(source, found, is_void)]
+    said = {
+        "The rationales have not been audited: run audit.": not sources,
+        "Void: the teacher is near chance, so what decides its answers says nothing. The numbers are in report.json.": sources
+        and is_void,
+    }
+    notes = [*(note for note, applies in said.items() if applies), *reasons]
+    return Table("Audit of the rationales", _COLUMNS, lines, notes, left=frozenset({_SOURCE}))
+
+
+def _audited(source: str, found: Found, is_void: bool) -> Iterator[tuple[str, ...]]:
+    """A line on the rationale, and one on the ranking of all words where the source has one."""
+    ranked = source == "attribution"
+    asked = _count(found, "comprehensiveness:rationale")
+    erased, kept = (_beside(found, f"{measure}:rationale", f"{measure}:rationale_random") for measure in _FALLS)
+    hard = [_beside(found, name, f"{name}_chance") for name in ("token_f1", "iou_f1")]
+    rows = _count(found, "token_f1")
+    of_teacher = [VOID, VOID] if is_void else [erased, kept]
+    yield (source, *of_teacher, asked, *([VOID, VOID] if is_void and ranked else hard), MISSING, rows)
+    if ranked:
+        falls = [_beside(found, *(f"{measure}:{order}" for order in ("importance", "random", "lexical"))) for measure in _FALLS]
+        auprc = _beside(found, "auprc", "auprc_chance")
+        cells = [VOID, VOID] if is_void else falls
+        asked = _count(found, "comprehensiveness:importance")
+        yield (f"{source}, ranked", *cells, asked, MISSING, MISSING, VOID if is_void else auprc, _count(found, "auprc"))
+
+
+_FALLS = ("comprehensiveness", "sufficiency")
+
+
+def overlap_table(metrics: Sequence[MetricRow]) -> Table:
+    """Whose words the rationales are made of, part by part; for sources that rank nothing only over all rows."""
+    sources, is_void = _by_source(metrics), teacher_near_chance(metrics) is not None
+    lines = [
+        line
+        for source, found in sources.items()
+        for line in (*_words(source, found, is_void and source == "attribution"), *_texts(source, found))
+    ]
+    columns = (*_PARTS, "any / random / option", "first / random / option", "all / random / option", "whole", "rows")
+    notes = [] if lines else ["No row has an answer whose words are part of its input, or nothing was audited."]
+    return Table("Label overlap", columns, lines, notes, left=frozenset(_PARTS))
+
+
+def _words(source: str, found: Found, is_void: bool) -> Iterator[tuple[str, ...]]:
+    """Lines on words that were chosen, in the slices that have rows."""
+    for part in _parts(found, "overlap_any"):
+        if source != "attribution" and not part.endswith("/all"):
+            continue
+        cells = [
+            VOID if is_void else _beside(found, f"{name}:{part}", f"{name}_chance:{part}", f"{name}_option_chance:{part}")
+            for name in ("overlap_any", "overlap_top1", "overlap_all")
+        ]
+        yield (source, *part.split("/"), *cells, MISSING, _count(found, f"overlap_any:{part}"))
+
+
+def _texts(source: str, found: Found) -> Iterator[tuple[str, ...]]:
+    """Lines on an LLM's chain of thought."""
+    for part in _parts(found, "cot_any"):
+        has_any, has_all, whole = (
+            _beside(found, f"{name}:{part}", f"{name}_chance:{part}") for name in ("cot_any", "cot_all", "cot_whole")
+        )
+        yield (f"{source}, text", *part.split("/"), has_any, MISSING, has_all, whole, _count(found, f"cot_any:{part}"))
+
+
+def _parts(found: Found, name: str) -> list[str]:
+    """The slices in which a measure has rows."""
+    return [row.metric.removeprefix(f"{name}:") for row in found.values() if row.metric.startswith(f"{name}:") and row.n]
+
+
+def _by_source(metrics: Sequence[MetricRow]) -> dict[str, dict[str, MetricRow]]:
+    sources: dict[str, dict[str, MetricRow]] = {}
+    for row in metrics:
+        if row.stage == "audit" and row.subject == "rationales":
+            sources.setdefault(row.variant, {})[row.metric] = row
+    return sources
+
+
+def _beside(found: Found, metric: str, *controls: str) -> str:
+    """A value and its controls in percent; one dash where there is no value."""
+    if metric not in found or found[metric].value is None:
+        return MISSING
+    return " / ".join(percent(found[name].value if name in found else None) for name in (metric, *controls))
+
+
+def _count(found: Found, metric: str) -> str:
+    return f"{found[metric].n:,}" if metric in found and found[metric].n else MISSING

@@ -1,0 +1,128 @@
+"""The audit's rows add up to the measures that they were made of, on planted evidence to known values."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from kd.arrow import from_table, to_table
+from kd.audit_rows import Measured
+from kd.evaluation.auditing import AuditConfig, AuditSums, MeasureRationales, audit_sums
+from kd.evaluation.gate import GAIN, judged
+from kd.evaluation.metrics import About
+from kd.evaluation.overlap import WORDS, label_overlap
+from kd.evaluation.plausibility import HARD, SOFT, hard_plausibility, soft_plausibility
+from kd.rows import MetricRow, RationaleRow, RowError, as_errored
+from tests.test_measures_data import IN_QUESTION, WITH_OPTIONS, on_evidence, on_nothing, planted
+from tests.tiny_measures import rationale_row, single_words
+
+ABOUT = About("rationales", "audit", "attribution", None, "toy", "train")
+TEACHER = About("teacher", "audit", "teacher", 0, "toy", "train")
+
+
+def recipe(k: int | None = 1, is_text: bool = False) -> MeasureRationales:
+    return MeasureRationales(IN_QUESTION.units, WITH_OPTIONS.units, k, is_text)
+
+
+def measured(rows: Sequence[RationaleRow], by: MeasureRationales) -> list[Measured]:
+    return from_table(to_table(by.open()(list(rows), Counter()), Measured), Measured)
+
+
+def by_metric(sums: AuditSums) -> dict[str, MetricRow]:
+    return {row.metric: row for row in sums.metrics(ABOUT)}
+
+
+def test_a_teacher_that_looks_at_the_planted_cue_alone_has_every_known_value() -> None:
+    rows = planted(on_evidence, IN_QUESTION)
+    sums = audit_sums(measured(rows, recipe()))
+    found = by_metric(sums)
+    assert {name: found[name].value for name in ("token_f1", "iou_f1", "auprc")} == {"token_f1": 1, "iou_f1": 1, "auprc": 1}
+    candidates = [len(IN_QUESTION.units(row, row.importance)) for row in rows]
+    assert found["token_f1_chance"].value == pytest.approx(sum(1 / n for n in candidates) / 200)
+    assert found["overlap_any:gold/gold/in/all"].value == 0, "a cue is no word of an answer"
+    right = sum(row.label_set[0] == row.target for row in rows)  # the made-up teacher answers the first option
+    assert (sums.right.total, sums.right.count, sums.chance.value) == (right, 200, 0.25)
+    assert sums.teacher(TEACHER).value == right / 200
+    assert found["overlap_any:gold/gold/out/right"].n == right
+    assert found["overlap_any:gold/gold/out/wrong"].n == 200 - right
+
+
+def test_rows_add_up_shard_by_shard_to_what_the_measures_say_of_all_of_them() -> None:
+    rows = planted(on_nothing, WITH_OPTIONS, 60)
+    done = measured(rows, recipe(2))
+    found = by_metric(audit_sums(done[:25]) + audit_sums(done[25:]) + AuditSums())
+    whole = hard_plausibility(rows, IN_QUESTION.units).results(HARD) + soft_plausibility(rows, IN_QUESTION.units).results(SOFT)
+    assert [found[one.measure.name].value for one in whole] == pytest.approx([one.value for one in whole])
+    for piece, sums in label_overlap(rows, WITH_OPTIONS.units, 2).items():
+        part = f"{piece.explained}/{piece.answer}/{piece.options}/{piece.model}"
+        for result in sums.results(WORDS):
+            row = found[f"{result.measure.name}:{part}"]
+            assert (row.n, row.ci_low is None) == (result.n, result.ci_low is None)
+            assert row.value == (None if result.value is None else pytest.approx(result.value))
+
+
+def test_only_a_chain_of_thought_is_measured_as_a_text_and_only_a_ranking_as_one() -> None:
+    rows = planted(on_nothing, WITH_OPTIONS, 30)
+    told, ranked = (by_metric(audit_sums(measured(rows, each))) for each in (recipe(None, is_text=True), recipe(1)))
+    assert (told["cot_any:llm/gold/in/all"].value, told["cot_any_chance:llm/gold/in/all"].value) == (1, 0.25)
+    assert told["overlap_top1:gold/gold/in/all"].value is None
+    assert "auprc" not in told
+    assert not any(name.startswith("cot") for name in ranked)
+    assert ranked["overlap_top1:gold/gold/in/all"].n == 30
+
+
+def test_without_evidence_plausibility_is_null_with_the_reason_and_the_rest_comes_out() -> None:
+    row = rationale_row(("question", "red gold"), ("choice", "gold"), ("choice", "tin"), importance=[0, 2, 0, 0], target="gold")
+    sums = audit_sums(measured([row], MeasureRationales(single_words, single_words, 1, False)))
+    assert sums.nulls()["token_f1"] == "1 of 1 rows: the row has no human evidence"
+    found = by_metric(sums)
+    assert found["token_f1"].value is None
+    assert found["overlap_any:gold/gold/in/all"].value == 1
+    assert (sums.right.count, sums.chance.value) == (0, 0.5), "no own answer of the teacher is known"
+
+
+def test_an_answer_that_is_no_part_of_the_input_leaves_label_overlap_null_with_the_reason() -> None:
+    row = rationale_row(("question", "red gold"), importance=[0, 2], target="tin", evidence=[(0, "gold")])
+    nulls = audit_sums(measured([row], MeasureRationales(single_words, single_words, 1, False))).nulls()
+    assert nulls == {"overlap_any:gold/gold/in/all": "1 of 1 rows: the row has an answer of which no word is in the input"}
+
+
+def test_where_every_row_has_an_error_every_measure_is_null_with_the_reason() -> None:
+    row = as_errored(rationale_row(("question", "red")), Measured, RowError("too_long", "so many tokens"))
+    sums = audit_sums([row])
+    assert set(sums.nulls().values()) == {"1 of 1 rows: the row has an error"}
+    assert {found.value for found in sums.metrics(ABOUT)} == {None}
+    assert AuditSums().nulls()["token_f1"] == "there is no row"
+
+
+# --- the gate -----------------------------------------------------------------------------------------------------------
+
+
+def gain(value: float | None) -> dict[str, MetricRow | None]:
+    metric, _, of = GAIN.partition(":")
+    return {"attribution": ABOUT.row(metric, value, 100, (0.0, 0.4), of=of)}
+
+
+def accuracy(value: float) -> MetricRow:
+    return TEACHER.row("accuracy", value, 1000, (value - 0.02, value + 0.02))
+
+
+def test_a_source_passes_whose_words_decide_so_much_more_than_random_ones() -> None:
+    config = AuditConfig(min_faithfulness_gain=0.1)
+    for value, passed in ((0.1, True), (0.099, False), (None, False)):
+        (verdict,) = judged(config, gain(value), accuracy(0.9), 0.25)
+        assert (verdict.source, verdict.passed) == ("attribution", passed)
+    assert judged(config, {}, None, None)[0].text.endswith("no row could be measured")
+    assert judged(AuditConfig(), gain(0.0), accuracy(0.9), 0.25) == []
+
+
+def test_what_a_teacher_near_chance_says_passes_no_gate() -> None:
+    (verdict,) = judged(AuditConfig(min_faithfulness_gain=0.1), gain(0.5), accuracy(0.26), 0.25)
+    assert not verdict.passed
+    assert verdict.text.endswith("is void: the teacher is near chance")
+    assert judged(AuditConfig(min_faithfulness_gain=0.1), gain(0.5), None, 0.25)[0].passed
+
+
+def test_a_gate_without_a_measure_is_refused() -> None:
+    with pytest.raises(ValueError, match="min_faithfulness_gain is a gate on faithfulness, which is null"):
+        AuditConfig(min_faithfulness_gain=0.1, faithfulness=None)
