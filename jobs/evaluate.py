@@ -14,10 +14,7 @@ def run(session: Session) -> None:
     works = wiring(session)
     for failed in works.failed_students().values():
         session.console.say(f"evaluate     left out: {failed.run}, whose training failed: {failed.error}")
-    run_works(session, "evaluate", works.predictions(), works.pool)
-    explained = agreement_works(works)
-    if explained:
-        run_works(session, "agreement", explained, works.pool)
+    run_works(session, "evaluate", [*works.predictions(), *agreement_works(works)], works.pool)
 
 
 if __name__ == "__main__":
