@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import ParamSpec, TypeVar
 
-from jobs.agreements import looked
+from jobs.agreements import is_wanted, looked, student_work
 from jobs.comparisons import compared
 from jobs.costs import costs
 from jobs.wiring import EXAMPLES, TEACHER, Wiring
@@ -88,6 +88,9 @@ class Findings:
             stages[f"train {variant.name}/{seed}"] = _manifest(_or_none(self._training, variant, seed))
         for (name, seed), found in self._predictions.items():
             stages[f"evaluate {name}/{seed}"] = _manifest(found)
+        for variant, seed in wiring.pairs if is_wanted(wiring) else ():
+            work = partial(student_work, wiring, variant, seed)
+            stages[f"agreement {variant.name}/{seed}"] = _manifest(_or_none(self._completed, work))
         return stages
 
     def _failures(self) -> list[str]:

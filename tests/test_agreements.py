@@ -17,7 +17,7 @@ from kd.config import Config
 from kd.evaluation.agreement import AGREEMENT
 from kd.evaluation.sums import Sums
 from kd.families.opening import open_family
-from kd.models import ModelConfig
+from kd.models import load
 from kd.reporting.agreement_table import Looked, agreement_table
 from kd.reporting.cost_table import Cost, cost_table
 from kd.rows import RationaleRow
@@ -44,6 +44,11 @@ def rows_of(done: Wiring, place: int) -> list[StudentAttribution]:
     return [row for shard in manifest.shards for row in done.store.read_rows(f"{folder}/{shard.file}", StudentAttribution)]
 
 
+def explained(done: Wiring) -> list[RationaleRow]:
+    folder, manifest = completed(done.store, done.rationales()["attribution"])
+    return done.store.read_rows(f"{folder}/{manifest.shards_of('test')[0].file}", RationaleRow)[:7]
+
+
 def test_each_student_is_explained_on_the_first_rows_of_the_evaluated_split(done: Wiring) -> None:
     assert [work.target for work in agreement_works(done)] == ["agreement/label-only/0", "agreement/attribution/0"]
     for place in (0, 1):
@@ -55,20 +60,15 @@ def test_each_student_is_explained_on_the_first_rows_of_the_evaluated_split(done
 
 
 def test_the_teacher_s_importance_is_carried_along_unchanged(done: Wiring) -> None:
-    folder, manifest = completed(done.store, done.rationales()["attribution"])
-    theirs = done.store.read_rows(f"{folder}/{manifest.shards_of('test')[0].file}", RationaleRow)[:7]
-    assert [(row.uid, row.importance) for row in rows_of(done, 0)] == [(row.uid, row.importance) for row in theirs]
+    assert [(row.uid, row.importance) for row in rows_of(done, 0)] == [(row.uid, row.importance) for row in explained(done)]
 
 
 @pytest.mark.parametrize("prefix", ["", "predict: "])
 def test_a_teacher_that_is_asked_as_its_own_student_agrees_with_itself_and_the_prefix_is_no_word(
     done: Wiring, prefix: str
 ) -> None:
-    from kd.models import load
-
-    model: ModelConfig = done.teacher.config
-    engine = Engine(AttributionConfig(answers=False), open_family(load(done.teacher, "cpu"), model))
-    rows = [dataclasses.replace(row) for row in rows_of(done, 0)]
+    engine = Engine(AttributionConfig(answers=False), open_family(load(done.teacher, "cpu"), done.teacher.config))
+    rows = explained(done)
     found = explain(engine, prefix, rows, Counter())
     for row, own in zip(rows, found, strict=True):
         assert isinstance(own, StudentAttribution)
@@ -78,6 +78,7 @@ def test_a_teacher_that_is_asked_as_its_own_student_agrees_with_itself_and_the_p
 
 def test_the_report_has_the_agreement_of_every_student(done: Wiring) -> None:
     found = Findings(done).report()
+    assert found.stages["agreement attribution/0"] is not None
     assert [(each.variant, each.seed, each.split) for each in found.agreement] == [
         ("label-only", 0, "test"),
         ("attribution", 0, "test"),
