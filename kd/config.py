@@ -125,7 +125,9 @@ class Config(Frozen):
         for comparison in self.significance.comparisons if self.significance else ():
             strange = [name for name in (comparison.variant, comparison.against) if name not in known]
             if strange:
-                raise ValueError(f"significance: {strange[0]!r} is no variant of training.variants, which has {known}")
+                raise ValueError(
+                    f"significance: {strange[0]!r} is no variant of training.variants, which has {known}; name two of these"
+                )
         return self
 
     @model_validator(mode="after")

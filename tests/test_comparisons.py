@@ -136,7 +136,7 @@ METRICS = [*answers("words", 95, 95, 95), *answers("plain", 50, 50, 50), *answer
 def test_the_headline_names_the_strongest_control_and_then_the_declared_one(tmp_path: Path) -> None:
     said = headline(report(METRICS, comparisons=reported(better(CLEAR, tmp_path))))
     assert "Against noise, the strongest of 2 controls, words is 2.5 points better: no difference shown (p = " in said
-    assert "The declared primary comparison is with plain: 45.0 points better: shown (p " in said
+    assert "The declared primary comparison, with plain: 45.0 points better: shown (p " in said
     assert said.count("The smallest difference that this run would have shown with a probability of 80% is ") == 2
 
 

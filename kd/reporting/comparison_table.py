@@ -96,24 +96,21 @@ def p_value(value: float | None) -> str:
 
 
 def sentences(found: Comparisons, scores: Sequence[Score]) -> str:
-    """The verdict on the strongest control, and on the primary comparison where that is another one."""
-    primary = found.verdicts[0]
-    strongest = _strongest(found, {score.variant: score.mean for score in scores})
+    """The verdict on the strongest control, and on the primary comparison where that is another one.
+
+    Controls are what the primary comparison's variant is compared with in the config; the strongest one has the highest mean
+    accuracy.
+    """
+    primary, means = found.verdicts[0], {score.variant: score.mean for score in scores}
     controls = [each for each in found.verdicts if each.comparison.variant == primary.comparison.variant]
-    called = "the strongest of " * (len(controls) > 1) + (f"{len(controls)} controls" if len(controls) > 1 else "its control")
+    strongest = max(controls, key=lambda each: _or_lowest(means.get(each.comparison.against)))
+    called = f"the strongest of {len(controls)} controls" if len(controls) > 1 else "its control"
     said = (
         f"Against {strongest.comparison.against}, {called}, {strongest.comparison.variant} is {_verdict(strongest, found.config)}"
     )
     if strongest is primary:
         return said
-    return f"{said} The declared primary comparison is with {primary.comparison.against}: {_verdict(primary, found.config)}"
-
-
-def _strongest(found: Comparisons, means: Mapping[str, float | None]) -> Verdict:
-    """Of the comparisons of the primary's variant the one with the control of the highest mean accuracy."""
-    primary = found.verdicts[0]
-    controls = [each for each in found.verdicts if each.comparison.variant == primary.comparison.variant]
-    return max(controls, key=lambda each: _or_lowest(means.get(each.comparison.against)))
+    return f"{said} The declared primary comparison, with {primary.comparison.against}: {_verdict(primary, found.config)}"
 
 
 def _or_lowest(mean: float | None) -> float:
