@@ -5,12 +5,18 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import ParamSpec, TypeVar
 
+from jobs.agreements import is_wanted, looked, student_work
 from jobs.audit_findings import AuditFindings
+from jobs.comparisons import compared
+from jobs.costs import costs
 from jobs.wiring import EXAMPLES, TEACHER, Wiring
 from kd.errors import StageError
 from kd.evaluation.answer_sums import answer_sums
 from kd.evaluation.metrics import About, Counts, chance, chance_metrics, is_near_chance, rationale_sums, wilson
 from kd.manifests import Manifest, Shard
+from kd.reporting.agreement_table import Looked
+from kd.reporting.comparison_table import Comparisons
+from kd.reporting.cost_table import Cost
 from kd.reporting.report import Report, Shown
 from kd.rows import Example, MetricRow, Prediction, RationaleRow
 from kd.shards import Work, completed
@@ -21,6 +27,7 @@ from kd.training.runs import trained
 SAMPLE_ROWS = 10_000
 """Rows read for numbers that no stage counts (chance levels, hit rates), at most; `n` in the report says how many."""
 SHOWN_EXAMPLES = 10
+NOT_YET = "it has not been trained and evaluated"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,15 +44,20 @@ class Findings:
         """Everything that the report is made from."""
         config = self.wiring.config
         baseline = next((variant.name for variant in config.training.variants if isinstance(variant.objective, LabelOnly)), None)
+        comparisons, agreement, cost = self._comparisons(), looked(self.wiring), costs(self.wiring, self._predictions)
+        beside = [*self._differences(comparisons), *self._agreement(agreement), *self._costs(cost)]
         return Report(
             name=config.name,
-            metrics=[*self._answers(), *self._chance(), *self._rationale_quality(), *self._audit.metrics()],
+            metrics=[*self._answers(), *self._chance(), *self._rationale_quality(), *self._audit.metrics(), *beside],
             stages=self._stages(),
             config=config.model_dump(mode="json"),
             examples=self._examples(),
             baseline=baseline,
             audit=self._audit.reasons(),
             notes=[*([config.about] if config.about else []), *self._failures()],
+            comparisons=comparisons,
+            agreement=agreement,
+            costs=cost,
         )
 
     def teacher_verdict(self) -> str:
@@ -79,6 +91,9 @@ class Findings:
             stages[f"train {variant.name}/{seed}"] = _manifest(_or_none(self._training, variant, seed))
         for (name, seed), found in self._predictions.items():
             stages[f"evaluate {name}/{seed}"] = _manifest(found)
+        for variant, seed in wiring.pairs if is_wanted(wiring) else ():
+            work = partial(student_work, wiring, variant, seed)
+            stages[f"agreement {variant.name}/{seed}"] = _manifest(_or_none(self._completed, work))
         return stages
 
     def _failures(self) -> list[str]:
@@ -87,6 +102,22 @@ class Findings:
         return [f"The training of {name} failed at step {each.step}: {each.error}" for name, each in failed.items()]
 
     # --- numbers ---
+
+    def _comparisons(self) -> Comparisons | None:
+        """What tests say of the comparisons that the config declares; None where it declares none."""
+        significance = self.wiring.config.significance
+        if significance is None:
+            return None
+        named = {name for each in significance.comparisons for name in (each.variant, each.against)}
+        failed = _or_none(self.wiring.failed_students) or {}
+        absent = [f"{name}/{seed}" for (name, seed), found in self._predictions.items() if found is None and name in named]
+        missing = {name: f"its training failed: {failed[name].error}" if name in failed else NOT_YET for name in absent}
+        return Comparisons(compared(self.wiring.store, self._predictions, significance), significance, missing)
+
+    def _differences(self, comparisons: Comparisons | None) -> Iterator[MetricRow]:
+        config = self.wiring.config
+        for verdict in comparisons.verdicts if comparisons else ():
+            yield from verdict.metrics(config.task.task, config.evaluation.split)
 
     def _answers(self) -> Iterator[MetricRow]:
         for (name, seed), found in self._predictions.items():
@@ -110,6 +141,15 @@ class Findings:
                 sums = rationale_sums(self._sample(folder, manifest.shards_of("train"), RationaleRow), config.candidates_of)
                 about = About("rationales", "rationalize", source.name, None, self.wiring.config.task.task, "train")
                 yield from sums.metrics(about)
+
+    def _costs(self, found: Sequence[Cost]) -> Iterator[MetricRow]:
+        config = self.wiring.config
+        for cost in found:
+            yield from cost.metrics(config.task.task, config.evaluation.split)
+
+    def _agreement(self, found: Sequence[Looked]) -> Iterator[MetricRow]:
+        for student in found:
+            yield from student.metrics(self.wiring.config.task.task)
 
     def _about(self, variant: str, seed: int) -> About:
         config = self.wiring.config

@@ -24,7 +24,7 @@ def first_rows(shards: Sequence[Shard], rows: int | None) -> list[Shard]:
 
 def stage_slice(config: AttributionConfig | EvaluationConfig) -> dict[str, object]:
     """A stage's config without what changes no row."""
-    return config.model_dump(mode="json", exclude={"max_error_frac", "batch_tokens"})
+    return config.model_dump(mode="json", exclude={"max_error_frac", "batch_tokens", "agreement_rows", "agreement_words"})
 
 
 def features_slice(recipe: Featurise, model: str) -> dict[str, object]:

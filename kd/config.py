@@ -5,21 +5,21 @@ refused at once. Unknown keys, wrong names and impossible combinations are error
 """
 
 import argparse
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from kd.attribution.engine import AttributionConfig
 from kd.cluster_config import ClusterConfig
+from kd.config_keys import explain, merge, spelled_out
 from kd.errors import ConfigError
 from kd.evaluation.answers import EvaluationConfig
 from kd.evaluation.auditing import AuditConfig
+from kd.evaluation.significance import SignificanceConfig
 from kd.frozen import Frozen
 from kd.models import ModelConfig
 from kd.rationales import RationalesConfig
@@ -65,6 +65,8 @@ class Config(Frozen):
     """Which students are trained, and how."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """On what the students are measured."""
+    significance: SignificanceConfig | None = None
+    """Which differences between students are tested. Null: none is, and the report says so."""
     cluster: ClusterConfig = ClusterConfig()
     """Where the work runs."""
 
@@ -75,6 +77,17 @@ class Config(Frozen):
             if variant.source not in known:
                 raise ValueError(
                     f"training.variants: {variant.name!r} learns from source {variant.source!r}; rationales.sources has {known}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _compared_variants_are_trained(self) -> "Config":
+        known = [variant.name for variant in self.training.variants]
+        for comparison in self.significance.comparisons if self.significance else ():
+            strange = [name for name in (comparison.variant, comparison.against) if name not in known]
+            if strange:
+                raise ValueError(
+                    f"significance: {strange[0]!r} is no variant of training.variants, which has {known}; name two of these"
                 )
         return self
 
@@ -158,7 +171,7 @@ def read_config(program: str, description: str, arguments: Sequence[str], option
         raise ConfigError(
             f"expected one config file, got {files or 'none'}; usage: {program} CONFIG [{option}] [--dotted.path=value ...]"
         )
-    data = _merge(read_yaml(files[0]), _parse_overrides(program, description, overrides, option), [Config])
+    data = merge(read_yaml(files[0]), _parse_overrides(program, description, overrides, option), [Config])
     return validate(data, files[0])
 
 
@@ -167,7 +180,7 @@ def validate(data: Mapping[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        problems = "\n".join(f"  {explain(problem, Config)}" for problem in error.errors())
         raise ConfigError(f"{where} with the command line's overrides is not a config:\n{problems}") from None
 
 
@@ -186,7 +199,7 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def _parse_overrides(program: str, description: str, overrides: Sequence[str], option: str) -> dict[str, Any]:
-    overrides = [_spelled_out(override) for override in overrides]
+    overrides = [spelled_out(override, Config) for override in overrides]
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
             _CommandLine,
@@ -203,90 +216,3 @@ def _parse_overrides(program: str, description: str, overrides: Sequence[str], o
         return dict(source())
     except (SettingsError, argparse.ArgumentError) as error:
         raise ConfigError(f"command line: {error}; expected --dotted.path=value, see {program} --help") from None
-
-
-def _spelled_out(override: str) -> str:
-    """An override as the parser wants it: `--splits.test=5` becomes `--splits=test=5`. Unknown keys are refused.
-
-    Raises:
-        ConfigError: there is no such key; the message names those that there are.
-    """
-    key, equals, value = override.removeprefix("--").partition("=")
-    parts = key.split(".")
-    at: list[Any] = [Config]
-    for depth, part in enumerate(parts):
-        if key == "help":
-            break
-        if any(get_origin(annotation) is dict for annotation in at):
-            return f"--{'.'.join(parts[:depth])}={'.'.join(parts[depth:])}={value}"
-        fields = _fields(at)
-        if part not in fields:
-            raise ConfigError(f"command line: {_unknown(parts[: depth + 1], fields)}")
-        at = fields[part]
-    return f"--{key}{equals}{value}"
-
-
-def _fields(annotations: Sequence[Any]) -> dict[str, list[Any]]:
-    """The keys that may stand below any of these annotations, each with its own annotations."""
-    found: dict[str, list[Any]] = {}
-    for annotation in annotations:
-        for model in _models(annotation):
-            for name, field in model.model_fields.items():
-                found.setdefault(name, []).append(field.annotation)
-    return found
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The config classes that an annotation allows, whatever it is wrapped in."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models(argument)]
-
-
-def _explain(problem: ErrorDetails) -> str:
-    """One mistake: the key's path, what was expected, what was given."""
-    path: list[str] = []
-    at: list[Any] = [Config]
-    fields = _fields(at)
-    for part in problem["loc"]:
-        if isinstance(part, int):
-            path[-1] += f"[{part}]"
-        elif part in fields or part == problem["loc"][-1]:
-            path.append(part)
-            at = fields.get(part, at) if problem["type"] != "extra_forbidden" or part != problem["loc"][-1] else at
-        else:
-            at = [model for annotation in at for model in _models(annotation) if _is_tagged(model, part)]
-        fields = _fields(at)
-    if problem["type"] == "extra_forbidden":
-        return _unknown(path, fields)
-    message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
-    return f"{'.'.join(path) or 'the config'}: {message}{shown}"
-
-
-def _is_tagged(model: type[BaseModel], tag: str) -> bool:
-    field = model.model_fields.get("type")
-    return field is not None and tag in get_args(field.annotation)
-
-
-def _unknown(path: Sequence[str], known: Mapping[str, Any]) -> str:
-    """That a key does not exist, the nearest one that does, and all of them."""
-    near = difflib.get_close_matches(path[-1], known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{'.'.join(path)}: unknown key{hint} The keys here are {', '.join(sorted(known)) or 'none'}"
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any], at: Sequence[Any]) -> dict[str, Any]:
-    """`over` laid upon `base`, mapping by mapping; lists are replaced. `at` are the annotations of what is merged.
-
-    Another `type` is another thing with other keys: what `base` says of the old one is dropped.
-    """
-    fields = _fields(at)
-    if {"type"} <= fields.keys() & base.keys() & over.keys() and over["type"] != base["type"]:
-        return dict(over)
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        deeper = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(merged[key], value, fields.get(key, ())) if deeper else value
-    return merged

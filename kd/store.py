@@ -26,6 +26,7 @@ from kd.arrow import from_table, to_table
 from kd.errors import StoreError
 from kd.fingerprints import Fingerprint, Writable, copy
 from kd.manifests import MANIFEST, Manifest, Shard
+from kd.refusals import allowed, readable
 from kd.rows import Row
 
 R = TypeVar("R", bound=Row)
@@ -70,29 +71,34 @@ class Store:
 
     def names(self, folder: str) -> list[str]:
         """The names of the files in a folder, sorted; none if there is no such folder."""
+        return sorted(self.sizes(folder))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The files in a folder, by name, with their size in bytes; none if there is no such folder."""
         filesystem, base = self._where
         selector = pafs.FileSelector(f"{base}/{folder}", allow_not_found=True)
-        with _allowed("list", self.path(folder)):
-            return sorted(info.base_name for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
+        with allowed("list", self.path(folder)):
+            found = filesystem.get_file_info(selector)
+        return {info.base_name: info.size for info in found if info.type == pafs.FileType.File}
 
     def folders(self, folder: str) -> list[str]:
         """The names of the folders in a folder, sorted; none if there is no such folder."""
         filesystem, base = self._where
         selector = pafs.FileSelector(f"{base}/{folder}", allow_not_found=True)
-        with _allowed("list", self.path(folder)):
+        with allowed("list", self.path(folder)):
             found = filesystem.get_file_info(selector)
         return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
     def exists(self, relative: str) -> bool:
         """Whether a file has been published."""
         filesystem, base = self._where
-        with _allowed("look for", self.path(relative)):
+        with allowed("look for", self.path(relative)):
             return bool(filesystem.get_file_info(f"{base}/{relative}").type == pafs.FileType.File)
 
     def read(self, relative: str) -> bytes:
         """The bytes of a file. Raises StoreError if it is not there or cannot be read."""
         filesystem, base = self._where
-        with _readable(self.path(relative)), filesystem.open_input_file(f"{base}/{relative}") as stream:
+        with readable(self.path(relative)), filesystem.open_input_file(f"{base}/{relative}") as stream:
             return bytes(stream.read())
 
     def publish(self, relative: str, data: bytes) -> None:
@@ -115,7 +121,7 @@ class Store:
         filesystem, base = self._where
         target = f"{base}/{relative}"
         with (
-            _allowed("write", self.path(relative)),
+            allowed("write", self.path(relative)),
             _replacing(Path(target)) if self.is_local else filesystem.open_output_stream(target) as stream,
         ):
             yield stream
@@ -125,19 +131,19 @@ class Store:
         filesystem, base = self._where
         local.parent.mkdir(parents=True, exist_ok=True)
         where = f"{base}/{relative}"
-        with _readable(self.path(relative)), filesystem.open_input_file(where) as source, local.open("wb") as target:
+        with readable(self.path(relative)), filesystem.open_input_file(where) as source, local.open("wb") as target:
             return copy(source, target)
 
     def delete(self, relative: str) -> None:
         """Take a file away, if it is there."""
         filesystem, base = self._where
-        with _allowed("delete", self.path(relative)), suppress(FileNotFoundError):
+        with allowed("delete", self.path(relative)), suppress(FileNotFoundError):
             filesystem.delete_file(f"{base}/{relative}")
 
     def delete_folder(self, folder: str) -> None:
         """Take a folder away with all that is in it, if it is there."""
         filesystem, base = self._where
-        with _allowed("delete", self.path(folder)), suppress(FileNotFoundError):
+        with allowed("delete", self.path(folder)), suppress(FileNotFoundError):
             filesystem.delete_dir(f"{base}/{folder}")
 
     def upload(self, local: Path, folder: str) -> None:
@@ -155,14 +161,14 @@ class Store:
             partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}")
             filesystem, base = self._where
             here = pafs.LocalFileSystem()
-            with _allowed("fetch", f"{self.path(folder)} to {partial}"):
+            with allowed("fetch", f"{self.path(folder)} to {partial}"):
                 pafs.copy_files(f"{base}/{folder}", str(partial), source_filesystem=filesystem, destination_filesystem=here)
                 partial.rename(target)
         return target
 
     def read_rows(self, relative: str, row_type: type[R]) -> list[R]:
         """The rows of one Parquet file, its contract checked."""
-        with _readable(self.path(relative)):
+        with readable(self.path(relative)):
             table = pq.read_table(io.BytesIO(self.read(relative)))
         try:
             return from_table(table.replace_schema_metadata(), row_type)
@@ -172,7 +178,7 @@ class Store:
     def read_column(self, relative: str, column: str) -> list[Any]:
         """One column of a Parquet file, without the others."""
         filesystem, base = self._where
-        with _readable(self.path(relative)):
+        with readable(self.path(relative)):
             table = pq.read_table(f"{base}/{relative}", columns=[column], filesystem=filesystem)
         return list(table.column(column).to_pylist())
 
@@ -189,7 +195,7 @@ class Store:
     def read_notes(self, relative: str) -> dict[str, Any]:
         """The notes in the footer of a Parquet file, without its rows."""
         filesystem, base = self._where
-        with _readable(self.path(relative)):
+        with readable(self.path(relative)):
             metadata = pq.read_schema(f"{base}/{relative}", filesystem=filesystem).metadata or {}
         if b"notes" not in metadata:
             raise StoreError(
@@ -255,28 +261,6 @@ class Store:
             if self.exists(claim) and self.read_json(claim)["digest"] == digest:
                 return candidate
         return None
-
-
-@contextmanager
-def _allowed(act: str, path: str) -> Iterator[None]:
-    """What a file system refuses inside, as a StoreError that says which path, why, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        advice = "check the path, the credentials and the free space, then run it again"
-        raise StoreError(f"cannot {act} {path}: {error}; {advice}") from error
-
-
-@contextmanager
-def _readable(path: str) -> Iterator[None]:
-    """The same for a file that a stage has written."""
-    with _allowed("read", path):
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise StoreError(f"{path} is not there; run the stage that writes it") from error
-        except pa.ArrowInvalid as error:
-            raise StoreError(f"{path} is not a whole Parquet file: {error}; delete it and run the stage again") from error
 
 
 @contextmanager

@@ -81,6 +81,18 @@ def test_the_report_job_writes_its_three_files_and_nothing_else(done: Wiring, tm
     assert {name: after[name] for name in before if (tmp_path / "run" / name).is_file()}.items() <= before.items()
 
 
+def test_with_one_seed_a_declared_comparison_is_a_difference_without_a_test(done: Wiring) -> None:
+    primary = {"variant": "attribution", "against": "label-only"}
+    config = Config.model_validate(done.config.model_dump(mode="json") | {"significance": {"primary": primary}})
+    found = Findings(Wiring(config, done.store)).report()
+    (difference,) = (row for row in found.metrics if row.metric == "accuracy_difference")
+    accuracy = {row.variant: row.value or 0.0 for row in found.metrics if row.metric == "accuracy"}
+    assert difference.value == pytest.approx(accuracy["attribution"] - accuracy["label-only"])
+    assert (difference.against, difference.p_value, difference.n) == ("label-only", None, 20)
+    assert found.comparisons is not None
+    assert found.comparisons.verdicts[0].in_words.startswith("not tested: one seed")
+
+
 def test_a_run_that_has_not_begun_has_a_report(done: Wiring, tmp_path: Path) -> None:
     empty = Findings(Wiring(done.config, Store.at(str(tmp_path / "empty")))).report()
     assert set(empty.stages.values()) == {None}

@@ -7,12 +7,13 @@ import pyarrow as pa
 import pytest
 
 from kd import arrow, rows
+from kd.agreement_rows import StudentAttribution
 from kd.audit_rows import Erasure, Measured
 from kd.rows import Attribution, Example, Features, MetricRow, Prediction, RationaleRow, RowError, Segment, Span
 from kd.shards import check_conserved
 
 GOLDEN = Path(__file__).parent / "golden" / "schemas.txt"
-ROW_TYPES = (Example, Attribution, RationaleRow, Prediction, Features, Erasure, Measured, MetricRow)
+ROW_TYPES = (Example, Attribution, RationaleRow, StudentAttribution, Prediction, Features, Erasure, Measured, MetricRow)
 
 
 def example(uid: str = "a", **changes: object) -> Example:

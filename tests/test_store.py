@@ -207,3 +207,12 @@ def test_the_digest_depends_on_content_not_on_key_order() -> None:
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
     assert digest("ab", "c") != digest("a", "bc")
+
+
+def test_the_files_of_a_folder_have_their_sizes(tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path))
+    store.publish("models/a", b"123")
+    store.publish("models/b", b"")
+    store.publish("models/inner/c", b"1")
+    assert store.sizes("models") == {"a": 3, "b": 0}
+    assert store.sizes("nowhere") == {}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from kd.batching import MicroBatches
 from kd.errors import RowFault
@@ -46,6 +46,12 @@ class EvaluationConfig(Frozen):
     """Padded tokens of input and answer that go through the model at once; memory grows with it."""
     max_error_frac: float = Field(default=0.01, ge=0, le=1)
     """The stage fails where more than this share of the rows that reach it without an error gets one."""
+
+    agreement_rows: NonNegativeInt = 200
+    """On how many rows students are explained as their teacher was, to see whether they look where it looked: the first ones of
+    the split, or of train where the teacher was not explained on the split. 0 for none; none without a teacher."""
+    agreement_words: PositiveInt = 5
+    """How many of the most important words of teacher and student are compared; the rank correlations are of all words."""
 
     @model_validator(mode="after")
     def _lengths_are_of_ranked_answers(self) -> EvaluationConfig:

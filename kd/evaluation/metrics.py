@@ -14,6 +14,7 @@ from kd.spans import overlap
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ class About:
     split: str
 
     def row(
-        self, metric: str, value: float | None, n: int, interval: tuple[float, float] | None = None, of: str | None = None
+        self, metric: str | Metric, value: float | None, n: int, interval: Interval | None = None, of: str | None = None
     ) -> MetricRow:
-        """A number as a row of the report; `of` says what part of the rows it is about."""
+        """A number as a row of the report; `of` says what part of the rows it is about. A metric may be one of `METRICS`."""
         low, high = interval or (None, None)
+        known = METRICS[metric] if isinstance(metric, str) else metric
         return MetricRow(
             subject=self.subject,
             stage=self.stage,
@@ -79,14 +81,14 @@ class About:
             seed=self.seed,
             task=self.task,
             split=self.split,
-            metric=metric if of is None else f"{metric}:{of}",
+            metric=known.name if of is None else f"{known.name}:{of}",
             value=value,
             ci_low=low,
             ci_high=high,
             n=n,
             against=None,
             p_value=None,
-            higher_is_better=METRICS[metric].higher_is_better,
+            higher_is_better=known.higher_is_better,
         )
 
 
@@ -156,7 +158,7 @@ class Counts:
         ]
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
+def wilson(successes: int, trials: int) -> Interval:
     """The 95 % score interval of a share (Wilson 1927): holds for small counts and near 0 and 1.
 
     It is the interval over rows of one model; it says nothing about another seed.

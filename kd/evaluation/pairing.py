@@ -18,6 +18,8 @@ Marks = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
 """Seeds x rows: whether the answer is right."""
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 Pattern = tuple[int, ...]
+Marked = Mapping[str, bool | None]
+"""Whether a model's answer to a row is right, by the row's uid; null for an error or a row without a label."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,13 @@ def paired(variant: Mapping[int, Sequence[Prediction]], against: Mapping[int, Se
     Raises:
         ValueError: the predictions are not of the same rows.
     """
+    return paired_marks(*({seed: {row.uid: row.correct for row in side[seed]} for seed in side} for side in (variant, against)))
+
+
+def paired_marks(variant: Mapping[int, Marked], against: Mapping[int, Marked]) -> Paired:
+    """The same from the marks alone, which are two columns of a file of predictions."""
     seeds = sorted(variant.keys() & against.keys())
-    marks = [{row.uid: row.correct for row in side[seed]} for side in (variant, against) for seed in seeds]
+    marks = [side[seed] for side in (variant, against) for seed in seeds]
     uids = sorted(marks[0]) if marks else []
     for other in marks:
         if other.keys() != marks[0].keys():

@@ -15,17 +15,24 @@ One primary comparison is declared before the run; the p-values of the others ar
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import sqrt
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from kd.evaluation.metrics import About, Metric
 from kd.evaluation.pairing import Floats, Paired
 from kd.frozen import Frozen
+from kd.rows import MetricRow
 
 _PATTERNS_AT_ONCE = 1_000_000
+
+DIFFERENCE = Metric("accuracy_difference", -1, 1, True, "rows", "accuracy less that of `against`, over the seeds that both have")
+DETECTABLE = Metric("accuracy_detectable", 0, 2, False, "rows", "smallest such difference that would have been shown")
+COMPARED = (DIFFERENCE, DETECTABLE)
+"""What is said of a comparison."""
 
 
 class Comparison(Frozen):
@@ -35,6 +42,12 @@ class Comparison(Frozen):
     """The variant that is hoped to be better."""
     against: str
     """The one that it is compared with."""
+
+    @model_validator(mode="after")
+    def _two_of_them(self) -> "Comparison":
+        if self.variant == self.against:
+            raise ValueError(f"expected two variants, got {self.variant!r} against itself")
+        return self
 
 
 class SignificanceConfig(Frozen):
@@ -52,6 +65,11 @@ class SignificanceConfig(Frozen):
     """Draws of the bootstrap. The smallest p-value is 2 / (draws + 1)."""
     seed: int = Field(default=0, ge=0)
     """Seed of the bootstrap; each comparison draws from this and its names."""
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """All of them, the primary first, none twice."""
+        return list(dict.fromkeys([self.primary, *self.others]))
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,14 @@ class Verdict:
             return "no difference shown"
         return "better" if (self.difference or 0.0) > 0 else "worse"
 
+    def metrics(self, task: str, split: str) -> list[MetricRow]:
+        """Difference with interval and p-value, and the smallest one that would have been shown; null where not tested."""
+        about = About("student", "evaluate", self.comparison.variant, None, task, split)
+        interval = None if self.ci_low is None or self.ci_high is None else (self.ci_low, self.ci_high)
+        rows = [about.row(DIFFERENCE, self.difference, self.rows, interval), about.row(DETECTABLE, self.detectable, self.rows)]
+        p_values = (self.p_value, None)
+        return [replace(row, against=self.comparison.against, p_value=p) for row, p in zip(rows, p_values, strict=True)]
+
 
 def verdicts(found: Mapping[Comparison, Paired], config: SignificanceConfig) -> list[Verdict]:
     """One verdict per comparison of the config, the primary first; null with the reason for those that cannot be tested.
@@ -98,7 +124,7 @@ def verdicts(found: Mapping[Comparison, Paired], config: SignificanceConfig) -> 
     Args:
         found: for each comparison the sums over all shards; a variant without predictions is in none.
     """
-    asked = list(dict.fromkeys([config.primary, *config.others]))
+    asked = config.comparisons
     tests = [_test(found.get(comparison, Paired((), {})), comparison, config, len(asked) - 1) for comparison in asked]
     corrected = iter(holm([test.larger for test in tests[1:] if test.larger is not None]))
     p_values = [tests[0].larger, *(None if test.larger is None else next(corrected) for test in tests[1:])]
@@ -204,7 +230,8 @@ def _test(paired: Paired, comparison: Comparison, config: SignificanceConfig, ot
     if not paired.seeds:
         return _Test(comparison, paired, f"{comparison.variant} and {comparison.against} have no seed in common")
     if not paired.rows:
-        return _Test(comparison, paired, f"no row has a mark in both; {paired.left_out:,} have an error or no label")
+        reason = f"no row has a mark in both; {paired.left_out:,} have an error or no label"
+        return _Test(comparison, paired, reason if paired.left_out else "no row was answered: the split is empty")
     per_seed = paired.per_seed
     difference = float(per_seed.mean())
     if len(per_seed) == 1:

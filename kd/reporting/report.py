@@ -11,11 +11,16 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from kd.evaluation.agreement import AGREEMENT
 from kd.evaluation.metrics import METRICS, over_seeds
+from kd.evaluation.significance import COMPARED
 from kd.manifests import Manifest
 from kd.rationales import UNEXPLAINED
+from kd.reporting.agreement_table import Looked, agreement_table
 from kd.reporting.answer_table import answer_table
 from kd.reporting.audit_table import MEANINGS, audit_table, overlap_table
+from kd.reporting.comparison_table import Comparisons, as_json, comparison_table, sentences
+from kd.reporting.cost_table import COSTS, Cost, cost_table
 from kd.reporting.heatmap import drawn
 from kd.reporting.plots import dot_plot
 from kd.reporting.tables import (
@@ -57,6 +62,9 @@ class Report:
         baseline: the variant that learns from labels only, which the headline compares with; None where there is none.
         audit: why measures of the audit have no value, and what its gate says, in sentences.
         notes: sentences that a reader should know first, such as what kind of task this is.
+        comparisons: what tests say of the differences between students; None where the config declares none.
+        agreement: how far students look where their teacher looked.
+        costs: what the models cost.
     """
 
     name: str
@@ -67,11 +75,20 @@ class Report:
     baseline: str | None = None
     notes: Sequence[str] = ()
     audit: Sequence[str] = ()
+    comparisons: Comparisons | None = None
+    agreement: Sequence[Looked] = ()
+    costs: Sequence[Cost] = ()
 
     @cached_property
     def all_metrics(self) -> list[MetricRow]:
         """The metrics with the means and spreads over seeds."""
         return list(dict.fromkeys([*self.metrics, *over_seeds(self.metrics)]))
+
+    @cached_property
+    def beside_accuracy(self) -> list[Table]:
+        """What belongs to the accuracies: comparisons of students, agreement with the teacher, cost."""
+        is_void = teacher_near_chance(self.metrics) is not None
+        return [comparison_table(self.comparisons), agreement_table(self.agreement, is_void), cost_table(self.costs)]
 
     @cached_property
     def tables(self) -> list[Table]:
@@ -100,9 +117,15 @@ def headline(report: Report) -> str:
         return f"{best.variant} has a mean accuracy of {percent(best.mean)}% over {_seeds(judged)}; no other variant has one."
     return (
         f"{best.variant} has the highest mean accuracy of {len(judged)} variants, {percent(best.mean)}% over {_seeds(judged)}:"
-        f" {_distances(best, others, report.baseline)}. A difference over {_seeds(judged)} proves nothing by itself, and no test"
-        " of significance was made."
+        f" {_distances(best, others, report.baseline)}. {_tested(report, students, judged)}"
     )
+
+
+def _tested(report: Report, students: Sequence[Score], judged: Sequence[Score]) -> str:
+    """Whether the difference is shown."""
+    if report.comparisons is not None:
+        return sentences(report.comparisons, students)
+    return f"A difference over {_seeds(judged)} proves nothing by itself, and no test of significance was made."
 
 
 def _distances(best: Score, others: Sequence[Score], baseline: str | None) -> str:
@@ -147,7 +170,8 @@ def to_json(report: Report) -> dict[str, Any]:
         "notes": list(report.notes),
         "audit": list(report.audit),
         "metrics": [asdict(row) for row in report.all_metrics],
-        "meanings": {name: metric.meaning for name, metric in METRICS.items()} | MEANINGS,
+        "meanings": {each.name: each.meaning for each in (*METRICS.values(), *COMPARED, *AGREEMENT, *COSTS)} | MEANINGS,
+        "comparisons": as_json(report.comparisons),
         "stages": {title: None if manifest is None else asdict(manifest) for title, manifest in report.stages.items()},
         "config": dict(report.config),
         "examples": [_example_json(shown) for shown in report.examples],
@@ -165,6 +189,7 @@ def to_html(report: Report) -> str:
         headline=headline(report),
         warnings=warnings(report),
         accuracy=accuracy,
+        beside_accuracy=report.beside_accuracy,
         answers=answers,
         rationales=rationales,
         audit=audit,
@@ -180,7 +205,8 @@ def to_html(report: Report) -> str:
 def to_markdown(report: Report) -> str:
     """The content of report.md."""
     parts = [f"# {report.name}", headline(report), *[f"**{warning}**" for warning in warnings(report)], *report.notes]
-    parts += [as_markdown(table) for table in report.tables]
+    first, *others = report.tables
+    parts += [as_markdown(table) for table in (first, *report.beside_accuracy, *others)]
     parts += [
         "## Examples",
         "Words of the rationale are in bold." if report.examples else f"{MISSING} No attributed row was given.",

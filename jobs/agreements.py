@@ -1,0 +1,103 @@
+"""Does a student look where its teacher looked? The works that explain students, and what comes out of them."""
+
+from collections.abc import Sequence
+
+from jobs.slices import first_rows, model_slice
+from jobs.wiring import Wiring
+from kd.agreement_rows import StudentAttribution
+from kd.attribution.students import ExplainStudent
+from kd.errors import StageError
+from kd.evaluation.agreement import AGREEMENT, agreement
+from kd.evaluation.sums import Sums
+from kd.evaluation.units import Unit
+from kd.manifests import Manifest
+from kd.models import ModelSource
+from kd.rationales import RationalesConfig
+from kd.reporting.agreement_table import Looked
+from kd.rows import RationaleRow, Span
+from kd.shards import Work, completed
+from kd.training.config import Variant
+from kd.training.runs import MODEL, trained
+
+
+def agreement_works(wiring: Wiring) -> list[Work]:
+    """Every student that did not fail, explained on rows that carry the teacher's importance; none where that is not wanted."""
+    if not is_wanted(wiring):
+        return []
+    failed = wiring.failed_students()
+    return [student_work(wiring, *pair) for pair in wiring.pairs if f"{pair[0].name}/{pair[1]}" not in failed]
+
+
+def is_wanted(wiring: Wiring) -> bool:
+    """Whether there is a teacher to agree with, and a row to do it on."""
+    return wiring.config.teacher is not None and wiring.config.evaluation.agreement_rows > 0
+
+
+def student_work(wiring: Wiring, variant: Variant, seed: int) -> Work:
+    """One student explained on the sample. Raises StageError where it, or the rows, are not complete."""
+    config, cluster = wiring.config, wiring.config.cluster
+    folder, rows = _explained(wiring)
+    home, student = trained(wiring.store, wiring.student(variant, seed), config.training)
+    source, prefix = ModelSource(config.student, wiring.store, f"{home}/{MODEL}"), variant.objective.answer_prefix
+    return Work(
+        title="evaluate",
+        recipe=ExplainStudent(config.attribution, source, prefix, cluster.model_device, cluster.threads_per_actor),
+        source=folder,
+        target=f"agreement/{variant.name}/{seed}",
+        reads=RationaleRow,
+        writes=StudentAttribution,
+        shards=first_rows(rows.shards_of(_split(wiring, rows)), config.evaluation.agreement_rows),
+        config={
+            "method": config.attribution.method.model_dump(mode="json"),
+            "prefix": prefix,
+            "model": model_slice(config.student),
+        },
+        inputs={"rationales": rows.digest, "model": student.digest},
+        max_error_frac=config.evaluation.max_error_frac,
+        max_error_key="evaluation.max_error_frac",
+    )
+
+
+def _explained(wiring: Wiring) -> tuple[str, Manifest]:
+    """Rows with the teacher's importance: every source's have it."""
+    names = [source.name for source in wiring.config.rationales.sources]
+    return completed(wiring.store, wiring.rationales()["attribution" if "attribution" in names else names[0]])
+
+
+def _split(wiring: Wiring, rows: Manifest) -> str:
+    """The evaluated split where the teacher explained it, else train."""
+    split = wiring.config.evaluation.split
+    return split if rows.shards_of(split) else "train"
+
+
+# --- what comes out of them ---------------------------------------------------------------------------------------------
+
+
+def looked(wiring: Wiring) -> list[Looked]:
+    """How far each student agrees with the teacher, of those that were explained."""
+    return [found for pair in wiring.pairs if (found := _looked(wiring, *pair))] if is_wanted(wiring) else []
+
+
+def _looked(wiring: Wiring, variant: Variant, seed: int) -> Looked | None:
+    try:
+        folder, manifest = completed(wiring.store, student_work(wiring, variant, seed))
+    except StageError:
+        return None
+    sums = Sums()
+    for shard in manifest.shards:
+        sums += _sums(wiring, wiring.store.read_rows(f"{folder}/{shard.file}", StudentAttribution))
+    split = manifest.shards[0].split if manifest.shards else wiring.config.evaluation.split
+    return Looked(variant.name, seed, split, sums.results(AGREEMENT))
+
+
+def _sums(wiring: Wiring, rows: Sequence[StudentAttribution]) -> Sums:
+    # Not merged: two sums over the same occurrences agree by themselves.
+    rationales = wiring.config.rationales.model_copy(update={"merge_duplicates": False})
+    theirs = [row.student_importance for row in rows]
+    return agreement(
+        rows, theirs, lambda row, weights: _units(rationales, row, weights), wiring.config.evaluation.agreement_words
+    )
+
+
+def _units(rationales: RationalesConfig, row: RationaleRow, weights: Sequence[float]) -> Sequence[Unit]:
+    return rationales.candidates(row, list(map(Span, row.word_segment, row.word_start, row.word_end)), weights)

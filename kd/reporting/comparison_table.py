@@ -1,0 +1,148 @@
+"""Differences between students as a reader should take them: a table of all comparisons, and the sentence of the headline."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from kd.evaluation.significance import SignificanceConfig, Verdict
+from kd.reporting.tables import MISSING, Score, Table, percent
+
+TITLE = "Comparisons"
+COLUMNS = ("comparison", "difference", "interval", "p", "verdict", "smallest", "seeds", "rows")
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """What a run says about the comparisons that its config declares.
+
+    Args:
+        verdicts: one per comparison, the primary first. config: how they were tested. missing: students without
+            predictions (`variant/seed`), which are in no comparison, and why that is.
+    """
+
+    verdicts: Sequence[Verdict]
+    config: SignificanceConfig
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+def comparison_table(found: Comparisons | None) -> Table:
+    """A line for each comparison; differences are in percentage points of accuracy."""
+    if found is None:
+        note = "No comparison was declared, so no difference was tested: name one in the config, in significance.primary."
+        return Table(title=TITLE, columns=COLUMNS, rows=[], notes=[note], left=frozenset({"comparison"}))
+    return Table(
+        title=TITLE,
+        columns=COLUMNS,
+        rows=[_line(verdict) for verdict in found.verdicts],
+        notes=[*_untested(found), _method(found.config)],
+        left=frozenset({"comparison", "verdict"}),
+    )
+
+
+def _line(verdict: Verdict) -> tuple[str, ...]:
+    named = f"{verdict.comparison.variant} against {verdict.comparison.against}" + " (primary)" * verdict.is_primary
+    interval = MISSING if verdict.ci_low is None else f"{points(verdict.ci_low)} to {points(verdict.ci_high)}"
+    return (
+        named,
+        points(verdict.difference),
+        interval,
+        p_value(verdict.p_value),
+        in_words(verdict),
+        MISSING if verdict.detectable is None else f"{100 * verdict.detectable:.1f}",
+        f"{verdict.seeds:,}",
+        f"{verdict.rows:,}",
+    )
+
+
+def _untested(found: Comparisons) -> list[str]:
+    """Why there is no test where there is none, and who is in no comparison."""
+    reasons = [
+        f"{each.comparison.variant} against {each.comparison.against} was not tested: {each.why_null}."
+        for each in found.verdicts
+        if each.why_null is not None
+    ]
+    return [*reasons, *(f"{name} is in no comparison: {why}." for name, why in found.missing.items())]
+
+
+def _method(config: SignificanceConfig) -> str:
+    corrected = "; the p-values of those that are not primary are corrected for their number (Holm)"
+    return (
+        "Differences in percentage points of accuracy, the first one's less the other's, over the seeds and rows that both have."
+        f" Shown: a paired t test over seeds and a bootstrap over seeds and rows both have a p-value of at most {config.alpha:g},"
+        f" the larger one is printed{corrected if len(config.comparisons) > 1 else ''}. Interval: of the bootstrap, coverage"
+        f" {percent(1 - config.alpha)} %. Smallest: the smallest difference that this run would have shown with a probability of"
+        f" {100 * config.power:g} %."
+    )
+
+
+# --- in words -----------------------------------------------------------------------------------------------------------
+
+
+def in_words(verdict: Verdict) -> str:
+    """Whether a difference is shown, and which way; no difference shown; or not tested."""
+    if verdict.p_value is None:
+        return "not tested"
+    return f"shown: {verdict.in_words}" if verdict.shown else verdict.in_words
+
+
+def points(difference: float | None) -> str:
+    """A difference in percentage points, with its sign; a dash for None."""
+    return MISSING if difference is None else f"{100 * difference:+.1f}"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value with three decimals; a dash for None."""
+    return MISSING if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def sentences(found: Comparisons, scores: Sequence[Score]) -> str:
+    """The verdict on the strongest control, and on the primary comparison where that is another one.
+
+    Controls are what the primary comparison's variant is compared with in the config; the strongest one has the highest mean
+    accuracy.
+    """
+    primary, means = found.verdicts[0], {score.variant: score.mean for score in scores}
+    controls = [each for each in found.verdicts if each.comparison.variant == primary.comparison.variant]
+    strongest = max(controls, key=lambda each: _or_lowest(means.get(each.comparison.against)))
+    called = f"the strongest of {len(controls)} controls" if len(controls) > 1 else "its control"
+    said = (
+        f"Against {strongest.comparison.against}, {called}, {strongest.comparison.variant} is {_verdict(strongest, found.config)}"
+    )
+    if strongest is primary:
+        return said
+    return f"{said} The declared primary comparison, with {primary.comparison.against}: {_verdict(primary, found.config)}"
+
+
+def _or_lowest(mean: float | None) -> float:
+    return -1.0 if mean is None else mean
+
+
+def _verdict(verdict: Verdict, config: SignificanceConfig) -> str:
+    if verdict.p_value is None:
+        far = "" if verdict.difference is None else f"{_apart(verdict.difference)}; this was "
+        return f"{far}not tested, since {verdict.why_null}."
+    told = "shown" if verdict.shown else "no difference shown"
+    return (
+        f"{_apart(verdict.difference or 0.0)}: {told} (p {_p_in_words(verdict.p_value)}, {verdict.seeds} seeds,"
+        f" {verdict.rows:,} rows). The smallest difference that this run would have shown with a probability of"
+        f" {100 * config.power:g}% is {100 * (verdict.detectable or 0.0):.1f} points."
+    )
+
+
+def _apart(difference: float) -> str:
+    size = f"{abs(100 * difference):.1f}"
+    return "level with it" if size == "0.0" else f"{size} points {'better' if difference > 0 else 'worse'}"
+
+
+def _p_in_words(value: float) -> str:
+    return "below 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def as_json(found: Comparisons | None) -> dict[str, Any]:
+    """What report.json says: every verdict with its reason where there is no test, and how they were tested."""
+    if found is None:
+        return {"config": None, "verdicts": [], "missing": {}}
+    verdicts = [
+        {**asdict(each), "comparison": each.comparison.model_dump(), "verdict": in_words(each)} for each in found.verdicts
+    ]
+    return {"config": found.config.model_dump(mode="json"), "verdicts": verdicts, "missing": dict(found.missing)}

@@ -1,0 +1,91 @@
+"""What the models of a run cost: parameters, size on disk, and how many rows they answer per second."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kd.evaluation.metrics import About, Metric
+from kd.reporting.tables import MISSING, Table
+from kd.rows import MetricRow
+
+INFINITY = float("inf")
+COSTS = (
+    Metric("parameters", 0, INFINITY, False, "rows", "parameters of the model, tied ones once"),
+    Metric("model_bytes", 0, INFINITY, False, "rows", "bytes of the model's files in the run directory"),
+    Metric("answers_per_s", 0, INFINITY, True, "rows", "rows answered per second by all actors, loading the model included"),
+)
+"""What is said of a model's cost; `n` is the number of rows that it answered."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One model's cost; null where it is not known.
+
+    Args:
+        subject, variant, seed: whose. parameters: of the model, tied ones once. size_bytes: of its files, tokenizer
+            included. rows: that it answered. rows_per_s: of them, by all actors together. device: what it answered on.
+    """
+
+    subject: str
+    variant: str
+    seed: int
+    parameters: int | None
+    size_bytes: int | None
+    rows: int
+    rows_per_s: float | None
+    device: str | None
+
+    def metrics(self, task: str, split: str) -> list[MetricRow]:
+        """The cost as rows of the report."""
+        about = About(self.subject, "cost", self.variant, self.seed, task, split)
+        values = (self.parameters, self.size_bytes, self.rows_per_s)
+        return [
+            about.row(metric, None if value is None else float(value), self.rows)
+            for metric, value in zip(COSTS, values, strict=True)
+        ]
+
+
+def cost_table(found: Sequence[Cost]) -> Table:
+    """The teacher and every variant; a variant's students share an architecture, and their rates are averaged by time."""
+    models: dict[str, list[Cost]] = {}
+    for each in found:
+        models.setdefault(each.variant, []).append(each)
+    teacher = next((each for each in found if each.subject == "teacher"), None)
+    devices = sorted({each.device for each in found if each.device})
+    unsized = [name for name, own in models.items() if all(each.size_bytes is None for each in own)]
+    untimed = [name for name, own in models.items() if all(each.rows_per_s is None for each in own)]
+    reasons = {
+        "No model is there yet.": not found,
+        f"On different devices ({', '.join(devices)}): their rates are not to be compared.": len(devices) > 1,
+        f"No size for {', '.join(unsized)}: not trained in this run, so its files are not in the run directory.": unsized,
+        f"No rate for {', '.join(untimed)}: no row was answered, or none was left to answer in the last start.": untimed,
+        "Rows per second: of all actors together, loading the model included, which weighs on a small split.": found,
+    }
+    return Table(
+        title="Cost",
+        columns=("model", "parameters", "MB on disk", "rows/s", "times the teacher's", "device"),
+        rows=[_line(name, own, teacher) for name, own in models.items()],
+        notes=[reason for reason, applies in reasons.items() if applies],
+        left=frozenset({"model", "device"}),
+    )
+
+
+def _line(name: str, own: Sequence[Cost], teacher: Cost | None) -> tuple[str, ...]:
+    parameters = next((each.parameters for each in own if each.parameters is not None), None)
+    size = next((each.size_bytes for each in own if each.size_bytes is not None), None)
+    rate = _rate(own)
+    against = _rate([teacher]) if teacher else None
+    return (
+        name,
+        MISSING if parameters is None else f"{parameters:,}",
+        MISSING if size is None else f"{size / 1e6:,.1f}",
+        MISSING if rate is None else f"{rate:,.1f}",
+        MISSING if rate is None or against is None else f"{rate / against:,.1f}",
+        ", ".join(sorted({each.device for each in own if each.device})) or MISSING,
+    )
+
+
+def _rate(own: Sequence[Cost]) -> float | None:
+    """Rows by the time that they took."""
+    timed = [(each.rows, each.rows_per_s) for each in own if each.rows_per_s]
+    seconds = sum(rows / rate for rows, rate in timed)
+    return sum(rows for rows, _ in timed) / seconds if seconds else None

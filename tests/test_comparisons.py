@@ -1,0 +1,176 @@
+"""Students compared from the files that they left, and what the report says of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from jobs.comparisons import Predictions, compared
+from kd.config import validate
+from kd.errors import ConfigError
+from kd.evaluation.significance import Comparison, SignificanceConfig, Verdict
+from kd.manifests import Manifest, Shard
+from kd.reporting.comparison_table import Comparisons, comparison_table
+from kd.reporting.report import headline, to_html, to_json, to_markdown
+from kd.rows import Prediction
+from kd.store import Store
+from tests.mini import MINI
+from tests.tiny_reports import answers, manifest, predicted, report, row
+
+WORDS, NOISE = Comparison(variant="words", against="plain"), Comparison(variant="words", against="noise")
+BOTH = SignificanceConfig(primary=WORDS, others=(NOISE,), draws=2000)
+Marks = Mapping[str, Sequence[str]]
+"""By variant a string per seed: 1 for a row answered right, 0 for wrong, - for one with no label."""
+
+
+def evaluated(folder: Path, marks: Marks, shard_rows: int = 7) -> tuple[Store, Predictions]:
+    """A store with every student's predictions in shards of so many rows."""
+    store, found = Store.at(str(folder)), dict[tuple[str, int], tuple[str, Manifest] | None]()
+    for variant, by_seed in marks.items():
+        for seed, each in enumerate(by_seed):
+            where = f"predictions/{variant}/{seed}"
+            rows = [_answer(uid, mark, variant, seed) for uid, mark in enumerate(each)]
+            parts = [rows[start : start + shard_rows] for start in range(0, len(rows), shard_rows)]
+            shards = [Shard(f"test-{number}", "test", len(part)) for number, part in enumerate(parts)]
+            for shard, part in zip(shards, parts, strict=True):
+                store.publish_rows(f"{where}/{shard.file}", part, Prediction, {})
+            found[variant, seed] = where, manifest(shards=shards, rows=len(rows))
+    return store, found
+
+
+def _answer(uid: int, mark: str, variant: str, seed: int) -> Prediction:
+    correct = {"1": True, "0": False, "-": None}[mark]
+    return predicted(row(), uid=f"row {uid}", variant=variant, seed=seed, correct=correct)
+
+
+def better(marks: Marks, folder: Path, config: SignificanceConfig = BOTH) -> list[Verdict]:
+    return compared(*evaluated(folder, marks), config)
+
+
+CLEAR = {"words": ["1" * 38 + "00"] * 3, "plain": ["10" * 20, "01" * 20, "1100" * 10], "noise": ["1" * 37 + "000"] * 3}
+
+
+def test_a_clear_difference_over_several_shards_is_shown_and_a_small_one_is_not(tmp_path: Path) -> None:
+    plain, noise = better(CLEAR, tmp_path)
+    assert (plain.in_words, noise.in_words) == ("better", "no difference shown")
+    assert plain.difference == pytest.approx(38 / 40 - 20 / 40)
+    assert (plain.seeds, plain.rows, plain.left_out) == (3, 40, 0)
+    assert plain.p_value is not None
+    assert plain.p_value <= 0.05
+    assert noise.detectable is not None
+
+
+def test_the_size_of_the_shards_changes_nothing(tmp_path: Path) -> None:
+    small, large = (compared(*evaluated(tmp_path / str(size), CLEAR, size), BOTH) for size in (3, 1000))
+    assert small == large
+
+
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path: Path) -> None:
+    plain, _ = better({"words": ["1111-", "1110-"], "plain": ["0000-", "0110-"]}, tmp_path)
+    assert (plain.rows, plain.left_out) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("marks", "difference", "why"),
+    [
+        ({"words": ["11"], "plain": ["10"]}, 0.5, "one seed says nothing about how students scatter"),
+        ({"words": ["11", "11"]}, None, "words and plain have no seed in common"),
+        ({"words": ["", ""], "plain": ["", ""]}, None, "no row was answered: the split is empty"),
+        ({"words": ["--", "--"], "plain": ["--", "--"]}, None, "no row has a mark in both; 2 have an error or no label"),
+        ({}, None, "words and plain have no seed in common"),
+    ],
+)
+def test_what_cannot_be_tested_is_null_with_its_reason(tmp_path: Path, marks: Marks, difference: float | None, why: str) -> None:
+    plain = better(marks, tmp_path)[0]
+    assert (plain.difference, plain.p_value, plain.shown, plain.detectable) == (difference, None, False, None)
+    assert plain.why_null is not None
+    assert plain.why_null.startswith(why)
+
+
+def test_a_variant_without_predictions_of_one_seed_is_compared_by_the_others(tmp_path: Path) -> None:
+    store, found = evaluated(tmp_path, CLEAR)
+    plain, noise = compared(store, {**found, ("plain", 1): None}, BOTH)
+    assert (plain.seeds, noise.seeds) == (2, 3)
+
+
+# --- as rows and in words ---------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_fills_against_and_p_value(tmp_path: Path) -> None:
+    plain = better(CLEAR, tmp_path)[0]
+    difference, detectable = plain.metrics("toy", "test")
+    assert (difference.metric, difference.variant, difference.against) == ("accuracy_difference", "words", "plain")
+    assert (difference.value, difference.p_value, difference.n) == (plain.difference, plain.p_value, 40)
+    assert (detectable.metric, detectable.value, detectable.p_value) == ("accuracy_detectable", plain.detectable, None)
+
+
+def reported(verdicts: Sequence[Verdict], **missing: str) -> Comparisons:
+    return Comparisons(verdicts, BOTH, missing)
+
+
+def test_the_table_says_the_verdict_and_the_smallest_difference_that_would_have_been_shown(tmp_path: Path) -> None:
+    verdicts = better(CLEAR, tmp_path)
+    plain, noise = comparison_table(reported(verdicts)).rows
+    assert plain[:2] == ("words against plain (primary)", "+45.0")
+    assert (plain[4], noise[4]) == ("shown: better", "no difference shown")
+    assert plain[5] == f"{100 * (verdicts[0].detectable or 0):.1f}"
+    assert plain[6:] == ("3", "40")
+
+
+def test_a_failed_variant_is_said_in_words(tmp_path: Path) -> None:
+    verdicts = better({"words": ["11", "11"]}, tmp_path)
+    table = comparison_table(reported(verdicts, **{"plain/0": "its training failed: no memory"}))
+    assert table.rows[0][1:] == ("–", "–", "–", "not tested", "–", "0", "0")
+    assert "words against plain was not tested: words and plain have no seed in common." in table.notes
+    assert "plain/0 is in no comparison: its training failed: no memory." in table.notes
+
+
+def test_without_a_declared_comparison_the_table_says_how_to_declare_one() -> None:
+    assert comparison_table(None).rows == []
+    assert "significance.primary" in comparison_table(None).notes[0]
+
+
+METRICS = [*answers("words", 95, 95, 95), *answers("plain", 50, 50, 50), *answers("noise", 93, 93, 93)]
+
+
+def test_the_headline_names_the_strongest_control_and_then_the_declared_one(tmp_path: Path) -> None:
+    said = headline(report(METRICS, comparisons=reported(better(CLEAR, tmp_path))))
+    assert "Against noise, the strongest of 2 controls, words is 2.5 points better: no difference shown (p = " in said
+    assert "The declared primary comparison, with plain: 45.0 points better: shown (p " in said
+    assert said.count("The smallest difference that this run would have shown with a probability of 80% is ") == 2
+
+
+def test_the_headline_of_one_seed_says_why_nothing_is_tested(tmp_path: Path) -> None:
+    config = SignificanceConfig(primary=WORDS)
+    verdicts = better({"words": ["11"], "plain": ["10"]}, tmp_path, config)
+    said = headline(report(METRICS, comparisons=Comparisons(verdicts, config)))
+    assert "Against plain, its control, words is 50.0 points better; this was not tested, since one seed says nothing" in said
+
+
+def test_page_markdown_and_json_have_the_comparisons(tmp_path: Path) -> None:
+    whole = report(METRICS, comparisons=reported(better(CLEAR, tmp_path)))
+    assert "words against plain (primary)" in to_html(whole)
+    assert "## Comparisons" in to_markdown(whole)
+    told = to_json(whole)
+    assert [each["verdict"] for each in told["comparisons"]["verdicts"]] == ["shown: better", "no difference shown"]
+    assert {"accuracy_difference", "accuracy_detectable"} <= told["meanings"].keys()
+
+
+# --- the config -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("primary", "said"),
+    [
+        ({"variant": "attribution", "against": "label-only"}, None),
+        ({"variant": "attribution", "against": "lable-only"}, "significance: 'lable-only' is no variant of training.variants"),
+        ({"variant": "attribution", "against": "attribution"}, "expected two variants, got 'attribution' against itself"),
+    ],
+)
+def test_a_comparison_is_of_two_variants_that_are_trained(primary: dict[str, str], said: str | None) -> None:
+    data = MINI | {"task": {"type": "planted", "path": "x"}, "significance": {"primary": primary}}
+    if said is None:
+        assert validate(data, "here").significance is not None
+        return
+    with pytest.raises(ConfigError, match=said):
+        validate(data, "here")
