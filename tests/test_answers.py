@@ -14,7 +14,7 @@ from kd.rows import Example, RowError, Segment
 from kd.shards import count
 from kd.tasks.svamp import Svamp
 from tests import tiny
-from tests.tiny_answers import LEARNT, answered, learnt, outcome, question, recipe
+from tests.tiny_answers import LEARNT, TOY, answered, learnt, outcome, question, recipe
 
 
 @pytest.fixture(scope="module", autouse=True)
