@@ -74,8 +74,9 @@ class AuditFindings:
         nulls = self._measured[name].nulls()
         if self._works.why_not_asked:
             return nulls | {"faithfulness": self._works.why_not_asked}
-        asked = self._asked.get(name)
-        rows = asked.moments["answer_probability", None].count if asked else 0
+        if name not in self._asked:
+            return nulls | {"faithfulness": "it is not complete; run audit"}
+        rows = self._asked[name].moments["answer_probability", None].count
         return nulls if rows else nulls | {"faithfulness": "no row could be measured"}
 
     @cached_property
