@@ -111,7 +111,7 @@ def model(sizes: dict[str, int], device: str) -> EncoderDecoder:
     torch.manual_seed(0)
     with torch.device(device):
         made = T5ForConditionalGeneration(config).to(torch.bfloat16).eval().requires_grad_(False)
-    return EncoderDecoder(Loaded(made, tokenizer, "t5"), max(INPUT_TOKENS), ANSWER_TOKENS)
+    return EncoderDecoder(Loaded(made, tokenizer, "t5"), max(INPUT_TOKENS), ANSWER_TOKENS, ANSWER_TOKENS)
 
 
 def made_up(tokens: int) -> Encoded:

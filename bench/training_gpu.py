@@ -74,7 +74,7 @@ def family(sizes: Mapping[str, int], device: str) -> EncoderDecoder:
     torch.manual_seed(0)
     with torch.device(device):
         made = T5ForConditionalGeneration(config).train()
-    return EncoderDecoder(Loaded(made, tokenizer, "t5"), max(LENGTHS)[0], max(LENGTHS)[1])
+    return EncoderDecoder(Loaded(made, tokenizer, "t5"), *max(LENGTHS), max(LENGTHS)[1])
 
 
 def sweep(bench: Bench, name: str, lengths: tuple[int, int], peak: float, budgets: Sequence[int]) -> None:

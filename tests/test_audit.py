@@ -143,7 +143,7 @@ def test_a_source_that_does_not_pass_is_warned_of_or_ends_the_run_before_trainin
 
 
 def test_an_audit_of_what_is_not_there_is_refused(done: Wiring) -> None:
-    with pytest.raises(ConfigError, match="audit.split: validation has no rationales; it is one of train, test"):
+    with pytest.raises(ConfigError, match="audit.split: validation has no rationales; it is one of test, train"):
         changed(done, audit={"split": "validation"})
     with pytest.raises(ConfigError, match=r"audit.gated: expected names of rationales.sources, .*, got \['tf-idf'\]"):
         changed(done, audit={"min_faithfulness_gain": 0.1, "gated": ["tf-idf"]})
