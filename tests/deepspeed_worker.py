@@ -70,7 +70,7 @@ def _cases() -> dict[str, Case]:
 
 
 LORA = {"lora": {"rank": 4, "targets": ["q", "v"]}}
-STOPPING = {"steps": 14, "eval_every_steps": 2, "learning_rate": 0.02, "schedule": "constant", "patience_evals": 1}
+STOPPING = {"steps": 14, "eval_every_steps": 2, "learning_rate": 0.03, "schedule": "constant", "patience_evals": 1}
 CASES = _cases()
 SWITCHES = {
     "zero2-checkpointing": Case(2, 2, {"gradient_checkpointing": True}, resumes=True),
