@@ -219,5 +219,5 @@ def test_a_plan_as_text_says_what_does_not_fit(tmp_path: Path) -> None:
     config = mini_config(write_mini(tmp_path))
     small = Prices(share_of_peak=0.5, gpus=(Gpu(type="tiny", peak_tflops=1, memory_gib=1e-9, usd_per_hour=1),))
     text = to_text(make_plan(config, of_corpus(config.task), small, None, probing=False, local=True))
-    assert "Does not fit on one tiny: teach, attribute, train, evaluate." in text
+    assert "Does not fit on one tiny: teach, attribute, audit, train, evaluate." in text
     assert "starting weights" not in text
