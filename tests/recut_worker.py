@@ -30,7 +30,7 @@ from kd.training.session import open_run
 from tests.full_disk import files_no_larger_than
 from tests.tiny_runs import SHORT, tiny_queue
 
-PARTS = {"micro_batch_rows": 2, "zero3_whole_below_params": 0, "save_every_steps": 3}
+PARTS = {"micro_batch_tokens": 40, "zero3_whole_below_params": 0, "save_every_steps": 3}
 CASES: dict[str, dict[str, Any]] = {f"zero{stage}": {"zero_stage": stage} for stage in range(4)} | {
     f"zero{stage}-bfloat16": {"zero_stage": stage, "precision": "bfloat16"} for stage in (2, 3)
 }
