@@ -51,7 +51,7 @@ bench-queue: $(READY)  ## what one more tiny run costs a training group that is 
 bench-scale: $(READY)  ## what a stage costs outside the model, up to a million rows
 	$(BIN)/python -m bench.scale --out bench/results/scale.jsonl
 
-bench-training: $(READY)  ## how fast students learn, beside the usual trainer and a bare loop; some ten minutes
+bench-training: $(READY)  ## how fast students learn, beside the usual trainer and a bare loop; some fifteen minutes
 	$(BIN)/python -m bench.training $(if $(BENCH_DATA),--data $(BENCH_DATA)) --out bench/results/training.jsonl
 
 .venv-inseq/.ready:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 from transformers.cache_utils import DynamicCache
 
 from kd.errors import ConfigError, RowFault
@@ -59,13 +58,9 @@ class DecoderOnly(Generative):
         targets, target_mask = self.batch(target_ids)
         ids, mask = torch.cat([prompts, targets[:, :-1]], 1), torch.cat([prompt_mask, target_mask[:, :-1]], 1)
         positions = self._positions((mask.cumsum(1) - 1).clamp(min=0))
-        width = targets.shape[1]
-        logits = forward(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=width, **positions).logits[
-            :, -width:
-        ]
-        wanted = target_mask.bool()
-        nll = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
-        return torch.zeros_like(wanted, dtype=nll.dtype).masked_scatter(wanted, nll).sum(1)
+        return self.target_nll(
+            forward, targets, target_mask, input_ids=ids, attention_mask=mask, logits_to_keep=targets.shape[1], **positions
+        )
 
     def _positions(self, places: Int[Tensor, "b a"]) -> dict[str, Any]:
         """Positions for a model that takes them; others count by the attention mask."""

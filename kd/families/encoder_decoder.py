@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -42,10 +41,7 @@ class EncoderDecoder(Generative):
         ids, mask = self.inputs(input_ids)
         targets, target_mask = self.batch(target_ids)
         shifted = torch.cat([torch.full_like(targets[:, :1], self._start), targets[:, :-1]], 1)
-        logits = forward(input_ids=ids, attention_mask=mask, use_cache=False, decoder_input_ids=shifted).logits
-        wanted = target_mask.bool()
-        nll = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
-        return torch.zeros_like(wanted, dtype=nll.dtype).masked_scatter(wanted, nll).sum(1)
+        return self.target_nll(forward, targets, target_mask, input_ids=ids, attention_mask=mask, decoder_input_ids=shifted)
 
     def _decode(self, states: Any, mask: Int[Tensor, "b t"], cache: Any, ids: Int[Tensor, "b a"]) -> Float[Tensor, "b a v"]:
         out = self.model(

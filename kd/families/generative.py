@@ -6,7 +6,7 @@ token. Generated answers, ranked answers and the explained answer branch off fro
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,27 @@ class Generative(Family):
         logits = self.write(opening, branched(opening.cache), 0, targets[:, :-1])
         nll = functional.cross_entropy(logits[wanted].float(), targets[:, 1:][wanted], reduction="none")
         return total - torch.zeros_like(wanted, dtype=nll.dtype).masked_scatter(wanted, nll).sum(1)
+
+    def target_nll(
+        self, forward: Callable[..., Any], targets: Int[Tensor, "b a"], mask: Int[Tensor, "b a"], **inputs: Any
+    ) -> Float[Tensor, "b"]:
+        """What each row's targets cost in nats, in float32.
+
+        `forward` is the model, wrapped or not, whose last positions write the targets. Its head, on a small model a third of
+        the work, is handed those of real targets alone: padding costs nothing there, and no logits are copied.
+        """
+        wanted = mask.bool()
+
+        def narrowed(_: Any, hidden: tuple[Tensor, ...]) -> tuple[Tensor]:
+            return (hidden[0][:, -wanted.shape[1] :][wanted.to(hidden[0].device)],)
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(narrowed)
+        try:
+            logits = forward(use_cache=False, **inputs).logits.to(mask.device)
+        finally:
+            handle.remove()
+        nll = functional.cross_entropy(logits.float(), targets[wanted], reduction="none")
+        return torch.zeros_like(wanted, dtype=nll.dtype).masked_scatter(wanted, nll).sum(1)
 
     def said(self, written: list[int]) -> Generated:
         """What stands up to the first end-of-sequence token. Unknown words stay visible, other special tokens do not."""

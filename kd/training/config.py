@@ -20,9 +20,9 @@ class LoopConfig(Frozen):
     """Optimizer updates."""
     batch_rows: int = Field(default=64, ge=1)
     """Rows of one update, over all workers, any number of either. A row teaches one sequence per target (label, rationale)."""
-    micro_batch_tokens: int = Field(default=16_384, ge=1)
+    micro_batch_tokens: int = Field(default=4_096, ge=1)
     """Padded tokens that a worker takes at once; gradients are accumulated until `batch_rows` are done. It bounds memory, and
-    sequences are put beside others of their lengths, so the fewer the less is padded: on a CPU about 1000 is fastest, on a
+    sequences are put beside others of their lengths, so the fewer the less is padded: on a CPU about 2000 is fastest, on a
     GPU as many as fit. Losses do not depend on it, but which numbers dropout draws does."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """Highest learning rate."""
@@ -43,7 +43,7 @@ class LoopConfig(Frozen):
     `steps` all the same."""
     keep_last: bool = True
     """Whether the last step's model is kept beside the best one's, in `last/` beside `model/`, where they are not the same."""
-    eval_batch_tokens: int = Field(default=16_384, ge=1)
+    eval_batch_tokens: int = Field(default=4_096, ge=1)
     """Padded tokens of one validation batch."""
     save_every_steps: int = Field(default=500, ge=0)
     """Steps between checkpoints to resume from; 0: none, an interrupted run starts again."""
