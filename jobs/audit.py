@@ -12,7 +12,6 @@ def run(session: Session) -> None:
     from jobs.audit_findings import AuditFindings
     from jobs.audit_wiring import AUDIT, AuditWiring
     from jobs.stages import run_works, wiring
-    from kd.errors import StageError
 
     works = wiring(session)
     asking, reading = AuditWiring(works).works()
@@ -21,15 +20,10 @@ def run(session: Session) -> None:
     else:  # what needs no model keeps no GPU waiting
         run_works(session, AUDIT, asking, works.pool)
         run_works(session, "audit words", reading, works.cpu_pool)
-    verdicts = AuditFindings(works).verdicts()
-    for verdict in verdicts:
+    found = AuditFindings(works)
+    for verdict in found.verdicts():
         session.console.say(f"             {'' if verdict.passed else 'WARNING: '}{verdict.text}")
-    failed = [verdict.text for verdict in verdicts if not verdict.passed]
-    if failed and session.config.audit.on_fail == "stop":
-        raise StageError(
-            f"the audit's gate: {'; '.join(failed)}. No student was trained. Look at the rationales (python -m jobs.report makes"
-            " the page), choose another method or a better teacher, or set audit.on_fail: warn"
-        )
+    found.check_gate()
 
 
 if __name__ == "__main__":

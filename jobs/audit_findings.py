@@ -51,6 +51,21 @@ class AuditFindings:
         chance = next(iter(self._measured.values())).chance.value
         return judged(self.wiring.config.audit, gains, self._teacher, chance)
 
+    def check_gate(self) -> None:
+        """Let students be trained. Raises StageError where `audit.on_fail` is stop and the gate is not passed, or not reached."""
+        config = self.wiring.config.audit
+        if config.min_faithfulness_gain is None or config.on_fail != "stop":
+            return
+        verdicts = self.verdicts()
+        if not verdicts:
+            raise StageError("audit.on_fail is stop, and the audit is not complete for this config; run the stage 'audit' first")
+        failed = [verdict.text for verdict in verdicts if not verdict.passed]
+        if failed:
+            raise StageError(
+                f"the audit's gate: {'; '.join(failed)}. No student was trained. Look at the rationales (python -m jobs.report"
+                " makes the page), choose another method or a better teacher, or set audit.on_fail: warn"
+            )
+
     def stages(self) -> dict[str, Manifest | None]:
         """The manifests by the name that the report gives them; None for what is not complete."""
         names = self._works.sources

@@ -5,6 +5,7 @@ from contextlib import suppress
 from jobs.comparisons import Predictions
 from jobs.wiring import TEACHER, Wiring
 from kd.errors import StageError, UserError
+from kd.evaluation.answers import ANSWERING_MS
 from kd.manifests import Manifest
 from kd.models import count_parameters
 from kd.reporting.cost_table import Cost
@@ -35,14 +36,16 @@ def _runs(wiring: Wiring) -> dict[tuple[str, int], Trained]:
 
 def _cost(wiring: Wiring, model: tuple[str, int], run: Trained | None, answered: tuple[str, Manifest] | None) -> Cost:
     manifest = answered[1] if answered else None
+    rows = manifest.rows - sum(manifest.errors.values()) if manifest else 0
+    took_ms = manifest.counts.get(ANSWERING_MS, 0) if manifest else 0
     return Cost(
         subject=TEACHER if model[0] == TEACHER else "student",
         variant=model[0],
         seed=model[1],
         parameters=int(run[1].figures["parameters"] or 0) if run else _of_an_untaught_teacher(wiring),
         size_bytes=sum(wiring.store.sizes(f"{run[0]}/{MODEL}").values()) if run else None,
-        rows=manifest.rows if manifest else 0,
-        rows_per_s=manifest.rows_per_s if manifest else None,
+        rows=rows,
+        rows_per_s=1000 * rows / took_ms if took_ms else None,
         device=manifest.device if manifest else None,
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from typing import ParamSpec, TypeVar
 
 from jobs.agreements import is_wanted, looked, student_work
@@ -124,7 +125,7 @@ class Findings:
             if found:
                 folder, manifest = found
                 yield from Counts.of(manifest.counts).metrics(self._about(name, seed))
-                yield from answer_sums(self._sample(folder, manifest.shards, Prediction)).metrics(self._about(name, seed))
+                yield from answer_sums(self._rows(folder, manifest.shards, Prediction)).metrics(self._about(name, seed))
 
     def _chance(self) -> Iterator[MetricRow]:
         if self.wiring.examples_if_any is not None:
@@ -214,13 +215,13 @@ class Findings:
         return completed(self.wiring.store, self.wiring.rationales()[source])
 
     def _sample(self, folder: str, shards: Sequence[Shard], row_type: type[R]) -> Iterator[R]:
-        """Rows of the first shards, up to SAMPLE_ROWS; one shard in memory at a time."""
-        left = SAMPLE_ROWS
+        """The first rows, SAMPLE_ROWS at most."""
+        return islice(self._rows(folder, shards, row_type), SAMPLE_ROWS)
+
+    def _rows(self, folder: str, shards: Sequence[Shard], row_type: type[R]) -> Iterator[R]:
+        """All rows of these shards; one shard in memory at a time."""
         for shard in shards:
-            if left <= 0:
-                return
-            yield from self.wiring.store.read_rows(f"{folder}/{shard.file}", row_type)[: min(left, shard.rows)]
-            left -= shard.rows
+            yield from self.wiring.store.read_rows(f"{folder}/{shard.file}", row_type)
 
 
 def _or_none(find: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:

@@ -4,10 +4,16 @@ from jobs.cli import Session, main
 
 
 def run(session: Session) -> None:
-    """The stage. What is heavy is imported here, after the config was read."""
+    """The stage. What is heavy is imported here, after the config was read.
+
+    Raises:
+        StageError: the audit's gate says stop, or students failed.
+    """
+    from jobs.audit_findings import AuditFindings
     from jobs.stages import run_queue, run_works, warn_of_a_large_student, wiring
 
     works = wiring(session)
+    AuditFindings(works).check_gate()
     run_works(session, "features", works.student_features(), works.cpu_pool)
     queue = works.training_queue()
     if queue.todo():

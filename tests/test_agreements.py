@@ -118,14 +118,18 @@ def test_agreement_with_a_teacher_near_chance_is_void(done: Wiring) -> None:
 
 
 def test_the_cost_of_every_model_is_its_parameters_its_files_and_its_rate(done: Wiring) -> None:
-    found = costs(done, Findings(done)._predictions)
+    predictions = Findings(done)._predictions
+    found = costs(done, predictions)
     assert [each.variant for each in found] == ["teacher", "label-only", "attribution"]
     for each in found:
         assert each.parameters is not None
         assert each.size_bytes is not None
         # float32 weights, beside them the tokenizer
         assert 4 * each.parameters < each.size_bytes < 4 * each.parameters + 200_000
-        assert (each.rows, each.rows_per_s, each.device) == (20, 20.0, "cpu")
+        _, manifest = predictions[each.variant, each.seed] or pytest.fail("it has answered")
+        assert manifest.counts["answering_ms"] > 0
+        assert (each.rows, each.device) == (20, "cpu")
+        assert each.rows_per_s == pytest.approx(20_000 / manifest.counts["answering_ms"])
 
 
 def test_a_teacher_that_was_not_taught_has_parameters_and_no_size() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs import audit, stages
+from jobs import audit, stages, train
 from jobs.audit_wiring import AuditWiring
 from jobs.cli import Session
 from jobs.console import Console
@@ -140,6 +140,17 @@ def test_a_source_that_does_not_pass_is_warned_of_or_ends_the_run_before_trainin
     assert isinstance(ready.console.stream, io.StringIO)
     assert "WARNING: attribution" in ready.console.stream.getvalue()
     assert any(note.startswith("Gate: attribution") for note in Findings(gated).report().audit)
+
+
+def test_no_student_is_trained_behind_a_closed_gate(done: Wiring) -> None:
+    """By `jobs.train` alone either."""
+    for least, method, reason in (
+        (2, "saliency", "the audit's gate: attribution.*No student was trained"),
+        (-2, "input_x_gradient", "the audit is not complete for this config; run the stage 'audit' first"),
+    ):
+        gated = changed(done, audit={"min_faithfulness_gain": least, "on_fail": "stop"}, attribution={"method": {"type": method}})
+        with pytest.raises(StageError, match=reason):
+            train.run(Session(gated.config, gated.store, Console(io.StringIO())))
 
 
 def test_an_audit_of_what_is_not_there_is_refused(done: Wiring) -> None:

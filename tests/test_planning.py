@@ -155,11 +155,12 @@ def test_a_plan_without_a_probe_reads_no_weights(tmp_path: Path) -> None:
     config = mini_config(write_mini(tmp_path), teacher=teacher, teach=None)
     plan = planned(config, of_corpus(config.task))
     assert (plan.probe, plan.attribution) == (None, None)
-    assert list(plan.stages) == ["attribute", "audit", "train", "evaluate"]
+    assert list(plan.stages) == ["attribute", "audit", "train", "evaluate", "agreement"]
     assert plan.stages["attribute"].rows == 60
     assert plan.stages["audit"].rows == 10 * 4
     assert plan.stages["train"].rows == 4 * 8 * 2
     assert plan.stages["evaluate"].rows == 20 * 3
+    assert plan.stages["agreement"].rows == 10 * 2
     assert all(size > 0 for size in plan.output_bytes.values())
     assert sum(count for _, count in plan.splits["train"].histogram) == 60
 
@@ -219,5 +220,5 @@ def test_a_plan_as_text_says_what_does_not_fit(tmp_path: Path) -> None:
     config = mini_config(write_mini(tmp_path))
     small = Prices(share_of_peak=0.5, gpus=(Gpu(type="tiny", peak_tflops=1, memory_gib=1e-9, usd_per_hour=1),))
     text = to_text(make_plan(config, of_corpus(config.task), small, None, probing=False, local=True))
-    assert "Does not fit on one tiny: teach, attribute, audit, train, evaluate." in text
+    assert "Does not fit on one tiny: teach, attribute, audit, train, evaluate, agreement." in text
     assert "starting weights" not in text

@@ -7,6 +7,7 @@ and nothing else is put in its place. A ranked answer is always one of the label
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from kd.families.base import Family, Generated
     from kd.families.text import Encoded
     from kd.shards import Apply
+
+
+ANSWERING_MS = "answering_ms"
+"""The count of the milliseconds that a model took for its rows, without the time until it was loaded."""
 
 
 class EvaluationConfig(Frozen):
@@ -104,8 +109,14 @@ class Answerer:
         self._batches = MicroBatches(recipe.config.batch_tokens)
 
     def answer(self, rows: Sequence[Example], tally: Counter[str]) -> list[Prediction | RowError]:
-        """One prediction, or the reason why there is none, for each row in order; see `MicroBatches.run` for `tally`."""
-        return self._batches.run(rows, self._questions, self._predict, tally)
+        """One prediction, or the reason why there is none, for each row in order.
+
+        `tally` gets the time that it took, beside what `MicroBatches.run` counts.
+        """
+        began = time.perf_counter()
+        found = self._batches.run(rows, self._questions, self._predict, tally)
+        tally[ANSWERING_MS] += math.ceil(1000 * (time.perf_counter() - began))
+        return found
 
     def _questions(self, rows: Sequence[Example]) -> list[_Question | RowFault]:
         prefix = [Segment("prompt", self._recipe.prefix)] if self._recipe.prefix else []

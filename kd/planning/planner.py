@@ -130,7 +130,10 @@ def _stages(sampled: Sampled, splits: Mapping[str, SplitPlan]) -> dict[str, Stag
         stages["attribute"] = StagePlan(sum(sampled.explained.values()), flops, _gib(sampled.reader))
     if sampled.teacher is not None and sampled.config.audit.faithfulness is not None:
         stages["audit"] = _auditing(sampled, sampled.config.audit.faithfulness)
-    return {**stages, "train": _training(sampled), "evaluate": _evaluation(sampled)}
+    stages |= {"train": _training(sampled), "evaluate": _evaluation(sampled)}
+    if sampled.teacher is not None and sampled.config.evaluation.agreement_rows:
+        stages["agreement"] = _agreement(sampled)
+    return stages
 
 
 def _teaching(sampled: Sampled, teach: TeachConfig) -> StagePlan:
@@ -169,6 +172,17 @@ def _evaluation(sampled: Sampled) -> StagePlan:
         shape = shape_of(family.loaded)
         flops += count * rows * statistics.fmean(answered(shape, config, row) for row in read(family, sample).of_rows)
     return StagePlan(rows * sum(count for _, count in models), flops, max(_gib(family) for family, _ in models))
+
+
+def _agreement(sampled: Sampled) -> StagePlan:
+    """Every student explained, for an answer that is given, on rows that its teacher was explained on."""
+    config, family = sampled.config, sampled.student_family
+    split = config.evaluation.split if sampled.explained.get(config.evaluation.split) else "train"
+    rows = min(sampled.explained[split], config.evaluation.agreement_rows)
+    method = config.attribution.model_copy(update={"explained": "gold", "answers": False})
+    shape, lengths = shape_of(family.loaded), read(family, sampled.samples[split]).of_rows
+    flops = statistics.fmean(attributed(shape, method, row) for row in lengths)
+    return StagePlan(rows * sampled.students, rows * sampled.students * flops, _gib(family))
 
 
 def _validation(sampled: Sampled) -> int:

@@ -11,7 +11,7 @@ INFINITY = float("inf")
 COSTS = (
     Metric("parameters", 0, INFINITY, False, "rows", "parameters of the model, tied ones once"),
     Metric("model_bytes", 0, INFINITY, False, "rows", "bytes of the model's files in the run directory"),
-    Metric("answers_per_s", 0, INFINITY, True, "rows", "rows answered per second by all actors, loading the model included"),
+    Metric("answers_per_s", 0, INFINITY, True, "rows", "rows answered per second by one actor, once the model is loaded"),
 )
 """What is said of a model's cost; `n` is the number of rows that it answered."""
 
@@ -22,7 +22,7 @@ class Cost:
 
     Args:
         subject, variant, seed: whose. parameters: of the model, tied ones once. size_bytes: of its files, tokenizer
-            included. rows: that it answered. rows_per_s: of them, by all actors together. device: what it answered on.
+            included. rows: that it answered. rows_per_s: of them, by one actor that has it loaded. device: what it answered on.
     """
 
     subject: str
@@ -57,8 +57,8 @@ def cost_table(found: Sequence[Cost]) -> Table:
         "No model is there yet.": not found,
         f"On different devices ({', '.join(devices)}): their rates are not to be compared.": len(devices) > 1,
         f"No size for {', '.join(unsized)}: not trained in this run, so its files are not in the run directory.": unsized,
-        f"No rate for {', '.join(untimed)}: no row was answered, or none was left to answer in the last start.": untimed,
-        "Rows per second: of all actors together, loading the model included, which weighs on a small split.": found,
+        f"No rate for {', '.join(untimed)}: no row was answered.": untimed,
+        "Rows per second: of one actor that has the model loaded.": found,
     }
     return Table(
         title="Cost",
