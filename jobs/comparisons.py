@@ -37,8 +37,7 @@ def _shards(answered: Mapping[tuple[str, int], tuple[str, Manifest]]) -> list[Sh
 
 
 def _marks(store: Store, folder: str, shard: Shard) -> Marked:
-    uids, correct = (store.read_column(f"{folder}/{shard.file}", column) for column in ("uid", "correct"))
-    return dict(zip(uids, correct, strict=True))
+    return dict(store.read_columns(f"{folder}/{shard.file}", ("uid", "correct")))
 
 
 def _paired(marks: Mapping[tuple[str, int], Marked], comparison: Comparison, seeds: tuple[int, ...]) -> Paired:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from typing import ParamSpec, TypeVar
 
 from jobs.agreements import is_wanted, looked, student_work
@@ -12,7 +12,7 @@ from jobs.comparisons import compared
 from jobs.costs import costs
 from jobs.wiring import EXAMPLES, TEACHER, Wiring
 from kd.errors import StageError
-from kd.evaluation.answer_sums import answer_sums
+from kd.evaluation.answer_sums import COLUMNS, AnswerSums, answer_sums
 from kd.evaluation.metrics import About, Counts, chance, chance_metrics, is_near_chance, rationale_sums, wilson
 from kd.manifests import Manifest, Shard
 from kd.reporting.agreement_table import Looked
@@ -125,7 +125,9 @@ class Findings:
             if found:
                 folder, manifest = found
                 yield from Counts.of(manifest.counts).metrics(self._about(name, seed))
-                yield from answer_sums(self._rows(folder, manifest.shards, Prediction)).metrics(self._about(name, seed))
+                files = (f"{folder}/{shard.file}" for shard in manifest.shards)
+                sums = (answer_sums(self.wiring.store.read_columns(file, COLUMNS)) for file in files)
+                yield from sum(sums, AnswerSums()).metrics(self._about(name, seed))
 
     def _chance(self) -> Iterator[MetricRow]:
         if self.wiring.examples_if_any is not None:
@@ -215,13 +217,9 @@ class Findings:
         return completed(self.wiring.store, self.wiring.rationales()[source])
 
     def _sample(self, folder: str, shards: Sequence[Shard], row_type: type[R]) -> Iterator[R]:
-        """The first rows, SAMPLE_ROWS at most."""
-        return islice(self._rows(folder, shards, row_type), SAMPLE_ROWS)
-
-    def _rows(self, folder: str, shards: Sequence[Shard], row_type: type[R]) -> Iterator[R]:
-        """All rows of these shards; one shard in memory at a time."""
-        for shard in shards:
-            yield from self.wiring.store.read_rows(f"{folder}/{shard.file}", row_type)
+        """The first rows, SAMPLE_ROWS at most; one shard in memory at a time."""
+        found = (self.wiring.store.read_rows(f"{folder}/{shard.file}", row_type)[: shard.rows] for shard in shards)
+        return islice(chain.from_iterable(found), SAMPLE_ROWS)
 
 
 def _or_none(find: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:

@@ -114,6 +114,6 @@ def outcome(manifests: Sequence[Manifest]) -> str:
     for manifest in manifests:
         totals.update({f"error {reason}": n for reason, n in manifest.errors.items()})
         totals.update({name.replace("_", " "): n for name, n in manifest.counts.items()})
-    tokens, padding = totals.pop("tokens", 0), totals.pop("padding tokens", 0)
+    tokens, padding, _ = (totals.pop(name, 0) for name in ("tokens", "padding tokens", "answering ms"))
     said = [f"{name} {n:,}" for name, n in sorted(totals.items())]
     return ", ".join([f"{rows:,} rows", *said, *([f"padding {padding / (tokens + padding):.1%}"] if tokens else [])])

@@ -135,6 +135,11 @@ class Config(Frozen):
             return self
         if self.teacher is None:
             raise ValueError("audit.min_faithfulness_gain: a teacher is asked for it, and the config has none; leave it out")
+        if not self.attribution.answers and self.attribution.explained == "gold":
+            raise ValueError(
+                "audit.min_faithfulness_gain: a gate must know whether the teacher is near chance, and attribution.answers = false"
+                " leaves its answers out; set it to true, or have no gate"
+            )
         missing = [name for name in audit.gated if name not in known]
         if missing or not audit.gated:
             raise ValueError(f"audit.gated: expected names of rationales.sources, {', '.join(known)}, got {missing or 'none'}")

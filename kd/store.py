@@ -11,6 +11,7 @@ import io
 import json
 import re
 import uuid
+from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -177,10 +178,18 @@ class Store:
 
     def read_column(self, relative: str, column: str) -> list[Any]:
         """One column of a Parquet file, without the others."""
+        return self._columns(relative, [column])[0]
+
+    def read_columns(self, relative: str, columns: Sequence[str]) -> Iterator[Any]:
+        """Some columns of a Parquet file, without the others: for each row a tuple whose fields have the columns' names."""
+        row = namedtuple("row", columns)  # type: ignore[misc]  # the names come at run time
+        return map(row._make, zip(*self._columns(relative, columns), strict=True))
+
+    def _columns(self, relative: str, columns: Sequence[str]) -> list[list[Any]]:
         filesystem, base = self._where
         with readable(self.path(relative)):
-            table = pq.read_table(f"{base}/{relative}", columns=[column], filesystem=filesystem)
-        return list(table.column(column).to_pylist())
+            table = pq.read_table(f"{base}/{relative}", columns=list(columns), filesystem=filesystem)
+        return [table.column(column).to_pylist() for column in columns]
 
     def publish_rows(self, relative: str, rows: Sequence[R], row_type: type[R], notes: Mapping[str, Any]) -> None:
         """Rows as one Parquet file, built in memory; `notes` go into its footer as JSON."""

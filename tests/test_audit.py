@@ -156,5 +156,7 @@ def test_no_student_is_trained_behind_a_closed_gate(done: Wiring) -> None:
 def test_an_audit_of_what_is_not_there_is_refused(done: Wiring) -> None:
     with pytest.raises(ConfigError, match="audit.split: validation has no rationales; it is one of test, train"):
         changed(done, audit={"split": "validation"})
+    with pytest.raises(ConfigError, match="a gate must know whether the teacher is near chance, and attribution.answers = false"):
+        changed(done, audit={"min_faithfulness_gain": 0.1}, attribution={"answers": False})
     with pytest.raises(ConfigError, match=r"audit.gated: expected names of rationales.sources, .*, got \['tf-idf'\]"):
         changed(done, audit={"min_faithfulness_gain": 0.1, "gated": ["tf-idf"]})

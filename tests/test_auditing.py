@@ -98,9 +98,11 @@ def test_where_every_row_has_an_error_every_measure_is_null_with_the_reason() ->
 # --- the gate -----------------------------------------------------------------------------------------------------------
 
 
+GAIN_NAME, _, GAIN_OF = GAIN.partition(":")
+
+
 def gain(value: float | None) -> dict[str, MetricRow | None]:
-    metric, _, of = GAIN.partition(":")
-    return {"attribution": ABOUT.row(metric, value, 100, (0.0, 0.4), of=of)}
+    return {"attribution": ABOUT.row(GAIN_NAME, value, 100, (0.0, 0.4), of=GAIN_OF)}
 
 
 def accuracy(value: float) -> MetricRow:
@@ -112,7 +114,7 @@ def test_a_source_passes_whose_words_decide_so_much_more_than_random_ones() -> N
     for value, passed in ((0.1, True), (0.099, False), (None, False)):
         (verdict,) = judged(config, gain(value), accuracy(0.9), 0.25)
         assert (verdict.source, verdict.passed) == ("attribution", passed)
-    assert judged(config, {}, None, None)[0].text.endswith("no row could be measured")
+    assert judged(config, {}, accuracy(0.9), None)[0].text.endswith("no row could be measured")
     assert judged(AuditConfig(), gain(0.0), accuracy(0.9), 0.25) == []
 
 
@@ -120,7 +122,15 @@ def test_what_a_teacher_near_chance_says_passes_no_gate() -> None:
     (verdict,) = judged(AuditConfig(min_faithfulness_gain=0.1), gain(0.5), accuracy(0.26), 0.25)
     assert not verdict.passed
     assert verdict.text.endswith("is void: the teacher is near chance")
-    assert judged(AuditConfig(min_faithfulness_gain=0.1), gain(0.5), None, 0.25)[0].passed
+    (verdict,) = judged(AuditConfig(min_faithfulness_gain=0.1), gain(0.5), None, 0.25)
+    assert verdict.passed
+    assert verdict.text.endswith("how often the teacher is right there is not known")
+
+
+def test_a_gain_that_may_be_an_accident_passes_no_gate() -> None:
+    """One row has no interval; that of few rows may reach below nothing."""
+    for row in (ABOUT.row(GAIN_NAME, 0.5, 1, of=GAIN_OF), ABOUT.row(GAIN_NAME, 0.5, 3, (-0.1, 0.9), of=GAIN_OF)):
+        assert not judged(AuditConfig(min_faithfulness_gain=0.1), {"attribution": row}, accuracy(0.9), 0.25)[0].passed
 
 
 def test_a_gate_without_a_measure_is_refused() -> None:

@@ -7,12 +7,27 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from kd.evaluation.metrics import About, Mean
-from kd.rows import MetricRow, Prediction
+from kd.rows import MetricRow
 
 BINS = 15
 """Bins of confidence for the calibration error, of equal width, each open below and closed above, as in Guo et al. 2017."""
+
+
+class Answered(Protocol):
+    """What is read of a `Prediction`: no more than these columns."""
+
+    error: Any
+    target: str | None
+    answer: str | None
+    correct: bool | None
+    label_set: list[str]
+    choice_logprobs: list[float]
+
+
+COLUMNS = tuple(Answered.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -28,10 +43,11 @@ class Confusion:
     pairs: Mapping[tuple[str, str | None], int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, row: Prediction) -> "Confusion":
-        """Of one labelled row."""
-        labels = tuple(sorted(set(row.label_set)))
-        return cls(1, labels, {(row.target or "", row.answer): 1}) if labels else cls(1)
+    def of(cls, rows: Sequence[Answered]) -> "Confusion":
+        """Of labelled rows."""
+        sets = {tuple(sorted(set(row.label_set))) for row in rows}
+        labels = sets.pop() if len(sets) == 1 else ()
+        return cls(len(rows), labels, Counter((row.target or "", row.answer) for row in rows)) if labels else cls(len(rows))
 
     def __add__(self, other: "Confusion") -> "Confusion":
         if not (self.rows and other.rows):
@@ -83,18 +99,17 @@ class Calibration:
     correct: tuple[int, ...] = (0,) * BINS
 
     @classmethod
-    def of(cls, row: Prediction) -> "Calibration":
-        """Of one labelled row; nothing where its answer was not ranked."""
-        if not row.choice_logprobs:
-            return cls()
-        sure = confidence(row.choice_logprobs)
-        chosen = bin_of(sure)
-        places = range(BINS)
-        return cls(
-            tuple(int(place == chosen) for place in places),
-            tuple(sure if place == chosen else 0.0 for place in places),
-            tuple(int(place == chosen and bool(row.correct)) for place in places),
-        )
+    def of(cls, rows: Sequence[Answered]) -> "Calibration":
+        """Of labelled rows, those that were ranked."""
+        counts, sure, correct = [0] * BINS, [0.0] * BINS, [0] * BINS
+        for row in rows:
+            if row.choice_logprobs:
+                share = confidence(row.choice_logprobs)
+                place = bin_of(share)
+                counts[place] += 1
+                sure[place] += share
+                correct[place] += bool(row.correct)
+        return cls(tuple(counts), tuple(sure), tuple(correct))
 
     def __add__(self, other: "Calibration") -> "Calibration":
         return Calibration(
@@ -135,7 +150,7 @@ class AnswerSums:
         return [*self.confusion.metrics(about), *self.calibration.metrics(about)]
 
 
-def answer_sums(rows: Iterable[Prediction]) -> AnswerSums:
+def answer_sums(rows: Iterable[Answered]) -> AnswerSums:
     """The sums over the labelled ones of these rows."""
-    judged = (row for row in rows if row.error is None and row.target is not None)
-    return sum((AnswerSums(Confusion.of(row), Calibration.of(row)) for row in judged), AnswerSums())
+    judged = [row for row in rows if row.error is None and row.target is not None]
+    return AnswerSums(Confusion.of(judged), Calibration.of(judged))

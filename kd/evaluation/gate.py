@@ -1,7 +1,7 @@
 """The gate before students are trained: do the words of a rationale decide the teacher's answer more than random ones do?"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kd.evaluation.auditing import AuditConfig
 from kd.evaluation.metrics import is_near_chance
@@ -26,14 +26,17 @@ def judged(
     """A verdict on every gated source; none without a gate.
 
     Args:
-        gains: by source its `GAIN`, None where it was not measured. teacher: its accuracy on the measured rows, None where it is
-            not known. level: the chance level of that. A teacher near chance voids the measure, and what is void passes nothing.
+        gains: by source its `GAIN`, None where it was not measured. It passes if it is large enough and, as far as its
+            interval tells, no accident. teacher: its accuracy on the measured rows, None where no row has a label. level: the
+            chance level of that. A teacher near chance voids the measure, and what is void passes nothing.
     """
     least = config.min_faithfulness_gain
     if least is None:
         return []
     is_void = teacher is not None and is_near_chance(teacher, level)
-    return [_verdict(source, gains.get(source), least, is_void) for source in config.gated]
+    verdicts = [_verdict(source, gains.get(source), least, is_void) for source in config.gated]
+    unknown = "" if teacher else "; how often the teacher is right there is not known"
+    return [replace(verdict, text=verdict.text + unknown) for verdict in verdicts]
 
 
 def _verdict(source: str, gain: MetricRow | None, least: float, is_void: bool) -> GateVerdict:
@@ -44,6 +47,6 @@ def _verdict(source: str, gain: MetricRow | None, least: float, is_void: bool) -
     found = f"{gain.value:.3f}{interval} of {gain.n:,} rows"
     if is_void:
         return GateVerdict(source, False, f"{source}: {asked}; what was found, {found}, is void: the teacher is near chance")
-    passed = gain.value >= least
+    passed = gain.value >= least and gain.ci_low is not None and gain.ci_low >= min(least, 0.0)
     said = "passes" if passed else "does not pass"
     return GateVerdict(source, passed, f"{source} {said}: its words make the answer's probability fall {found} more; {asked}")
