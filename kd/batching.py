@@ -38,6 +38,7 @@ E = TypeVar("E", bound=Example)
 S = TypeVar("S", bound=Sized)
 R = TypeVar("R")
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 
 class MicroBatches:
@@ -155,7 +156,7 @@ def _divided(group: list[int], sizes: Sequence[tuple[int, int]], budget_tokens: 
     return ordered[:at], ordered[at:]
 
 
-def widths(group: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[int]:
+def widths(group: Sequence[int], sizes: Sequence[tuple[N, N]]) -> list[N]:
     """To how many tokens the first row is padded, the first two, and so on."""
     inputs = itertools.accumulate((sizes[index][0] for index in group), max)
     answers = itertools.accumulate((sizes[index][1] for index in group), max)
@@ -169,7 +170,7 @@ def padding_frac(sizes: Sequence[tuple[int, int]], batches: Sequence[Sequence[in
     return 1 - used / computed if computed else 0.0
 
 
-def padded_tokens(sizes: Sequence[tuple[int, int]]) -> int:
+def padded_tokens(sizes: Sequence[tuple[N, N]]) -> N:
     """Positions that a micro-batch of rows of these sizes computes: rows x (longest input + longest answer)."""
     return len(sizes) * (max(size[0] for size in sizes) + max(size[1] for size in sizes))
 

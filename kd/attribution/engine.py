@@ -115,7 +115,7 @@ class Engine:
         if isinstance(encoded, RowFault):
             return encoded
         explained = "predicted" if row.target is None else self._config.explained
-        candidates = list(row.label_set)
+        candidates = list(row.label_set) if self._config.answers or explained == "predicted" else []
         if explained == "gold" and row.target is not None and row.target not in candidates:
             candidates.append(row.target)
         try:

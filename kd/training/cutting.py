@@ -5,7 +5,7 @@ sequences for that, some take a stand-in, whose loss is a differentiable zero. S
 of workers: a batch that does not divide is no case of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -15,6 +15,8 @@ Group = list[int]
 """Sequences that go through the model together, as indices, in order."""
 Sizes = Sequence[tuple[int, int]]
 """Input and target tokens of each sequence."""
+TARGET_WORK = 1.75
+"""The work of a target token in input tokens: it is weighed against the whole vocabulary too (T5-small's FLOP; larger ones less)."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,23 @@ def deal(sizes: Sizes, budget_tokens: int, world: int) -> list[list[MicroBatch]]
     groups = _groups(sizes, budget_tokens, world) or [[]]
     missing = -len(groups) % world
     numbered = [MicroBatch(number, group) for number, group in enumerate([*groups, *([] for _ in range(missing))])]
-    loads, passes = [0] * world, []
+    loads, passes = [0.0] * world, []
     for start in range(0, len(numbered), world):
         least_loaded = sorted(range(world), key=lambda rank: (loads[rank], rank))
         dealt = dict(zip(least_loaded, numbered[start : start + world], strict=True))
         passes.append([dealt[rank] for rank in range(world)])
-        loads = [load + cost(dealt[rank].group, sizes) for rank, load in enumerate(loads)]
+        loads = [load + work(dealt[rank].group, sizes) for rank, load in enumerate(loads)]
     return passes
 
 
 def cost(group: Group, sizes: Sizes) -> int:
     """Padded tokens of a group: the positions that the model computes."""
     return padded_tokens([sizes[index] for index in group]) if group else 0
+
+
+def work(group: Group, sizes: Sizes) -> float:
+    """How long a group takes, in input tokens: workers that wait for each other should have equally much of it."""
+    return padded_tokens(_weighed(sizes[index] for index in group)) if group else 0.0
 
 
 def _groups(sizes: Sizes, budget_tokens: int, world: int) -> list[Group]:
@@ -69,30 +76,34 @@ def _groups(sizes: Sizes, budget_tokens: int, world: int) -> list[Group]:
     most = -(-len(groups) // world) * world
     ways = [_filled(start, most, sizes) for start in (groups, [list(range(len(sizes)))])]
     allowed = [way for way in ways if all(len(group) == 1 or cost(group, sizes) <= budget_tokens for group in way)]
-    return min(allowed, key=lambda way: sum(cost(group, sizes) for group in way[::world]))
+    return min(allowed, key=lambda way: sum(work(group, sizes) for group in way[::world]))
 
 
 def _filled(groups: Sequence[Group], most: int, sizes: Sizes) -> list[Group]:
     """The groups, the largest of them halved until there are `most` or no two sequences are together; the largest first."""
 
-    def entry(group: Group) -> tuple[int, Group]:
-        return (-cost(group, sizes) if len(group) > 1 else 0), group
+    def entry(group: Group) -> tuple[float, Group]:
+        return (-work(group, sizes) if len(group) > 1 else 0.0), group
 
     queue = [entry(group) for group in groups]
     heapify(queue)
     while len(queue) < most and queue[0][0]:
         for half in _halves(heappop(queue)[1], sizes):
             heappush(queue, entry(half))
-    return sorted((group for _, group in queue), key=lambda group: (-cost(group, sizes), group))
+    return sorted((group for _, group in queue), key=lambda group: (-work(group, sizes), group))
 
 
 def _halves(group: Group, sizes: Sizes) -> tuple[Group, Group]:
     """A group in two, sorted by one of its lengths, at the place where the larger part is smallest."""
-    places = []
+    places, weighed = [], _weighed(sizes)
     for by in (0, 1):
         ordered = sorted(group, key=lambda index: (-sizes[index][by], -sizes[index][1 - by], index))
-        firsts, lasts = widths(ordered, sizes), widths(ordered[::-1], sizes)[::-1]
+        firsts, lasts = widths(ordered, weighed), widths(ordered[::-1], weighed)[::-1]
         for at in range(1, len(ordered)):
             places.append((max(at * firsts[at - 1], (len(ordered) - at) * lasts[at]), by, at, ordered))
     _, _, at, ordered = min(places, key=lambda place: place[:3])
     return sorted(ordered[:at]), sorted(ordered[at:])
+
+
+def _weighed(sizes: Iterable[tuple[int, int]]) -> list[tuple[float, float]]:
+    return [(inputs, TARGET_WORK * targets) for inputs, targets in sizes]
