@@ -20,7 +20,7 @@ from kd.families.opening import open_family
 from kd.models import load
 from kd.reporting.agreement_table import Looked, agreement_table
 from kd.reporting.cost_table import Cost, cost_table
-from kd.rows import RationaleRow
+from kd.rows import RationaleRow, RowError
 from kd.shards import completed
 from tests.mini import alone, mini_config, plain, prepared, studied, taught, write_mini
 
@@ -74,6 +74,21 @@ def test_a_teacher_that_is_asked_as_its_own_student_agrees_with_itself_and_the_p
         assert isinstance(own, StudentAttribution)
         assert len(own.student_importance) == len(row.importance)
         assert (own.student_importance == pytest.approx(row.importance, rel=1e-3, abs=1e-6)) == (not prefix)
+
+
+def test_an_option_that_is_too_long_costs_no_row_and_rows_with_too_long_an_answer_end_no_run(done: Wiring) -> None:
+    engine = Engine(AttributionConfig(answers=False), open_family(load(done.teacher, "cpu"), done.teacher.config))
+    rows = explained(done)
+    long = [dataclasses.replace(row, label_set=[*row.label_set, "much too long " * 50]) for row in rows]
+    assert explain(engine, "", long, Counter()) == [
+        dataclasses.replace(each, label_set=row.label_set)
+        for each, row in zip(explain(engine, "", rows, Counter()), long, strict=True)
+        if isinstance(each, StudentAttribution)
+    ]
+    (error,) = explain(engine, "", [dataclasses.replace(rows[0], explained_answer="much too long " * 50)], Counter())
+    assert isinstance(error, RowError)
+    assert error.reason == "too_long"
+    assert {work.max_error_frac for work in agreement_works(done)} == {1.0}
 
 
 def test_the_report_has_the_agreement_of_every_student(done: Wiring) -> None:
