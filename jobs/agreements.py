@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jobs.slices import first_rows, model_slice
+from jobs.slices import model_slice, spread_rows
 from jobs.wiring import Wiring
 from kd.agreement_rows import StudentAttribution
 from kd.attribution.students import ExplainStudent
@@ -46,15 +46,15 @@ def student_work(wiring: Wiring, variant: Variant, seed: int) -> Work:
         target=f"agreement/{variant.name}/{seed}",
         reads=RationaleRow,
         writes=StudentAttribution,
-        shards=first_rows(rows.shards_of(_split(wiring, rows)), config.evaluation.agreement_rows),
+        shards=spread_rows(rows.shards_of(_split(wiring, rows)), config.evaluation.agreement_rows),
         config={
             "method": config.attribution.method.model_dump(mode="json"),
             "prefix": prefix,
             "model": model_slice(config.student),
         },
         inputs={"rationales": rows.digest, "model": student.digest},
-        max_error_frac=config.evaluation.max_error_frac,
-        max_error_key="evaluation.max_error_frac",
+        max_error_frac=1.0,  # a diagnostic ends no run; its results count the rows that a student cannot be explained on
+        max_error_key="evaluation.agreement_rows",
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from jobs.slices import first_rows, model_slice
+from jobs.slices import model_slice, spread_rows
 from jobs.wiring import TEACHER, Wiring
 from kd.audit_rows import Erasure, Measured
 from kd.evaluation.auditing import MeasureRationales
@@ -62,7 +62,7 @@ class AuditWiring:
             target=f"{AUDIT}/faithfulness/{name}",
             reads=RationaleRow,
             writes=Erasure,
-            shards=first_rows(manifest.shards_of(config.audit.split), faithfulness.rows),
+            shards=spread_rows(manifest.shards_of(config.audit.split), faithfulness.rows),
             config={
                 **faithfulness.model_dump(mode="json", include={"fractions", "seed"}),
                 "teacher": model_slice(config.teacher),
@@ -85,7 +85,7 @@ class AuditWiring:
             target=f"{AUDIT}/words/{name}",
             reads=RationaleRow,
             writes=Measured,
-            shards=first_rows(manifest.shards_of(audit.split), audit.rows),
+            shards=spread_rows(manifest.shards_of(audit.split), audit.rows),
             config={"top_k": k},
             inputs={"rationales": manifest.digest},
             max_error_frac=0.0,  # what is no rationale has its error already

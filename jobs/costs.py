@@ -8,11 +8,13 @@ from kd.errors import StageError, UserError
 from kd.evaluation.answers import ANSWERING_MS
 from kd.manifests import Manifest
 from kd.models import count_parameters
+from kd.origins import files_here, size_of
 from kd.reporting.cost_table import Cost
 from kd.training.runs import MODEL, trained
 
 Trained = tuple[str, Manifest]
 """The folder and the manifest of a finished run."""
+_WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def costs(wiring: Wiring, predictions: Predictions) -> list[Cost]:
@@ -38,21 +40,33 @@ def _cost(wiring: Wiring, model: tuple[str, int], run: Trained | None, answered:
     manifest = answered[1] if answered else None
     rows = manifest.rows - sum(manifest.errors.values()) if manifest else 0
     took_ms = manifest.counts.get(ANSWERING_MS, 0) if manifest else 0
+    parameters, size_bytes, weights_only = _size(wiring, run)
     return Cost(
         subject=TEACHER if model[0] == TEACHER else "student",
         variant=model[0],
         seed=model[1],
-        parameters=int(run[1].figures["parameters"] or 0) if run else _of_an_untaught_teacher(wiring),
-        size_bytes=sum(wiring.store.sizes(f"{run[0]}/{MODEL}").values()) if run else None,
+        parameters=parameters,
+        size_bytes=size_bytes,
         rows=rows,
         rows_per_s=1000 * rows / took_ms if took_ms else None,
         device=manifest.device if manifest else None,
+        weights_only=weights_only,
     )
 
 
-def _of_an_untaught_teacher(wiring: Wiring) -> int | None:
-    """Counted in its architecture, as it was not trained here; None where that cannot be opened."""
+def _size(wiring: Wiring, run: Trained | None) -> tuple[int | None, int | None, bool]:
+    """Parameters, bytes of the files, and whether these are of the weights only, as there are no files on this machine.
+
+    A teacher that was not taught is counted in its architecture; None where that cannot be opened.
+    """
+    if run is not None:
+        folder, manifest = run
+        return int(manifest.figures["parameters"] or 0), sum(wiring.store.sizes(f"{folder}/{MODEL}").values()), False
+    config = wiring.teacher.config
     try:
-        return count_parameters(wiring.teacher)
+        parameters = count_parameters(wiring.teacher)
     except UserError:
-        return None
+        return None, None, False
+    files = files_here(config.name, config.revision) if config.name else None
+    size_bytes = size_of(files) if files else None
+    return parameters, size_bytes or parameters * _WEIGHT_BYTES[config.dtype], size_bytes is None

@@ -10,6 +10,7 @@ from kd.errors import InputError, UserError
 
 _TOKENIZER_FILES = ("tokenizer", "spiece", "sentencepiece", "vocab")
 _IDENTIFYING_SUFFIXES = (".json", ".safetensors", ".bin")
+_BESIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
 def commit_of(name: str, revision: str) -> str:
@@ -44,6 +45,23 @@ def content_of(name: str, commit: str) -> str:
             stat = path.stat()
             total.update(f"{path.name} {_file_digest(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
     return total.hexdigest()[:16]
+
+
+def files_here(name: str, revision: str) -> Path | None:
+    """The folder that a model was loaded from: the local one, or the snapshot in the hub's cache; None where it has none here."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=commit_of(name, revision))
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def size_of(folder: Path) -> int | None:
+    """Bytes of what loading reads in a model folder: weights in one format, and the files beside them; None without weights."""
+    weights = list(folder.glob("model*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
+    beside = [path for path in folder.iterdir() if path.suffix in _BESIDE_SUFFIXES]
+    return sum(path.stat().st_size for path in [*weights, *beside]) if weights else None
 
 
 @lru_cache

@@ -20,7 +20,7 @@ from kd.families.opening import open_family
 from kd.models import load
 from kd.reporting.agreement_table import Looked, agreement_table
 from kd.reporting.cost_table import Cost, cost_table
-from kd.rows import RationaleRow
+from kd.rows import RationaleRow, RowError
 from kd.shards import completed
 from tests.mini import alone, mini_config, plain, prepared, studied, taught, write_mini
 
@@ -49,7 +49,7 @@ def explained(done: Wiring) -> list[RationaleRow]:
     return done.store.read_rows(f"{folder}/{manifest.shards_of('test')[0].file}", RationaleRow)[:7]
 
 
-def test_each_student_is_explained_on_the_first_rows_of_the_evaluated_split(done: Wiring) -> None:
+def test_each_student_is_explained_on_rows_of_the_evaluated_split(done: Wiring) -> None:
     assert [work.target for work in agreement_works(done)] == ["agreement/label-only/0", "agreement/attribution/0"]
     for place in (0, 1):
         rows = rows_of(done, place)
@@ -74,6 +74,21 @@ def test_a_teacher_that_is_asked_as_its_own_student_agrees_with_itself_and_the_p
         assert isinstance(own, StudentAttribution)
         assert len(own.student_importance) == len(row.importance)
         assert (own.student_importance == pytest.approx(row.importance, rel=1e-3, abs=1e-6)) == (not prefix)
+
+
+def test_an_option_that_is_too_long_costs_no_row_and_rows_with_too_long_an_answer_end_no_run(done: Wiring) -> None:
+    engine = Engine(AttributionConfig(answers=False), open_family(load(done.teacher, "cpu"), done.teacher.config))
+    rows = explained(done)
+    long = [dataclasses.replace(row, label_set=[*row.label_set, "much too long " * 50]) for row in rows]
+    assert explain(engine, "", long, Counter()) == [
+        dataclasses.replace(each, label_set=row.label_set)
+        for each, row in zip(explain(engine, "", rows, Counter()), long, strict=True)
+        if isinstance(each, StudentAttribution)
+    ]
+    (error,) = explain(engine, "", [dataclasses.replace(rows[0], explained_answer="much too long " * 50)], Counter())
+    assert isinstance(error, RowError)
+    assert error.reason == "too_long"
+    assert {work.max_error_frac for work in agreement_works(done)} == {1.0}
 
 
 def test_the_report_has_the_agreement_of_every_student(done: Wiring) -> None:
@@ -132,11 +147,11 @@ def test_the_cost_of_every_model_is_its_parameters_its_files_and_its_rate(done: 
         assert each.rows_per_s == pytest.approx(20_000 / manifest.counts["answering_ms"])
 
 
-def test_a_teacher_that_was_not_taught_has_parameters_and_no_size() -> None:
+def test_a_teacher_without_a_size_has_a_dash_and_the_rates_of_seeds_are_averaged_by_time() -> None:
     teacher = Cost("teacher", "teacher", 0, 3_000_000_000, None, 100, 2.0, "cuda")
     student = Cost("student", "words", 0, 60_000_000, 240_000_000, 100, 50.0, "cuda")
     table = cost_table([teacher, student, dataclasses.replace(student, seed=1, rows_per_s=25.0)])
     assert table.rows[0] == ("teacher", "3,000,000,000", "–", "2.0", "1.0", "cuda")
     # 200 rows in 2 + 4 seconds
     assert table.rows[1] == ("words", "60,000,000", "240.0", "33.3", "16.7", "cuda")
-    assert "No size for teacher: not trained in this run, so its files are not in the run directory." in table.notes
+    assert "No size for teacher: not trained in this run, and its architecture could not be opened." in table.notes

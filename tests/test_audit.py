@@ -49,6 +49,9 @@ def test_every_source_has_erasures_of_its_sample_and_findings_of_its_rows(done: 
             made = [row for shard in manifest.shards for row in done.store.read_rows(f"{folder}/{shard.file}", row_type)]
             assert (manifest.rows, len(made), manifest.errors) == (rows, rows, {})
     assert folder == "audit/words/none"
+    # 20, 20 and 10 rows of train are attributed: some of each are measured.
+    assert [shard.rows for shard in works.erasures("attribution").shards] == [3, 4, 3]
+    assert [shard.rows for shard in works.measured("attribution").shards] == [10, 10, 10]
 
 
 def test_each_number_of_the_audit_stands_beside_its_chance(done: Wiring) -> None:
@@ -102,7 +105,7 @@ def test_the_report_has_the_audit_in_all_its_forms(done: Wiring) -> None:
     assert all(report.stages[title] for title in report.stages if title.startswith("audit"))
     for text in (to_markdown(report), to_html(report)):
         assert "Audit of the rationales" in text
-    assert to_json(report)["meanings"]["token_f1"]
+    assert to_json(report)["measures"]["token_f1"]["source"]
 
 
 def test_a_run_that_was_not_audited_says_so(done: Wiring) -> None:

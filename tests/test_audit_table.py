@@ -91,8 +91,8 @@ def test_without_an_audit_both_tables_say_so() -> None:
     assert as_markdown(overlap_table(FULL)).endswith("nothing was audited.")
 
 
-def test_the_json_has_the_meaning_of_every_metric_of_the_audit() -> None:
+def test_the_json_says_what_every_metric_of_the_audit_is() -> None:
     metrics = audit("attribution", FALLS | WORDS | OVERLAP)
     found = to_json(Report(name="toy", metrics=metrics, stages={}, config={}, audit=["One reason."]))
-    assert {row["metric"].partition(":")[0] for row in found["metrics"]} <= set(found["meanings"])
+    assert {row["metric"].partition(":")[0] for row in found["metrics"]} <= set(found["measures"])
     assert found["audit"] == ["One reason."]

@@ -161,6 +161,18 @@ def test_a_bad_record_says_why(record: dict[str, Any], reason: str) -> None:
     assert error.reason == reason
 
 
+def test_where_values_are_compared_a_target_without_one_is_an_error_and_numbers_may_be_labels() -> None:
+    mine = "prompt: [{column: q}, {choices: o}]\ntarget: a\nmatch: value"
+    error = read(mine, q="How many?", o=["6 * 12", "many"], a="many").error
+    assert error is not None
+    assert (error.reason, error.detail[-21:]) == ("unparsable", "got the target 'many'")
+    assert read(mine, q="How many?", o=["6 * 12", "many"], a="6 * 12").error is None
+    assert read(mine.replace("value", "exact"), q="How many?", o=["6 * 12", "many"], a="many").error is None
+    stars = "prompt: [{column: q}]\ntarget: a\nmatch: value\nlabels: ['1', '2', '3']"
+    assert read(stars, q="Lovely.", a=3).target == "3"
+    assert task(stars).judge("3.0", "3")
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
@@ -174,6 +186,8 @@ def test_a_bad_record_says_why(record: dict[str, Any], reason: str) -> None:
         ("prompt: [{text: a, evidence: b}, {column: c}]", "give it to a part with `column`"),
         ("prompt: [{column: a}, {choices: b, role: text}]", "leave role out"),
         ("prompt: [{column: a, role: choice}]", "role"),
+        ("prompt: [{column: a}]\nmatch: value\nlabels: [bad, good]", "the label 'bad' has no value; set match to normalised or exact"),
+        ("prompt: [{column: a}]\nmatch: value\nlabels: {no: '0', yes: '1', sure: '1.0'}", "'1' and '1.0' have the same value"),
     ],
 )
 def test_an_impossible_description_is_refused(shape: str, message: str) -> None:

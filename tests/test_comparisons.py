@@ -125,6 +125,34 @@ def test_a_failed_variant_is_said_in_words(tmp_path: Path) -> None:
     assert "plain/0 is in no comparison: its training failed: no memory." in table.notes
 
 
+SCATTERED = {"words": ["1" * 44 + "0" * 56, "1" * 55 + "0" * 45], "plain": ["1" * 52 + "0" * 48, "1" * 45 + "0" * 55]}
+ALONE = SignificanceConfig(primary=WORDS)
+
+
+def test_where_not_even_100_points_would_have_been_shown_that_is_said_in_words_and_no_number_is_made_up(tmp_path: Path) -> None:
+    found = Comparisons(better(SCATTERED, tmp_path, ALONE), ALONE)
+    table, said = comparison_table(found), headline(report(METRICS, comparisons=found))
+    assert (table.rows[0][4], table.rows[0][5]) == ("no difference shown", "none")
+    why = "with 2 seeds and 100 rows that scatter so much not even a difference of 100 points would have been shown"
+    assert f"words against plain has no smallest difference: {why} with a probability of 80 %." in table.notes
+    assert "This run would not have shown even a difference of 100 points with a probability of 80%" in said
+    assert " is 0.0 points" not in said
+    (told,) = to_json(report(METRICS, comparisons=found))["comparisons"]["verdicts"]
+    assert (told["detectable"], told["why_undetectable"]) == (None, why)
+    assert found.verdicts[0].metrics("toy", "test")[1].value is None
+
+
+def test_rows_that_are_in_no_comparison_are_said(tmp_path: Path) -> None:
+    found = Comparisons(better({"words": ["1111--", "111010"], "plain": ["000000", "01-010"]}, tmp_path, ALONE), ALONE)
+    assert found.verdicts[0].rows == 3
+    notes = comparison_table(found).notes
+    assert "3 rows are in no comparison of words and plain: an error or no label in one of them." in notes
+    one = Comparisons(better({"words": ["111-"], "plain": ["0000"]}, tmp_path / "one", ALONE), ALONE)
+    assert "1 row is in no comparison of words and plain: an error or no label in one of them." in comparison_table(one).notes
+    none = Comparisons(better({"words": ["--"], "plain": ["00"]}, tmp_path / "none", ALONE), ALONE)
+    assert not any("in no comparison" in note for note in comparison_table(none).notes), "it is the reason why there is no test"
+
+
 def test_without_a_declared_comparison_the_table_says_how_to_declare_one() -> None:
     assert comparison_table(None).rows == []
     assert "significance.primary" in comparison_table(None).notes[0]
@@ -153,7 +181,8 @@ def test_page_markdown_and_json_have_the_comparisons(tmp_path: Path) -> None:
     assert "## Comparisons" in to_markdown(whole)
     told = to_json(whole)
     assert [each["verdict"] for each in told["comparisons"]["verdicts"]] == ["shown: better", "no difference shown"]
-    assert {"accuracy_difference", "accuracy_detectable"} <= told["meanings"].keys()
+    assert told["measures"]["accuracy_detectable"]["high"] == 1
+    assert told["measures"]["parameters"]["high"] is None, "JSON knows no infinity"
 
 
 # --- the config -------------------------------------------------------------------------------------------------------

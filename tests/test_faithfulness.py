@@ -19,7 +19,8 @@ from kd.audit_rows import Erasure
 from kd.evaluation.erasing import Eraser
 from kd.evaluation.faithfulness import Faithfulness, FaithfulnessConfig, Teacher, measure
 from kd.evaluation.faithfulness_sums import FaithfulnessSums, Moments, faithfulness_sums
-from kd.evaluation.metrics import METRICS, About
+from kd.evaluation.metric_names import METRICS
+from kd.evaluation.metrics import About
 from kd.families.opening import open_family
 from kd.models import load
 from kd.rationales import RationalesConfig

@@ -14,6 +14,7 @@ from kd.attribution.engine import Attribute, AttributionConfig
 from kd.config import Config
 from kd.corpus import SourceFile, find_splits
 from kd.errors import ConfigError, InputError
+from kd.evaluation.faithfulness import FaithfulnessConfig
 from kd.manifests import Manifest, Shard
 from kd.models import save
 from kd.planning import sample
@@ -22,14 +23,14 @@ from kd.planning.plan import Plan
 from kd.planning.planner import make_plan
 from kd.planning.price import Gpu, Prices
 from kd.planning.probe import measure, probe, spread
-from kd.planning.rows import attributions, rationales
+from kd.planning.rows import agreements, attributions, erasures, findings, rationales
 from kd.planning.sample import SplitSample, bytes_per_record, of_corpus, of_examples
 from kd.planning.tables import to_text
 from kd.rationales import AttributionSource, NoSource, RationalesConfig, TopK
 from kd.rows import Example
 from kd.store import Store
 from kd.tasks.columns import Columns
-from tests.mini import PRICES, TINY, mini_config, prepared, without_teacher, write_mini
+from tests.mini import MINI, PRICES, TINY, mini_config, prepared, without_teacher, write_mini
 from tests.test_rows import example
 from tests.tiny import examples, family, tiny_source, tiny_t5
 
@@ -121,6 +122,18 @@ def test_rows_that_stand_for_later_stages_have_the_size_of_real_ones(tmp_path: P
     assert {row.rationale_text for row in found["none"]} == {""}
 
 
+def test_rows_of_the_audit_and_of_agreement_hold_as_much_as_real_ones(tmp_path: Path) -> None:
+    config, asked = RationalesConfig(sources=(AttributionSource(), NoSource())), FaithfulnessConfig()
+    found = rationales(config, attributions(measured(family(tiny_t5(tmp_path)), examples()), "saliency"))
+    for source, is_ranked in zip(config.sources, (True, False), strict=True):
+        rows = found[source.name]
+        assert {len(row.fall) for row in erasures(asked, source, rows)} == {asked.texts(is_ranked) - 1}, "all but the whole text"
+        said = findings(config, source, 5, rows)
+        assert [row.uid for row in said] == [row.uid for row in rows]
+        assert all(len(row.metric) + len(row.silent_metric) >= 40 for row in said)
+    assert [len(row.student_importance) for row in agreements(rows)] == [len(row.importance) for row in rows]
+
+
 # --- the probe --------------------------------------------------------------------------------------------------------
 
 
@@ -161,8 +174,30 @@ def test_a_plan_without_a_probe_reads_no_weights(tmp_path: Path) -> None:
     assert plan.stages["train"].rows == 4 * 8 * 2
     assert plan.stages["evaluate"].rows == 20 * 3
     assert plan.stages["agreement"].rows == 10 * 2
+    assert {"audit", "agreement"} <= set(plan.output_bytes)
     assert all(size > 0 for size in plan.output_bytes.values())
     assert sum(count for _, count in plan.splits["train"].histogram) == 60
+
+
+def test_the_audit_takes_room_for_each_measured_row_of_each_source_and_for_the_rows_that_are_asked_about(tmp_path: Path) -> None:
+    path = write_mini(tmp_path)
+
+    def audit(rows: int | None, faithfulness: object = None) -> int:
+        config = mini_config(path, audit={"rows": rows, "top_k": 2, "faithfulness": faithfulness})
+        return planned(config, of_corpus(config.task)).output_bytes["audit"]
+
+    few, all_of_them, asked = audit(10), audit(None), audit(10, MINI["audit"]["faithfulness"])
+    assert all_of_them == pytest.approx(5 * few, rel=0.01), "50 rows are explained"
+    assert asked > few > 4 * 10 * 100
+
+
+def test_agreement_on_rows_without_a_label_generates_and_ranks_nothing(tmp_path: Path) -> None:
+    config = mini_config(write_mini(tmp_path))
+    labelled = planned(config, of_corpus(config.task)).stages["agreement"].flops
+    rows = [json.loads(line) | {"answer": None} for line in (tmp_path / "corpus" / "test.jsonl").read_text().splitlines()]
+    (tmp_path / "corpus" / "test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    # An answer is explained that is as long as the longest option, and nothing else.
+    assert planned(config, of_corpus(config.task)).stages["agreement"].flops == pytest.approx(labelled, rel=0.1)
 
 
 def test_a_plan_without_a_teacher_counts_the_students_tokens_and_explains_nothing(tmp_path: Path) -> None:
@@ -171,7 +206,7 @@ def test_a_plan_without_a_teacher_counts_the_students_tokens_and_explains_nothin
     assert (plan.probe, plan.attribution, plan.batches) == (None, None, None)
     assert list(plan.stages) == ["train", "evaluate"]
     assert (plan.stages["train"].rows, plan.stages["evaluate"].rows) == (4 * 8 * 2, 20 * 2)
-    assert set(plan.output_bytes) == {"examples", "rationales", "students", "predictions"}
+    assert set(plan.output_bytes) == {"examples", "rationales", "audit", "students", "predictions"}
     assert all(size > 0 for size in plan.output_bytes.values())
     text = to_text(plan)
     assert "Rows, and input tokens of the student" in text

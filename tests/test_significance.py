@@ -13,9 +13,7 @@ from kd.evaluation.significance import (
     Verdict,
     bootstrap,
     holm,
-    noncentrality,
     p_of,
-    smallest_detectable,
     standard_error,
     t_over_seeds,
     verdicts,
@@ -267,15 +265,25 @@ def test_the_primary_is_not_corrected_and_the_others_are_for_their_number() -> N
     assert (found[1].detectable or 0.0) > (alone.detectable or 0.0), "one of two must pass half of alpha"
 
 
-@pytest.mark.parametrize(("freedom", "alpha"), [(1, 0.05), (2, 0.05), (4, 0.01), (30, 0.05)])
-def test_a_t_of_that_noncentrality_is_significant_with_that_power(freedom: int, alpha: float) -> None:
-    draw = np.random.default_rng(freedom)
-    shifted = draw.normal(noncentrality(freedom, alpha, 0.8), size=100_000)
-    found = shifted / np.sqrt(draw.chisquare(freedom, 100_000) / freedom) > stats.t.isf(alpha / 2, freedom)
-    assert found.mean() == pytest.approx(0.8, abs=0.005)
+def test_seeds_that_scatter_so_much_that_100_points_would_not_be_shown_have_no_smallest_difference() -> None:
+    rows = np.tile(np.arange(100), (2, 1))
+    found = verdict(rows < [[44], [55]], rows < [[52], [45]])
+    assert (found.difference, found.detectable, found.why_null) == (pytest.approx(0.01), None, None)
+    assert found.why_undetectable == (
+        "with 2 seeds and 100 rows that scatter so much not even a difference of 100 points would have been shown"
+    )
 
 
-def test_the_detectable_size_is_the_larger_of_the_two_tests() -> None:
-    # Cohen's tables: 80 % power at 5 %, two-sided, takes 2.80 standard errors where the scatter is known.
-    assert smallest_detectable(0.0, 5, 0.01, 0.05, 0.8) == pytest.approx(0.0280, abs=5e-5)
-    assert smallest_detectable(0.01, 5, 0.0, 0.05, 0.8) == pytest.approx(0.01 * noncentrality(4, 0.05, 0.8))
+@pytest.mark.parametrize(("others", "draws", "needed"), [(0, 100, None), (2, 100, None), (3, 118, 119), (3, 120, None), (20, 500, 799)])
+def test_draws_that_could_show_nothing_are_refused(others: int, draws: int, needed: int | None) -> None:
+    more = [Comparison(variant="ours", against=f"control {number}") for number in range(others)]
+    if needed is None:
+        assert SignificanceConfig(primary=AB, others=tuple(more), draws=draws).strictest >= 2 / (draws + 1)
+        return
+    with pytest.raises(ValueError, match=rf"draws: expected at least {needed}, .* got {draws}"):
+        SignificanceConfig(primary=AB, others=tuple(more), draws=draws)
+
+
+def test_a_power_that_chance_alone_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="power: expected more than alpha, which is 0.05, got 0.04"):
+        SignificanceConfig(primary=AB, power=0.04)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd.evaluation import agreement, overlap, plausibility
-from kd.evaluation.metrics import METRICS, Z_95, wilson
+from kd.evaluation.metric_names import METRICS
+from kd.evaluation.metrics import Z_95, wilson
 from kd.evaluation.sums import Measure, Sums, Tally, Why, add_up
 from kd.rows import RowError
 from tests.tiny_measures import rationale_row

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from kd.arrow import to_table
 from kd.rows import Example, Segment, text_of
@@ -267,3 +268,16 @@ def test_one_annotator_who_marks_a_word_twice_has_one_vote() -> None:
     once = {"premise": [["sleeps", 7]], "hypothesis": [["running.", 10]]}
     row = ESNLI().example(changed(esnli.SAMPLE[0], human_highlights=[twice, once, once]), "train")
     assert [text_of(row, span) for span in row.evidence] == ["sleeps", "running."]
+
+
+@pytest.mark.parametrize("task", [ESNLI, Anli, TweetSentiment])
+def test_labels_that_are_words_are_not_compared_by_value(task: type[TaskConfig]) -> None:
+    with pytest.raises(ValidationError, match="has no value; set match to normalised or exact"):
+        task.model_validate({"match": "value"})
+    row = task().example(next(sample for known, sample in PRESETS if isinstance(known, task))[0], "train")
+    assert task().fixed_labels == row.label_set
+
+
+def test_an_equation_that_is_compared_as_text_need_have_no_value() -> None:
+    row = Svamp(match="exact").example(changed(svamp.SAMPLE[0], equation="6 boxes of 12"), "train")
+    assert (row.error, row.target) == (None, "6 boxes of 12")

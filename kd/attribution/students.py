@@ -48,7 +48,7 @@ class ExplainStudent:
 def explain(
     engine: Engine, prefix: str, rows: Sequence[RationaleRow], tally: Counter[str]
 ) -> list[StudentAttribution | RowError]:
-    """For each row, in order, the student's importance of its words for the answer that the teacher explained."""
+    """For each row, in order, the student's importance of its words for the answer that the teacher explained, and no other."""
     before = [Segment("prompt", prefix)] if prefix else []
     found = engine.attribute([_as_question(row, before) for row in rows], tally)
     return [
@@ -64,7 +64,7 @@ def _as_question(row: RationaleRow, before: Sequence[Segment]) -> Example:
         split=row.split,
         segments=[*before, *row.segments],
         target=row.explained_answer,
-        label_set=row.label_set,
+        label_set=[],  # the other options are not asked about, and one of them may be too long to be an answer
         evidence=[],
         llm_rationale=None,
         llm_label=None,

@@ -53,8 +53,9 @@ class EvaluationConfig(Frozen):
     """The stage fails where more than this share of the rows that reach it without an error gets one."""
 
     agreement_rows: NonNegativeInt = 200
-    """On how many rows students are explained as their teacher was, to see whether they look where it looked: the first ones of
-    the split, or of train where the teacher was not explained on the split. 0 for none; none without a teacher."""
+    """On how many rows students are explained as their teacher was, to see whether they look where it looked: some of each of
+    evenly spaced shards of the split, or of train where the teacher was not explained on the split. 0 for none; none without a
+    teacher."""
     agreement_words: PositiveInt = 5
     """How many of the most important words of teacher and student are compared; the rank correlations are of all words."""
 

@@ -35,7 +35,7 @@ class AuditConfig(Frozen):
     split: Split = "train"
     """The split whose rationales are measured."""
     rows: PositiveInt | None = 10_000
-    """On how many rows plausibility and label overlap are measured: the first of the split; null for all."""
+    """On how many rows plausibility and label overlap are measured, some of each of evenly spaced shards; null for all."""
     top_k: PositiveInt = 5
     """How many of the teacher's heaviest words, the options' among them, are looked for in the answer (label overlap). Of
     sources that rank nothing all words of the rationale are."""

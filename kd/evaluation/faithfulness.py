@@ -42,7 +42,7 @@ class FaithfulnessConfig(Frozen):
     """How it is measured whether rationales hold the words that decide."""
 
     rows: PositiveInt = 200
-    """How many rows are measured: the first of the split."""
+    """How many rows are measured, some of each of evenly spaced shards."""
     fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01, 0.05, 0.1, 0.2, 0.5)
     """Shares of a row's candidate words that are erased, rounded up; ERASER's, unless set."""
     seed: NonNegativeInt = 0

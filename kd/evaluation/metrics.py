@@ -7,54 +7,14 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from kd.evaluation.metric_names import METRICS, Metric
 from kd.rows import Example, MetricRow, RationaleRow, Span
 from kd.spans import overlap
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
 Interval = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric's name, range, direction and meaning. `counts` is what `MetricRow.n` counts for it."""
-
-    name: str
-    low: float
-    high: float
-    higher_is_better: bool
-    counts: Literal["rows", "seeds"]
-    meaning: str
-
-
-_ENTRIES = (
-    Metric("accuracy", 0, 1, True, "rows", "share of labelled rows answered right; without a seed: the mean over seeds"),
-    Metric("accuracy_spread", 0, 1, False, "seeds", "sample standard deviation of the accuracy over seeds"),
-    Metric("accuracy_min", 0, 1, True, "seeds", "lowest accuracy of a seed"),
-    Metric("accuracy_max", 0, 1, True, "seeds", "highest accuracy of a seed"),
-    Metric("accuracy_chance", 0, 1, True, "rows", "accuracy of guessing evenly among each row's label set"),
-    Metric("parse_rate", 0, 1, True, "rows", "share of rows whose answer could be read"),
-    Metric("truncation_rate", 0, 1, False, "rows", "share of rows whose answer was cut at the length limit"),
-    Metric("macro_f1", 0, 1, True, "rows", "mean of F1 over the labels, where all rows have the same; null where they differ"),
-    Metric("f1", 0, 1, True, "rows", "twice the right answers, by the rows with this target and those with this answer"),
-    Metric("precision", 0, 1, True, "rows", "share of the rows with this answer that are right"),
-    Metric("recall", 0, 1, True, "rows", "share of the rows with this target that are right"),
-    Metric("calibration_error", 0, 1, False, "rows", "mean distance of a ranking's confidence from its accuracy, in 15 bins"),
-    Metric("evidence_hit_rate", 0, 1, True, "rows", "share of rows with evidence whose rationale touches it"),
-    Metric("evidence_hit_chance", 0, 1, True, "rows", "the same for as many words drawn evenly from the same candidates"),
-    Metric("rationale_words", 0, math.inf, False, "rows", "mean number of the row's candidate words in its rationale"),
-    Metric("empty_rationale_rate", 0, 1, False, "rows", "share of rows whose rationale is empty"),
-    Metric("answer_probability", 0, 1, True, "rows", "mean probability that the teacher gives the answer that it explained"),
-    Metric("comprehensiveness", -1, 1, True, "rows", "mean fall of that probability when the words are erased (ERASER)"),
-    Metric("sufficiency", -1, 1, False, "rows", "mean fall of that probability when no other words are left (ERASER)"),
-    Metric("comprehensiveness_gain", -2, 2, True, "rows", "comprehensiveness above that of the control's words"),
-    Metric("sufficiency_gain", -2, 2, True, "rows", "sufficiency below that of the control's words"),
-    Metric("completeness_gap_nats", 0, math.inf, False, "rows", "mean distance of scores from the sum that their method claims"),
-)
-METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ENTRIES}
-"""By name. In `MetricRow.metric` a colon may follow, and what part of the rows it is about: the label in `f1:yes`."""
 
 
 @dataclass(frozen=True)

@@ -16,21 +16,26 @@ One primary comparison is declared before the run; the p-values of the others ar
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from math import sqrt
+from math import ceil, sqrt
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from kd.evaluation.metrics import About, Metric
+from kd.evaluation.metric_names import Metric
+from kd.evaluation.metrics import About
 from kd.evaluation.pairing import Floats, Paired
+from kd.evaluation.power import smallest_detectable
 from kd.frozen import Frozen
 from kd.rows import MetricRow
 
 _PATTERNS_AT_ONCE = 1_000_000
 
-DIFFERENCE = Metric("accuracy_difference", -1, 1, True, "rows", "accuracy less that of `against`, over the seeds that both have")
-DETECTABLE = Metric("accuracy_detectable", 0, 2, False, "rows", "smallest such difference that would have been shown")
+DIFFERENCE = Metric(
+    "accuracy_difference", -1, 1, True, "rows", "accuracy less that of `against`, over the seeds that both have", "by definition"
+)
+DETECTABLE = Metric(
+    "accuracy_detectable", 0, 1, False, "rows", "smallest such difference that would have been shown", "kd/evaluation/power.py"
+)
 COMPARED = (DIFFERENCE, DETECTABLE)
 """What is said of a comparison."""
 
@@ -62,9 +67,31 @@ class SignificanceConfig(Frozen):
     power: float = Field(default=0.8, gt=0, lt=1)
     """The probability with which a difference of the reported smallest size would have been shown."""
     draws: int = Field(default=10_000, ge=100)
-    """Draws of the bootstrap. The smallest p-value is 2 / (draws + 1)."""
+    """Draws of the bootstrap. The smallest p-value is 2 / (draws + 1): enough of them for it to be shown when corrected."""
     seed: int = Field(default=0, ge=0)
     """Seed of the bootstrap; each comparison draws from this and its names."""
+
+    @model_validator(mode="after")
+    def _something_can_be_shown(self) -> "SignificanceConfig":
+        needed = ceil(2 * self._corrected / self.alpha - 1)
+        if self.draws < needed:
+            raise ValueError(
+                f"draws: expected at least {needed:,}, so that the least p-value, 2 / (draws + 1), is at most {self.strictest:.2g},"
+                f" as it must be to show a difference at alpha {self.alpha:g} after correction; got {self.draws:,}"
+            )
+        if self.power <= self.alpha:
+            raise ValueError(f"power: expected more than alpha, which is {self.alpha:g}, got {self.power:g}")
+        return self
+
+    @property
+    def strictest(self) -> float:
+        """The p-value that the first of the others must have to be shown: the least of m corrected ones must pass alpha / m."""
+        return self.alpha / self._corrected
+
+    @property
+    def _corrected(self) -> int:
+        """For how many comparisons p-values are corrected, at most."""
+        return max(1, len(self.comparisons) - 1)
 
     @property
     def comparisons(self) -> list[Comparison]:
@@ -80,7 +107,8 @@ class Verdict:
         difference: mean over seeds and rows. ci_low, ci_high: its interval by the bootstrap, of coverage 1 - alpha.
         p_seeds, p_bootstrap: of the two tests, two-sided. p_value: the larger of both, corrected where it is not the primary
             comparison. shown: p_value is at most alpha. detectable: the smallest difference, of either sign, that this run
-            would have shown with the configured power (`smallest_detectable`).
+            would have shown with the configured power (`smallest_detectable`); None where there is no test, and where that is
+            more than a difference can be, 1.
         seeds, rows: how many were compared; left_out: rows without a mark in one of the two. why_null: why there is no
             test, or no difference at all; None where there is one.
     """
@@ -109,6 +137,14 @@ class Verdict:
             return "no difference shown"
         return "better" if (self.difference or 0.0) > 0 else "worse"
 
+    @property
+    def why_undetectable(self) -> str | None:
+        """Why `detectable` is None; None where there is one."""
+        if self.detectable is not None:
+            return None
+        scatter = f"{self.seeds} seeds and {self.rows:,} rows that scatter so much"
+        return self.why_null or f"with {scatter} not even a difference of 100 points would have been shown"
+
     def metrics(self, task: str, split: str) -> list[MetricRow]:
         """Difference with interval and p-value, and the smallest one that would have been shown; null where not tested."""
         about = About("student", "evaluate", self.comparison.variant, None, task, split)
@@ -125,7 +161,7 @@ def verdicts(found: Mapping[Comparison, Paired], config: SignificanceConfig) -> 
         found: for each comparison the sums over all shards; a variant without predictions is in none.
     """
     asked = config.comparisons
-    tests = [_test(found.get(comparison, Paired((), {})), comparison, config, len(asked) - 1) for comparison in asked]
+    tests = [_test(found.get(comparison, Paired((), {})), comparison, config) for comparison in asked]
     corrected = iter(holm([test.larger for test in tests[1:] if test.larger is not None]))
     p_values = [tests[0].larger, *(None if test.larger is None else next(corrected) for test in tests[1:])]
     return [_verdict(test, p_value, config) for test, p_value in zip(tests, p_values, strict=True)]
@@ -183,30 +219,6 @@ def p_of(means: Floats) -> float:
     return min(1.0, 2 * (1 + beyond) / (len(means) + 1))
 
 
-def smallest_detectable(t_error: float, seeds: int, bootstrap_error: float, alpha: float, power: float) -> float:
-    """The smallest true difference that would be shown with this power: the larger one of the two tests'.
-
-    For t over seeds: the difference whose ratio to the standard error is the non-centrality d with
-    P(T(seeds - 1, d) > t(1 - alpha/2, seeds - 1)) = power (Cohen 1988, chapter 2). For the bootstrap, normal by then:
-    (z(1 - alpha/2) + z(power)) times its standard error (Bloom 1995, Evaluation Review 19, 547). The chance of being shown
-    with the wrong sign is not counted. It is computed from the scatter that this run has, not from its difference.
-    """
-    from scipy.stats import norm
-
-    by_rows = float(norm.isf(alpha / 2) + norm.ppf(power)) * bootstrap_error
-    return max(noncentrality(seeds - 1, alpha, power) * t_error, by_rows)
-
-
-@lru_cache
-def noncentrality(freedom: int, alpha: float, power: float) -> float:
-    """The non-centrality with which a t of so many degrees of freedom is above its two-sided critical value with this power."""
-    from scipy.optimize import brentq
-    from scipy.stats import nct, t
-
-    critical = float(t.isf(alpha / 2, freedom))
-    return float(brentq(lambda shift: nct.sf(critical, freedom, shift) - power, 0, 2 * critical + 20))
-
-
 # --- one comparison -----------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +238,7 @@ class _Test:
         return None if self.p_seeds is None or self.p_bootstrap is None else max(self.p_seeds, self.p_bootstrap)
 
 
-def _test(paired: Paired, comparison: Comparison, config: SignificanceConfig, others: int) -> _Test:
+def _test(paired: Paired, comparison: Comparison, config: SignificanceConfig) -> _Test:
     if not paired.seeds:
         return _Test(comparison, paired, f"{comparison.variant} and {comparison.against} have no seed in common")
     if not paired.rows:
@@ -237,8 +249,7 @@ def _test(paired: Paired, comparison: Comparison, config: SignificanceConfig, ot
     if len(per_seed) == 1:
         why = "one seed says nothing about how students scatter; train two or more"
         return _Test(comparison, paired, why, difference)
-    # The first of m corrected comparisons must pass alpha / m.
-    alpha = config.alpha if comparison == config.primary else config.alpha / max(1, others)
+    alpha = config.alpha if comparison == config.primary else config.strictest
     rng = np.random.default_rng([config.seed, *f"{comparison.variant}/{comparison.against}".encode()])
     means = bootstrap(paired, config.draws, rng)
     low, high = np.quantile(means, [config.alpha / 2, 1 - config.alpha / 2])

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
-from kd.evaluation.metrics import Z_95, Metric, wilson
+from kd.evaluation.metric_names import Metric
+from kd.evaluation.metrics import Z_95, wilson
 from kd.rows import Row
 
 
@@ -42,9 +43,7 @@ class Why(StrEnum):
 
 @dataclass(frozen=True)
 class Measure(Metric):
-    """A metric of rows, with the paper or the reasoning that it comes from."""
-
-    source: str
+    """A metric of rows, whose value is a mean over those that say something."""
 
 
 Finding = float | Why

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 from kd.attribution.engine import Attribute
 from kd.config import Config
@@ -13,14 +14,13 @@ from kd.models import ModelSource
 from kd.planning.batches import suggested_batches
 from kd.planning.compute import answered, asked_again, attributed, trained
 from kd.planning.lengths import histogram, openable
+from kd.planning.output import output_bytes, weight_bytes
 from kd.planning.plan import BatchPlan, Plan, SplitPlan, StagePlan, cut_in_shards, on_actors, on_gpu, suggested_shard
 from kd.planning.price import Prices
 from kd.planning.probe import Probe, actors_here, actors_like_these, probe, spread
-from kd.planning.rows import bytes_per_row
 from kd.planning.sample import SplitSample
 from kd.planning.sampled import Sampled, read
 from kd.rationales import AttributionSource
-from kd.rows import Attribution, Example, Features, RationaleRow
 from kd.training.config import TeachConfig
 
 TRAINING_BYTES = 16
@@ -72,7 +72,7 @@ def _planned(sampled: Sampled, prices: Prices, found: Probe | None, local: bool,
         batches=_batches(sampled, found) if sampled.teacher else None,
         gpus=[on_gpu(gpu, prices, stages) for gpu in prices.gpus],
         share_of_peak=prices.share_of_peak,
-        output_bytes=_output_bytes(sampled, stages, found),
+        output_bytes=output_bytes(sampled, stages, found),
         probe=found,
         attribution=on_actors(found, actors_like_these(cluster, local), local, shards) if found else None,
         rows_per_shard=suggested_shard(sum(shards), cluster.max_actors, config.prepare.rows_per_shard, rate),
@@ -175,13 +175,17 @@ def _evaluation(sampled: Sampled) -> StagePlan:
 
 
 def _agreement(sampled: Sampled) -> StagePlan:
-    """Every student explained, for an answer that is given, on rows that its teacher was explained on."""
+    """Every student explained, for an answer that is given, on rows that its teacher was explained on.
+
+    Of a row without a label that is the teacher's own answer, taken to be as long as the row's longest.
+    """
     config, family = sampled.config, sampled.student_family
     split = config.evaluation.split if sampled.explained.get(config.evaluation.split) else "train"
     rows = min(sampled.explained[split], config.evaluation.agreement_rows)
     method = config.attribution.model_copy(update={"explained": "gold", "answers": False})
     shape, lengths = shape_of(family.loaded), read(family, sampled.samples[split]).of_rows
-    flops = statistics.fmean(attributed(shape, method, row) for row in lengths)
+    given = [replace(row, target=row.longest) if row.target is None else row for row in lengths]
+    flops = statistics.fmean(attributed(shape, method, row) for row in given)
     return StagePlan(rows * sampled.students, rows * sampled.students * flops, _gib(family))
 
 
@@ -191,37 +195,7 @@ def _validation(sampled: Sampled) -> int:
 
 def _gib(family: Family, bytes_per_weight: int | None = None) -> float:
     """A model's weights, or what training keeps of each."""
-    weights = sum(weight.numel() for weight in family.model.parameters())
-    return float(weights * (bytes_per_weight or family.model.dtype.itemsize) / 2**30)
-
-
-# --- what comes out ---------------------------------------------------------------------------------------------------
-
-
-def _output_bytes(sampled: Sampled, stages: Mapping[str, StagePlan], found: Probe | None) -> dict[str, int]:
-    """By folder of the run directory. Models are counted as their weights."""
-    example = bytes_per_row(sampled.lengths["train"].rows, Example)
-    rationale = sum(bytes_per_row(rows, RationaleRow) for rows in sampled.rationales.values())
-    features = sum(bytes_per_row(rows, Features) for rows in sampled.learned.values())
-    students = sampled.students * _gib(sampled.student_family) * 2**30
-    sizes = {
-        "examples": sum(sample.rows for sample in sampled.samples.values()) * example,
-        **_teacher_bytes(sampled, found),
-        "rationales": sampled.rationalised * rationale,
-        "students": sampled.learnt_from * features + students,
-        "predictions": stages["evaluate"].rows * example,
-    }
-    return {folder: round(size) for folder, size in sizes.items()}
-
-
-def _teacher_bytes(sampled: Sampled, found: Probe | None) -> dict[str, float]:
-    """What the teacher and its attributions take; nothing in a run without one."""
-    if sampled.teacher is None:
-        return {}
-    teacher = sampled.samples["train"].rows * bytes_per_row(sampled.taught, Features) + _gib(sampled.reader) * 2**30
-    attribution = found.bytes_per_row if found and found.bytes_per_row else bytes_per_row(sampled.attributed, Attribution)
-    taught = {"teacher": teacher} if sampled.config.teach else {}
-    return taught | {"attributions": sum(sampled.explained.values()) * attribution}
+    return weight_bytes(family, bytes_per_weight) / 2**30
 
 
 def _notes(config: Config, prices: Prices, starting: bool) -> list[str]:

@@ -1,5 +1,6 @@
 """Rows as the stages will write them, made of the sample: as large and as long as the real ones, with scores that are drawn."""
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -7,8 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
+from kd.agreement_rows import StudentAttribution
+from kd.audit_rows import Erasure, Measured
+from kd.evaluation.auditing import MeasureRationales
+from kd.evaluation.faithfulness import FaithfulnessConfig
 from kd.planning.lengths import Length, Lengths
-from kd.rationales import RationalesConfig, Rationalise
+from kd.rationales import AttributionSource, LlmSource, RationalesConfig, Rationalise, SourceConfig
 from kd.rows import Attribution, Example, RationaleRow, Row, extended
 from kd.shards import Recipe
 from kd.spans import words
@@ -51,6 +56,49 @@ def _attributed(row: Example, length: Length, method: str, draw: random.Random) 
 def rationales(config: RationalesConfig, rows: Sequence[Example]) -> dict[str, list[RationaleRow]]:
     """What each source of rationales makes of rows, attributed ones where it needs that, by its name."""
     return {source.name: done(Rationalise(config, source), rows, RationaleRow) for source in config.sources}
+
+
+def findings(config: RationalesConfig, source: SourceConfig, top_k: int, rows: Sequence[RationaleRow]) -> list[Measured]:
+    """What the audit's measures say of a source's rows."""
+    options = config.model_copy(update={"roles": tuple(dict.fromkeys((*config.roles, "choice")))})
+    k = top_k if isinstance(source, AttributionSource) else None
+    return done(MeasureRationales(config.units, options.units, k, isinstance(source, LlmSource)), rows, Measured)
+
+
+def erasures(config: FaithfulnessConfig, source: SourceConfig, rows: Sequence[RationaleRow]) -> list[Erasure]:
+    """A source's rows as if the teacher had been asked again about each of their texts: the numbers are drawn."""
+    draw = random.Random(0)
+    taken = [("rationale", 0.2), ("rationale_random", 0.2)]
+    if isinstance(source, AttributionSource):
+        taken += itertools.product(("importance", "random", "lexical"), config.fractions)
+    return [
+        Erasure(
+            uid=row.uid,
+            error=None,
+            explained_answer=row.explained_answer or "",
+            probability=draw.random(),
+            measure=["comprehensiveness", "sufficiency"] * len(taken),
+            order=[order for order, _ in taken for _ in range(2)],
+            frac=[frac for _, frac in taken for _ in range(2)],
+            fall=[draw.random() for _ in range(2 * len(taken))],
+        )
+        for row in rows
+    ]
+
+
+def agreements(rows: Sequence[RationaleRow]) -> list[StudentAttribution]:
+    """Rows as if a student had been explained on them: its importance is drawn."""
+    draw = random.Random(0)
+    return [
+        extended(
+            row,
+            StudentAttribution,
+            student="a model's name, and the digest of its weights",
+            student_importance=[draw.random() for _ in row.importance],
+            student_truncated_tokens=0,
+        )
+        for row in rows
+    ]
 
 
 def done(recipe: Recipe, rows: Sequence[Row], row_type: type[R]) -> list[R]:

@@ -7,8 +7,8 @@ from kd.evaluation.plausibility import HARD, SOFT
 from kd.reporting.tables import MISSING, Table, percent, teacher_near_chance
 from kd.rows import MetricRow
 
-MEANINGS = {measure.name: measure.meaning for measure in (*HARD, *SOFT, *WORDS, *TEXT)}
-"""What the audit's measures mean, by name; the others are in `kd.evaluation.metrics`."""
+AUDITED = (*HARD, *SOFT, *WORDS, *TEXT)
+"""The audit's measures over words; the others are in `kd.evaluation.metric_names`."""
 
 VOID = "void"
 _SOURCE = "source"

@@ -1,6 +1,6 @@
 """Differences between students as a reader should take them: a table of all comparisons, and the sentence of the headline."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ def comparison_table(found: Comparisons | None) -> Table:
         title=TITLE,
         columns=COLUMNS,
         rows=[_line(verdict) for verdict in found.verdicts],
-        notes=[*_untested(found), _method(found.config)],
+        notes=[*_reasons(found), _method(found.config)],
         left=frozenset({"comparison", "verdict"}),
     )
 
@@ -48,20 +48,34 @@ def _line(verdict: Verdict) -> tuple[str, ...]:
         interval,
         p_value(verdict.p_value),
         in_words(verdict),
-        MISSING if verdict.detectable is None else f"{100 * verdict.detectable:.1f}",
+        _smallest(verdict),
         f"{verdict.seeds:,}",
         f"{verdict.rows:,}",
     )
 
 
-def _untested(found: Comparisons) -> list[str]:
-    """Why there is no test where there is none, and who is in no comparison."""
-    reasons = [
-        f"{each.comparison.variant} against {each.comparison.against} was not tested: {each.why_null}."
-        for each in found.verdicts
-        if each.why_null is not None
-    ]
-    return [*reasons, *(f"{name} is in no comparison: {why}." for name, why in found.missing.items())]
+def _smallest(verdict: Verdict) -> str:
+    if verdict.detectable is not None:
+        return f"{100 * verdict.detectable:.1f}"
+    return MISSING if verdict.p_value is None else "none"
+
+
+def _reasons(found: Comparisons) -> list[str]:
+    """Why there is no test or no smallest difference, which rows were left out, and who is in no comparison."""
+    of_verdicts = [reason for verdict in found.verdicts for reason in _said_of(verdict, found.config)]
+    return [*of_verdicts, *(f"{name} is in no comparison: {why}." for name, why in found.missing.items())]
+
+
+def _said_of(verdict: Verdict, config: SignificanceConfig) -> Iterator[str]:
+    variant, against = verdict.comparison.variant, verdict.comparison.against
+    if verdict.why_null is not None:
+        yield f"{variant} against {against} was not tested: {verdict.why_null}."
+    elif verdict.why_undetectable is not None:
+        sure = f"with a probability of {100 * config.power:g} %"
+        yield f"{variant} against {against} has no smallest difference: {verdict.why_undetectable} {sure}."
+    if verdict.left_out and verdict.rows:
+        rows = "1 row is" if verdict.left_out == 1 else f"{verdict.left_out:,} rows are"
+        yield f"{rows} in no comparison of {variant} and {against}: an error or no label in one of them."
 
 
 def _method(config: SignificanceConfig) -> str:
@@ -124,9 +138,15 @@ def _verdict(verdict: Verdict, config: SignificanceConfig) -> str:
     told = "shown" if verdict.shown else "no difference shown"
     return (
         f"{_apart(verdict.difference or 0.0)}: {told} (p {_p_in_words(verdict.p_value)}, {verdict.seeds} seeds,"
-        f" {verdict.rows:,} rows). The smallest difference that this run would have shown with a probability of"
-        f" {100 * config.power:g}% is {100 * (verdict.detectable or 0.0):.1f} points."
+        f" {verdict.rows:,} rows). {_power_in_words(verdict, config)}"
     )
+
+
+def _power_in_words(verdict: Verdict, config: SignificanceConfig) -> str:
+    sure = f"with a probability of {100 * config.power:g}%"
+    if verdict.detectable is None:
+        return f"This run would not have shown even a difference of 100 points {sure}: so much do its seeds and rows scatter."
+    return f"The smallest difference that this run would have shown {sure} is {100 * verdict.detectable:.1f} points."
 
 
 def _apart(difference: float) -> str:
@@ -142,7 +162,10 @@ def as_json(found: Comparisons | None) -> dict[str, Any]:
     """What report.json says: every verdict with its reason where there is no test, and how they were tested."""
     if found is None:
         return {"config": None, "verdicts": [], "missing": {}}
-    verdicts = [
-        {**asdict(each), "comparison": each.comparison.model_dump(), "verdict": in_words(each)} for each in found.verdicts
-    ]
+    verdicts = [_verdict_json(each) for each in found.verdicts]
     return {"config": found.config.model_dump(mode="json"), "verdicts": verdicts, "missing": dict(found.missing)}
+
+
+def _verdict_json(verdict: Verdict) -> dict[str, Any]:
+    named = {"comparison": verdict.comparison.model_dump(), "verdict": in_words(verdict)}
+    return asdict(verdict) | named | {"why_undetectable": verdict.why_undetectable}

@@ -3,15 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kd.evaluation.metrics import About, Metric
+from kd.evaluation.metric_names import Metric
+from kd.evaluation.metrics import About
 from kd.reporting.tables import MISSING, Table
 from kd.rows import MetricRow
 
 INFINITY = float("inf")
+_COUNTED = "by definition"
 COSTS = (
-    Metric("parameters", 0, INFINITY, False, "rows", "parameters of the model, tied ones once"),
-    Metric("model_bytes", 0, INFINITY, False, "rows", "bytes of the model's files in the run directory"),
-    Metric("answers_per_s", 0, INFINITY, True, "rows", "rows answered per second by one actor, once the model is loaded"),
+    Metric("parameters", 0, INFINITY, False, "rows", "parameters of the model, tied ones once", _COUNTED),
+    Metric(
+        "model_bytes", 0, INFINITY, False, "rows", "bytes of the model's files, or of its weights alone", _COUNTED
+    ),
+    Metric(
+        "answers_per_s", 0, INFINITY, True, "rows", "rows answered per second by one actor, once the model is loaded", _COUNTED
+    ),
 )
 """What is said of a model's cost; `n` is the number of rows that it answered."""
 
@@ -23,6 +29,7 @@ class Cost:
     Args:
         subject, variant, seed: whose. parameters: of the model, tied ones once. size_bytes: of its files, tokenizer
             included. rows: that it answered. rows_per_s: of them, by one actor that has it loaded. device: what it answered on.
+            weights_only: whether size_bytes is that of the weights in the precision they are used in, for want of files.
     """
 
     subject: str
@@ -33,6 +40,7 @@ class Cost:
     rows: int
     rows_per_s: float | None
     device: str | None
+    weights_only: bool = False
 
     def metrics(self, task: str, split: str) -> list[MetricRow]:
         """The cost as rows of the report."""
@@ -52,11 +60,13 @@ def cost_table(found: Sequence[Cost]) -> Table:
     teacher = next((each for each in found if each.subject == "teacher"), None)
     devices = sorted({each.device for each in found if each.device})
     unsized = [name for name, own in models.items() if all(each.size_bytes is None for each in own)]
+    weighed = [name for name, own in models.items() if any(each.weights_only for each in own)]
     untimed = [name for name, own in models.items() if all(each.rows_per_s is None for each in own)]
     reasons = {
         "No model is there yet.": not found,
         f"On different devices ({', '.join(devices)}): their rates are not to be compared.": len(devices) > 1,
-        f"No size for {', '.join(unsized)}: not trained in this run, so its files are not in the run directory.": unsized,
+        f"No size for {', '.join(unsized)}: not trained in this run, and its architecture could not be opened.": unsized,
+        f"The size of {', '.join(weighed)} is that of its weights only: its files are not on this machine.": weighed,
         f"No rate for {', '.join(untimed)}: no row was answered.": untimed,
         "Rows per second: of one actor that has the model loaded.": found,
     }

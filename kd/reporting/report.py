@@ -4,6 +4,7 @@ It is made from plain data and may be made at any time: what is missing is a das
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -12,13 +13,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kd.evaluation.agreement import AGREEMENT
-from kd.evaluation.metrics import METRICS, over_seeds
+from kd.evaluation.metric_names import METRICS, Metric
+from kd.evaluation.metrics import over_seeds
 from kd.evaluation.significance import COMPARED
 from kd.manifests import Manifest
 from kd.rationales import UNEXPLAINED
 from kd.reporting.agreement_table import Looked, agreement_table
 from kd.reporting.answer_table import answer_table
-from kd.reporting.audit_table import MEANINGS, audit_table, overlap_table
+from kd.reporting.audit_table import AUDITED, audit_table, overlap_table
 from kd.reporting.comparison_table import Comparisons, as_json, comparison_table, sentences
 from kd.reporting.cost_table import COSTS, Cost, cost_table
 from kd.reporting.heatmap import drawn
@@ -162,7 +164,7 @@ def warnings(report: Report) -> list[str]:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The content of report.json: `metrics` is a list of `MetricRow`."""
+    """The content of report.json: `metrics` is a list of `MetricRow`; `measures` says of each what it means, by its name."""
     return {
         "name": report.name,
         "headline": headline(report),
@@ -170,12 +172,18 @@ def to_json(report: Report) -> dict[str, Any]:
         "notes": list(report.notes),
         "audit": list(report.audit),
         "metrics": [asdict(row) for row in report.all_metrics],
-        "meanings": {each.name: each.meaning for each in (*METRICS.values(), *COMPARED, *AGREEMENT, *COSTS)} | MEANINGS,
+        "measures": {each.name: _explained(each) for each in (*METRICS.values(), *COMPARED, *AGREEMENT, *COSTS, *AUDITED)},
         "comparisons": as_json(report.comparisons),
         "stages": {title: None if manifest is None else asdict(manifest) for title, manifest in report.stages.items()},
         "config": dict(report.config),
         "examples": [_example_json(shown) for shown in report.examples],
     }
+
+
+def _explained(metric: Metric) -> dict[str, Any]:
+    """A metric as JSON, which knows no infinity: an end of its range is null where it has none."""
+    ends = {name: end if math.isfinite(end) else None for name, end in (("low", metric.low), ("high", metric.high))}
+    return asdict(metric) | ends
 
 
 def to_html(report: Report) -> str:

@@ -6,10 +6,12 @@ factor  = ("+" | "-") factor | number | "(" sum ")"
 """
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 
 MAX_DEPTH = 50
 _TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d*)?|\.\d+)|([-+*/()]))", re.ASCII)
+_INSTEAD = "set match to normalised or exact"
 
 
 def value_of(equation: str) -> Fraction:
@@ -27,6 +29,21 @@ def has_same_value(one: str, other: str) -> bool:
         return value_of(one) == value_of(other)
     except ValueError:
         return False
+
+
+def has_value(text: str) -> bool:
+    """Whether a text is an equation."""
+    return has_same_value(text, text)
+
+
+def check_values(labels: Sequence[str]) -> None:
+    """Raise ValueError if labels cannot be told apart by their values: one has none, or two have the same."""
+    for number, label in enumerate(labels):
+        if not has_value(label):
+            raise ValueError(f"match: value compares equations, and the label {label!r} has no value; {_INSTEAD}")
+        same = next((other for other in labels[:number] if has_same_value(label, other)), None)
+        if same is not None:
+            raise ValueError(f"match: value compares equations, and {same!r} and {label!r} have the same value; {_INSTEAD}")
 
 
 def _tokens(equation: str) -> list[str]:

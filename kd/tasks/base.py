@@ -16,7 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from kd.errors import InputError, RowFault
 from kd.frozen import Frozen
 from kd.rows import Example, RowError
-from kd.tasks.arithmetic import has_same_value
+from kd.tasks.arithmetic import check_values, has_same_value, has_value
 from kd.tasks.fields import Record, id_at, is_in
 from kd.tasks.holdout import Holdout
 from kd.tasks.parsed import Need, Parsed, check
@@ -122,6 +122,11 @@ class TaskConfig(Frozen):
         """Whether rows bring choices of their own: segments of the role `choice`."""
         return False
 
+    @property
+    def fixed_labels(self) -> list[str]:
+        """The labels that are the same for every row; none where rows bring their own, or answers are free text."""
+        return []
+
     def judge(self, answer: str, target: str) -> bool:
         """Whether an answer is right, as `match` says."""
         if self.match == "value":
@@ -159,6 +164,9 @@ class TaskConfig(Frozen):
                 id_at(record, self.id)
             parsed = self.parse(record)
             check(parsed)
+            if self.match == "value" and parsed.target is not None and not has_value(parsed.target):
+                got = f"got the target {parsed.target!a:.60}"
+                raise RowFault("unparsable", f"match: value expects an equation of numbers, + - * / and brackets; {got}")
             if split == "train" and parsed.target is None:
                 self._check_unlabelled()
         except RowFault as fault:
@@ -245,6 +253,8 @@ class TaskConfig(Frozen):
             raise ValueError("llm attaches a side file by id; set id to the column of the corpus that holds it")
         if not any((self.files.train, self.files.validation, self.files.test)):
             raise ValueError("no split has files; set files.train, files.validation or files.test to a pattern")
+        if self.match == "value":
+            check_values(self.fixed_labels)
         return self
 
 

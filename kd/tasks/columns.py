@@ -133,6 +133,12 @@ class Columns(TaskConfig):
     def brings_choices(self) -> bool:
         return any(part.choices is not None for part in self.prompt)
 
+    @property
+    def fixed_labels(self) -> list[str]:
+        """The classes, in order and once each."""
+        names = self.labels.values() if isinstance(self.labels, dict) else self.labels
+        return list(dict.fromkeys(names or ()))
+
     def parse(self, record: Record) -> Parsed:
         segments: list[Segment] = []
         evidence: list[Span] = []
@@ -150,10 +156,8 @@ class Columns(TaskConfig):
         )
 
     def _label_set(self, segments: Sequence[Segment]) -> list[str]:
-        """The answers to choose from: the classes, in order and once each, or the options."""
-        if self.labels:
-            return list(dict.fromkeys(self.labels.values() if isinstance(self.labels, dict) else self.labels))
-        return [segment.text for segment in segments if segment.role == "choice"]
+        """The answers to choose from: the classes, or the options."""
+        return self.fixed_labels or [segment.text for segment in segments if segment.role == "choice"]
 
     def _answer(self, record: Record, label_set: Sequence[str]) -> str | None:
         given = optional_at(record, self.target)

@@ -16,6 +16,10 @@ class NliTask(TaskConfig):
     It is written here as text, a segment of role prompt, so that rows know no tokenizer: `</s>` is that token for every T5;
     for another family name its own, or a line break."""
 
+    @property
+    def fixed_labels(self) -> list[str]:
+        return LABELS
+
     def pair(self, premise: str, hypothesis: str) -> list[Segment]:
         """The two texts as the model reads them: segments 0 and 2, the separator between them."""
         return [Segment("premise", premise), Segment("prompt", self.separator), Segment("hypothesis", hypothesis)]

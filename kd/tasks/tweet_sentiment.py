@@ -47,6 +47,10 @@ class TweetSentiment(TaskConfig):
     holdout: Holdout | None = Holdout(fraction=0.1)
     """Validation is a part of train."""
 
+    @property
+    def fixed_labels(self) -> list[str]:
+        return LABELS
+
     def needs(self) -> Sequence[Need]:
         key = "task.type (columns maps any names)"
         return [Need(key, ("text",)), Need(key, ("label", "sentiment"), where="train")]

@@ -1,0 +1,84 @@
+"""The name of every number that the report makes of a model's answers and of rationales, what it means and where it is from.
+
+Measures over rows, comparisons and costs have entries of the same kind beside the code that makes them.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric's name, range, direction and meaning. `counts` is what `MetricRow.n` counts for it; `source` is the paper or the
+    reasoning that it comes from."""
+
+    name: str
+    low: float
+    high: float
+    higher_is_better: bool
+    counts: Literal["rows", "seeds"]
+    meaning: str
+    source: str
+
+
+_COUNTED = "by definition"
+_OURS = "ours"
+_RETRIEVAL = "van Rijsbergen 1979"
+_CALIBRATION = "Guo et al. 2017"
+_ERASER = "DeYoung et al. 2020"
+_BY_CHANCE = "hypergeometric"
+
+_ENTRIES = (
+    Metric(
+        "accuracy", 0, 1, True, "rows", "share of labelled rows answered right; without a seed: the mean over seeds", _COUNTED
+    ),
+    Metric("accuracy_spread", 0, 1, False, "seeds", "sample standard deviation of the accuracy over seeds", _COUNTED),
+    Metric("accuracy_min", 0, 1, True, "seeds", "lowest accuracy of a seed", _COUNTED),
+    Metric("accuracy_max", 0, 1, True, "seeds", "highest accuracy of a seed", _COUNTED),
+    Metric("accuracy_chance", 0, 1, True, "rows", "accuracy of guessing evenly among each row's label set", "mean of 1/labels"),
+    Metric("parse_rate", 0, 1, True, "rows", "share of rows whose answer could be read", _COUNTED),
+    Metric("truncation_rate", 0, 1, False, "rows", "share of rows whose answer was cut at the length limit", _COUNTED),
+    Metric(
+        "macro_f1", 0, 1, True, "rows", "mean of F1 over the labels, where all rows have the same; null where they differ", _RETRIEVAL
+    ),
+    Metric(
+        "f1", 0, 1, True, "rows", "twice the right answers, by the rows with this target and those with this answer", _RETRIEVAL
+    ),
+    Metric("precision", 0, 1, True, "rows", "share of the rows with this answer that are right", _RETRIEVAL),
+    Metric("recall", 0, 1, True, "rows", "share of the rows with this target that are right", _RETRIEVAL),
+    Metric(
+        "calibration_error",
+        0,
+        1,
+        False,
+        "rows",
+        "mean distance of a ranking's confidence from its accuracy, in 15 bins",
+        _CALIBRATION,
+    ),
+    Metric("evidence_hit_rate", 0, 1, True, "rows", "share of rows with evidence whose rationale touches it", _OURS),
+    Metric(
+        "evidence_hit_chance", 0, 1, True, "rows", "the same for as many words drawn evenly from the same candidates", _BY_CHANCE
+    ),
+    Metric("rationale_words", 0, math.inf, False, "rows", "mean number of the row's candidate words in its rationale", _COUNTED),
+    Metric("empty_rationale_rate", 0, 1, False, "rows", "share of rows whose rationale is empty", _COUNTED),
+    Metric(
+        "answer_probability", 0, 1, True, "rows", "mean probability that the teacher gives the answer that it explained", _COUNTED
+    ),
+    Metric("comprehensiveness", -1, 1, True, "rows", "mean fall of that probability when the words are erased", _ERASER),
+    Metric("sufficiency", -1, 1, False, "rows", "mean fall of that probability when no other words are left", _ERASER),
+    Metric("comprehensiveness_gain", -2, 2, True, "rows", "comprehensiveness above that of the control's words", _OURS),
+    Metric("sufficiency_gain", -2, 2, True, "rows", "sufficiency below that of the control's words", _OURS),
+    Metric(
+        "completeness_gap_nats",
+        0,
+        math.inf,
+        False,
+        "rows",
+        "mean distance of scores from the sum that their method claims",
+        "Sundararajan et al. 2017",
+    ),
+)
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ENTRIES}
+"""By name. In `MetricRow.metric` a colon may follow, and what part of the rows it is about: the label in `f1:yes`."""
