@@ -84,10 +84,10 @@ class Calibration:
 
     @classmethod
     def of(cls, row: Prediction) -> "Calibration":
-        """Of one labelled row; nothing where its answer was not ranked."""
+        """Of one labelled row; nothing where its answer was not ranked. A label that is there twice is one answer."""
         if not row.choice_logprobs:
             return cls()
-        sure = confidence(row.choice_logprobs)
+        sure = confidence(list(dict(zip(row.label_set, row.choice_logprobs, strict=True)).values()))
         chosen = bin_of(sure)
         places = range(BINS)
         return cls(
