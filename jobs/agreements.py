@@ -9,12 +9,10 @@ from kd.attribution.students import ExplainStudent
 from kd.errors import StageError
 from kd.evaluation.agreement import AGREEMENT, agreement
 from kd.evaluation.sums import Sums
-from kd.evaluation.units import Unit
 from kd.manifests import Manifest
 from kd.models import ModelSource
-from kd.rationales import RationalesConfig
 from kd.reporting.agreement_table import Looked
-from kd.rows import RationaleRow, Span
+from kd.rows import RationaleRow
 from kd.shards import Work, completed
 from kd.training.config import Variant
 from kd.training.runs import MODEL, trained
@@ -94,10 +92,4 @@ def _sums(wiring: Wiring, rows: Sequence[StudentAttribution]) -> Sums:
     # Not merged: two sums over the same occurrences agree by themselves.
     rationales = wiring.config.rationales.model_copy(update={"merge_duplicates": False})
     theirs = [row.student_importance for row in rows]
-    return agreement(
-        rows, theirs, lambda row, weights: _units(rationales, row, weights), wiring.config.evaluation.agreement_words
-    )
-
-
-def _units(rationales: RationalesConfig, row: RationaleRow, weights: Sequence[float]) -> Sequence[Unit]:
-    return rationales.candidates(row, list(map(Span, row.word_segment, row.word_start, row.word_end)), weights)
+    return agreement(rows, theirs, rationales.units, wiring.config.evaluation.agreement_words)

@@ -1,6 +1,6 @@
 """What the folders of the audit say, as numbers, reasons and verdicts; what is not there is left out."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -35,12 +35,14 @@ class AuditFindings:
         """Why measures have no value, and what the gate says: a sentence each."""
         found = dict[tuple[str, str], list[str]]()
         for name in self._works.sources:
-            for metric, why in self._nulls(name).items():
+            for metric, why in _told(self._nulls(name)).items():
                 found.setdefault((metric, why), []).append(name)
+        if self._measured and self._teacher is None and self.wiring.config.teacher is not None:
+            found["accuracy", "no measured row has both a label and an answer of the teacher's own"] = [TEACHER]
         said = dict[tuple[str, str], list[str]]()
         for (metric, why), names in found.items():
             said.setdefault((", ".join(names), why), []).append(metric)
-        nulls = [f"No {', '.join(metrics)} for {names}: {why}." for (names, why), metrics in said.items()]
+        nulls = [f"No {_listed(metrics)} for {names}: {why}." for (names, why), metrics in said.items()]
         return [*nulls, *(f"Gate: {verdict.text}." for verdict in self.verdicts())]
 
     def verdicts(self) -> list[GateVerdict]:
@@ -80,19 +82,18 @@ class AuditFindings:
         if name in self._asked:
             yield from self._asked[name].metrics(about)
         if name in self._measured:
-            yield from self._measured[name].metrics(about)
+            yield from self._measured[name].metrics(about, self._works.reported(name))
 
     def _nulls(self, name: str) -> dict[str, str]:
         """Metric to reason."""
         if name not in self._measured:
             return {}
-        nulls = self._measured[name].nulls()
+        nulls = self._measured[name].nulls(self._works.reported(name))
         if self._works.why_not_asked:
             return nulls | {"faithfulness": self._works.why_not_asked}
         if name not in self._asked:
             return nulls | {"faithfulness": "it is not complete; run audit"}
-        rows = self._asked[name].moments["answer_probability", None].count
-        return nulls if rows else nulls | {"faithfulness": "no row could be measured"}
+        return nulls | self._asked[name].nulls()
 
     @cached_property
     def _teacher(self) -> MetricRow | None:
@@ -103,10 +104,14 @@ class AuditFindings:
     @cached_property
     def _asked(self) -> dict[str, FaithfulnessSums]:
         names = () if self._works.why_not_asked else self._works.sources
-        found = {name: self._erasures(name) for name in names}
-        return {
-            name: sum(map(faithfulness_sums, self._shards(*each, Erasure)), FaithfulnessSums()) for name, each in _there(found)
-        }
+        found = _there({name: self._erasures(name) for name in names})
+        return {name: self._faithfulness(name, self._shards(*each, Erasure)) for name, each in found}
+
+    def _faithfulness(self, name: str, shards: Iterator[list[Erasure]]) -> FaithfulnessSums:
+        total, ranked = FaithfulnessSums(), self._works.reported(name).ranked
+        for rows in shards:
+            total += faithfulness_sums(rows, ranked)
+        return total
 
     @cached_property
     def _measured(self) -> dict[str, AuditSums]:
@@ -141,3 +146,23 @@ class AuditFindings:
 
 def _there(found: Mapping[str, tuple[str, Manifest] | None]) -> Iterator[tuple[str, tuple[str, Manifest]]]:
     return ((name, each) for name, each in found.items() if each is not None)
+
+
+def _told(nulls: Mapping[str, str]) -> dict[str, str]:
+    """The reasons without those of rows told apart by who was right, where what is about all of them is null too."""
+    return {
+        metric: why
+        for metric, why in nulls.items()
+        if not metric.endswith(("/right", "/wrong")) or f"{metric.rpartition('/')[0]}/all" not in nulls
+    }
+
+
+def _listed(metrics: Sequence[str]) -> str:
+    """Metrics in few words: those of the same parts together, and the parts once."""
+    parts, names = dict[str, list[str]](), dict[str, list[str]]()
+    for metric in metrics:
+        name, _, part = metric.partition(":")
+        parts.setdefault(name, []).append(part)
+    for name, own in parts.items():
+        names.setdefault(", ".join(own), []).append(name)
+    return "; ".join(f"{', '.join(own)} of {part}" if part else ", ".join(own) for part, own in names.items())

@@ -7,10 +7,10 @@ from functools import cached_property, partial
 from jobs.slices import model_slice, spread_rows
 from jobs.wiring import TEACHER, Wiring
 from kd.audit_rows import Erasure, Measured
-from kd.evaluation.auditing import MeasureRationales
+from kd.evaluation.auditing import MeasureRationales, Reported
 from kd.evaluation.faithfulness import Faithfulness
 from kd.manifests import Manifest
-from kd.rationales import AttributionSource, LlmSource, SourceConfig
+from kd.rationales import UNEXPLAINED, AttributionSource, LlmSource, SourceConfig
 from kd.rows import RationaleRow
 from kd.shards import Work, completed
 
@@ -40,10 +40,16 @@ class AuditWiring:
         asked = [] if self.why_not_asked else [self.erasures(name) for name in self.sources]
         return asked, [self.measured(name) for name in self.sources]
 
+    def reported(self, name: str) -> Reported:
+        """What the report has of this source, whatever its rows say."""
+        config, source = self.wiring.config, self.sources[name]
+        explained = UNEXPLAINED if config.teacher is None else config.attribution.explained
+        return Reported(isinstance(source, AttributionSource), isinstance(source, LlmSource), explained)
+
     def erasures(self, name: str) -> Work:
         """The teacher asked again without the words of this source. There must be a teacher to ask (`why_not_asked`)."""
         config, cluster = self.wiring.config, self.wiring.config.cluster
-        faithfulness, rationales, source = config.audit.faithfulness, config.rationales, self.sources[name]
+        faithfulness, rationales = config.audit.faithfulness, config.rationales
         assert faithfulness is not None  # why_not_asked has said so
         assert config.teacher is not None
         folder, manifest = self._rationales(name)
@@ -54,7 +60,7 @@ class AuditWiring:
                 self.wiring.teacher,
                 partial(rationales.candidates_of, heaviest_first=True),
                 rationales.roles,
-                isinstance(source, AttributionSource),
+                self.reported(name).ranked,
                 cluster.model_device,
                 cluster.threads_per_actor,
             ),
@@ -74,19 +80,22 @@ class AuditWiring:
 
     def measured(self, name: str) -> Work:
         """Plausibility and label overlap of this source."""
-        audit, rationales, source = self.wiring.config.audit, self.wiring.config.rationales, self.sources[name]
+        audit, rationales, task = self.wiring.config.audit, self.wiring.config.rationales, self.wiring.config.task
+        reported = self.reported(name)
         folder, manifest = self._rationales(name)
-        options = rationales.model_copy(update={"roles": tuple(dict.fromkeys((*rationales.roles, "choice")))})
-        k = audit.top_k if isinstance(source, AttributionSource) else None
+        unmerged = rationales.model_copy(update={"merge_duplicates": False})
+        roles = tuple(dict.fromkeys((*rationales.roles, "choice")))
+        options = (unmerged if reported.ranked else rationales).model_copy(update={"roles": roles})
+        k = audit.top_k if reported.ranked else None
         return Work(
             title=AUDIT,
-            recipe=MeasureRationales(rationales.units, options.units, k, isinstance(source, LlmSource)),
+            recipe=MeasureRationales(rationales.units, unmerged.units, options.units, k, reported.is_text, task.judge),
             source=folder,
             target=f"{AUDIT}/words/{name}",
             reads=RationaleRow,
             writes=Measured,
             shards=spread_rows(manifest.shards_of(audit.split), audit.rows),
-            config={"top_k": k},
+            config={"top_k": k, "match": task.match},
             inputs={"rationales": manifest.digest},
             max_error_frac=0.0,  # what is no rationale has its error already
             max_error_key="audit",

@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from kd.families.text import NEVER_CUT
 from kd.frozen import Frozen
 from kd.rows import Attribution, Example, RationaleRow, RowError, Segment, Span, extended, text_of, widened
 from kd.shards import Apply
@@ -193,13 +194,14 @@ class RationalesConfig(Frozen):
     def candidates(self, row: Attribution, found: Sequence[Span], importance: Sequence[float]) -> list[Candidate]:
         """The words of a row that any rationale may hold, in reading order. `found` are all its words.
 
-        Of a row that no teacher has read these are all words of the roles.
+        Of a row that no teacher has read these are all words of the roles. Options are never cut, so they have been read, also
+        where a teacher that reads one at a time has tokens of the explained one only.
         """
         read = pool(_token_spans(row), [1.0] * len(row.tokens), found)[0] if row.method != UNEXPLAINED else [1.0] * len(found)
         groups: dict[str | int, list[int]] = {}
         for index, span in enumerate(found):
             word, role = text_of(row, span), row.segments[span.segment].role
-            if read[index] and role in self.roles and says_something(word, self.keep_stop_words):
+            if (read[index] or role in NEVER_CUT) and role in self.roles and says_something(word, self.keep_stop_words):
                 groups.setdefault(folded(word) if self.merge_duplicates else index, []).append(index)
         return [
             Candidate(tuple(group), text_of(row, found[group[0]]), self._weight([importance[index] for index in group]))

@@ -140,7 +140,8 @@ class Attribution(Example):
     def tally(self) -> tuple[str, ...]:
         if self.error is not None:
             return ()
-        right = [self.target is not None and self.target == own for own in (self.ranked, self.generated)]
+        # Of free text only the task can say whether it is right; a label is one or is not.
+        right = [self.target in self.label_set and self.target == own for own in (self.ranked, self.generated)]
         said = ("ranked_right",) * right[0] + ("generated_right",) * right[1]
         return Example.tally(self) + ("input_truncated",) * (self.truncated_tokens > 0) + said
 

@@ -117,6 +117,13 @@ def test_confidence_is_the_largest_share_whatever_the_numbers_sum_to() -> None:
     assert confidence([-1e9, 0.0]) == 1.0
 
 
+def test_a_label_that_is_there_twice_is_one_answer() -> None:
+    sure = (math.log(0.75), math.log(0.25), math.log(0.75))
+    once = [answered("yes", "yes", ["yes", "no"], sure[:2])]
+    twice = [answered("yes", "yes", ["yes", "no", "yes"], sure)]
+    assert found(answer_sums(twice))["calibration_error"] == found(answer_sums(once))["calibration_error"] == pytest.approx(0.25)
+
+
 def test_a_confidence_on_an_edge_is_in_the_lower_bin() -> None:
     assert [bin_of(sure) for sure in (1e-9, 0.2, 0.2 + 1e-9, 0.5, 1.0)] == [0, 2, 3, 7, 14]
 

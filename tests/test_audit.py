@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from jobs import audit, stages, train
+from jobs.audit_findings import AuditFindings
 from jobs.audit_wiring import AuditWiring
 from jobs.cli import Session
 from jobs.console import Console
@@ -114,6 +115,36 @@ def test_a_run_that_was_not_audited_says_so(done: Wiring) -> None:
     assert not any(row.stage == "audit" for row in report.metrics)
     notes = [note for table in report.tables for note in table.notes]
     assert "The rationales have not been audited: run audit." in notes
+
+
+def test_every_value_that_is_missing_has_its_reason_and_the_report_says_it_in_few_words(done: Wiring) -> None:
+    figures, findings = found(done), AuditFindings(done)
+    for name in SOURCES:
+        missing = {metric for (variant, metric), row in figures.items() if variant == name and row.value is None}
+        assert missing == findings._nulls(name).keys()
+    reasons = findings.reasons()
+    assert (
+        "No comprehensiveness, comprehensiveness_gain, sufficiency, sufficiency_gain of lexical for attribution:"
+        " 10 of 10 rows: the row has no word that stands in several of its texts."
+    ) in reasons
+    assert (
+        "No comprehensiveness, sufficiency of importance, random, lexical; comprehensiveness_gain, sufficiency_gain of random,"
+        " lexical for random, llm, none: 10 of 10 rows: the row has a rationale whose words are not ranked."
+    ) in reasons
+    assert len(reasons) < 10
+
+
+def test_without_the_teacher_s_answers_what_follows_from_them_is_null_with_the_reason(tmp_path: Path) -> None:
+    attribution = MINI["attribution"] | {"answers": False}
+    wiring = audited(taught(prepared(mini_config(write_mini(tmp_path), training=alone(), attribution=attribution))))
+    figures, reasons = found(wiring), Findings(wiring).report().audit
+    assert ("teacher", "accuracy") not in figures
+    assert "No accuracy for teacher: no measured row has both a label and an answer of the teacher's own." in reasons
+    assert (figures["attribution", "overlap_any:gold/predicted/in/all"].value, figures["attribution", "token_f1"].n) == (None, 30)
+    (said,) = [reason for reason in reasons if "for attribution, random, llm, none" in reason and "no answer" in reason]
+    assert said.startswith("No overlap_any, overlap_any_chance, overlap_any_option_chance, overlap_top1,")
+    parts = "gold/predicted/in/all, gold/predicted/out/all"
+    assert said.endswith(f" of {parts} for attribution, random, llm, none: 30 of 30 rows: the row has no answer of the model.")
 
 
 def test_without_a_teacher_faithfulness_is_null_with_the_reason_and_the_rest_comes_out(tmp_path: Path) -> None:

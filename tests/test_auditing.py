@@ -2,34 +2,44 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from operator import eq
 
 import pytest
 
 from kd.arrow import from_table, to_table
 from kd.audit_rows import Measured
-from kd.evaluation.auditing import AuditConfig, AuditSums, MeasureRationales, audit_sums
+from kd.evaluation.auditing import AuditConfig, AuditSums, MeasureRationales, Reported, audit_sums
 from kd.evaluation.gate import GAIN, judged
 from kd.evaluation.metrics import About
-from kd.evaluation.overlap import WORDS, label_overlap
+from kd.evaluation.overlap import TEXT, WORDS, Judge, label_overlap
 from kd.evaluation.plausibility import HARD, SOFT, hard_plausibility, soft_plausibility
+from kd.rationales import RationalesConfig
 from kd.rows import MetricRow, RationaleRow, RowError, as_errored
+from kd.tasks.columns import Columns, Part
+from kd.tasks.svamp import Svamp
 from tests.test_measures_data import IN_QUESTION, WITH_OPTIONS, on_evidence, on_nothing, planted
 from tests.tiny_measures import rationale_row, single_words
 
 ABOUT = About("rationales", "audit", "attribution", None, "toy", "train")
 TEACHER = About("teacher", "audit", "teacher", 0, "toy", "train")
+RANKED = Reported(ranked=True, is_text=False, explained="gold")
+TOLD = Reported(ranked=False, is_text=True, explained="gold")
 
 
 def recipe(k: int | None = 1, is_text: bool = False) -> MeasureRationales:
-    return MeasureRationales(IN_QUESTION.units, WITH_OPTIONS.units, k, is_text)
+    return MeasureRationales(IN_QUESTION.units, IN_QUESTION.units, WITH_OPTIONS.units, k, is_text, eq)
+
+
+def of_words(judge: Judge = eq, k: int | None = 1) -> MeasureRationales:
+    return MeasureRationales(single_words, single_words, single_words, k, False, judge)
 
 
 def measured(rows: Sequence[RationaleRow], by: MeasureRationales) -> list[Measured]:
     return from_table(to_table(by.open()(list(rows), Counter()), Measured), Measured)
 
 
-def by_metric(sums: AuditSums) -> dict[str, MetricRow]:
-    return {row.metric: row for row in sums.metrics(ABOUT)}
+def by_metric(sums: AuditSums, reported: Reported = RANKED) -> dict[str, MetricRow]:
+    return {row.metric: row for row in sums.metrics(ABOUT, reported)}
 
 
 def test_a_teacher_that_looks_at_the_planted_cue_alone_has_every_known_value() -> None:
@@ -61,9 +71,22 @@ def test_rows_add_up_shard_by_shard_to_what_the_measures_say_of_all_of_them() ->
             assert row.value == (None if result.value is None else pytest.approx(result.value))
 
 
+def test_rankings_are_measured_over_single_words_and_rationales_over_those_that_they_are_made_of() -> None:
+    parts = (("question", "gold or tin gold"), ("choice", "gold"), ("choice", "tin"))
+    scores = [2.0, 0.0, 3.0, 2.0, 0.0, 0.0]
+    row = rationale_row(*parts, importance=scores, target="gold", evidence=[(0, "tin")], chosen=("gold",))
+    merged = RationalesConfig(roles=("question",))
+    single = merged.model_copy(update={"merge_duplicates": False})
+    sums = audit_sums(measured([row], MeasureRationales(merged.units, single.units, single_words, 1, False, eq)))
+    found = by_metric(sums)
+    assert (found["auprc"].value, found["overlap_top1:gold/gold/in/all"].value) == (1, 0), "tin, before the golds' sum"
+    assert found["token_f1_chance"].value == pytest.approx(1 / 2), "one of two words"
+
+
 def test_only_a_chain_of_thought_is_measured_as_a_text_and_only_a_ranking_as_one() -> None:
     rows = planted(on_nothing, WITH_OPTIONS, 30)
-    told, ranked = (by_metric(audit_sums(measured(rows, each))) for each in (recipe(None, is_text=True), recipe(1)))
+    told = by_metric(audit_sums(measured(rows, recipe(None, is_text=True))), TOLD)
+    ranked = by_metric(audit_sums(measured(rows, recipe(1))))
     assert (told["cot_any:llm/gold/in/all"].value, told["cot_any_chance:llm/gold/in/all"].value) == (1, 0.25)
     assert told["overlap_top1:gold/gold/in/all"].value is None
     assert "auprc" not in told
@@ -71,10 +94,34 @@ def test_only_a_chain_of_thought_is_measured_as_a_text_and_only_a_ranking_as_one
     assert ranked["overlap_top1:gold/gold/in/all"].n == 30
 
 
+def test_a_source_that_ranks_nothing_has_the_chance_of_words_that_it_could_have_taken() -> None:
+    rows = planted(on_nothing, IN_QUESTION, 30)
+    found = by_metric(audit_sums(measured(rows, recipe(None))), Reported(ranked=False, is_text=False, explained="gold"))
+    assert found["overlap_any_chance:gold/gold/in/all"].value == 0, "no word of a planted question is one of an answer"
+    assert (found["overlap_any_option_chance:gold/gold/in/all"].value or 0) > 0.2
+
+
+@pytest.mark.parametrize(
+    ("judge", "answer", "label", "right"),
+    [
+        (Columns(path="d.csv", prompt=[Part(column="q")], target="a").judge, "paris.", "Paris", 1),
+        (Columns(path="d.csv", prompt=[Part(column="q")], target="a", match="exact").judge, "paris.", "Paris", 0),
+        (Svamp().judge, "(84 / 2)", "( 84.0 / 2.0 )", 1),
+        (Svamp().judge, "84 * 2", "( 84.0 / 2.0 )", 0),
+    ],
+)
+def test_the_task_says_whether_an_answer_is_right(judge: Judge, answer: str, label: str, right: int) -> None:
+    row = rationale_row(("question", "the capital"), target=label, ranked=answer, llm=("It is known.", answer))
+    (one,) = measured([row], of_words(judge))
+    assert (one.teacher_right, one.llm_right) == (bool(right), bool(right))
+    assert audit_sums([one]).teacher(TEACHER).value == right
+
+
 def test_without_evidence_plausibility_is_null_with_the_reason_and_the_rest_comes_out() -> None:
     row = rationale_row(("question", "red gold"), ("choice", "gold"), ("choice", "tin"), importance=[0, 2, 0, 0], target="gold")
-    sums = audit_sums(measured([row], MeasureRationales(single_words, single_words, 1, False)))
-    assert sums.nulls()["token_f1"] == "1 of 1 rows: the row has no human evidence"
+    sums = audit_sums(measured([row], of_words()))
+    nulls = sums.nulls(RANKED)
+    assert {nulls[name] for name in PLAUSIBLE} == {"1 of 1 rows: the row has no human evidence"}
     found = by_metric(sums)
     assert found["token_f1"].value is None
     assert found["overlap_any:gold/gold/in/all"].value == 1
@@ -83,16 +130,56 @@ def test_without_evidence_plausibility_is_null_with_the_reason_and_the_rest_come
 
 def test_an_answer_that_is_no_part_of_the_input_leaves_label_overlap_null_with_the_reason() -> None:
     row = rationale_row(("question", "red gold"), importance=[0, 2], target="tin", evidence=[(0, "gold")])
-    nulls = audit_sums(measured([row], MeasureRationales(single_words, single_words, 1, False))).nulls()
-    assert nulls == {"overlap_any:gold/gold/in/all": "1 of 1 rows: the row has an answer of which no word is in the input"}
+    nulls = audit_sums(measured([row], of_words())).nulls(RANKED)
+    reasons = {
+        "gold/gold": "1 of 1 rows: the row has an answer of which no word is in the input",
+        "gold/predicted": "1 of 1 rows: the row has no answer of the model",
+    }
+    assert nulls == {
+        f"{measure.name}:{part}/{options}/all": why
+        for measure in WORDS
+        for options in ("in", "out")
+        for part, why in reasons.items()
+    }
 
 
-def test_where_every_row_has_an_error_every_measure_is_null_with_the_reason() -> None:
+PLAUSIBLE = [measure.name for measure in (*HARD, *SOFT)]
+HELD = [measure.name for measure in HARD]
+QUOTED = [
+    f"{measure.name}:predicted/{answer}/{options}/all"
+    for measure in WORDS
+    for answer in ("gold", "predicted")
+    for options in ("in", "out")
+]
+SAID = [f"{measure.name}:llm/{answer}/in/all" for measure in TEXT for answer in ("gold", "predicted")]
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+@pytest.mark.parametrize(
+    ("reported", "every"),
+    [
+        (Reported(ranked=True, is_text=False, explained="predicted"), {*PLAUSIBLE, *QUOTED}),
+        (Reported(ranked=False, is_text=False, explained="predicted"), {*HELD, *QUOTED}),
+        (Reported(ranked=False, is_text=True, explained="predicted"), {*HELD, *QUOTED, *SAID}),
+    ],
+    ids=["ranked", "not ranked", "text"],
+)
+def test_without_rows_and_where_every_row_has_an_error_every_measure_is_null_with_the_reason(
+    rows: int, reported: Reported, every: set[str]
+) -> None:
+    errored = as_errored(rationale_row(("question", "red")), Measured, RowError("too_long", "so many tokens"))
+    sums = audit_sums([errored] * rows)
+    why = "2 of 2 rows: the row has an error" if rows else "there is no row"
+    assert sums.nulls(reported) == dict.fromkeys(every, why)
+    assert {row.metric for row in sums.metrics(ABOUT, reported)} == every
+    assert {(row.value, row.n) for row in sums.metrics(ABOUT, reported)} == {(None, 0)}
+
+
+def test_rows_with_an_error_are_left_out_and_counted_beside_the_others() -> None:
     row = as_errored(rationale_row(("question", "red")), Measured, RowError("too_long", "so many tokens"))
-    sums = audit_sums([row])
-    assert set(sums.nulls().values()) == {"1 of 1 rows: the row has an error"}
-    assert {found.value for found in sums.metrics(ABOUT)} == {None}
-    assert AuditSums().nulls()["token_f1"] == "there is no row"
+    silent = measured([rationale_row(("question", "red gold"), target="gold")], of_words())
+    nulls = (audit_sums([row]) + audit_sums(silent)).nulls(RANKED)
+    assert nulls["token_f1"] == "1 of 2 rows: the row has an error; 1 of 2 rows: the row has no human evidence"
 
 
 # --- the gate -----------------------------------------------------------------------------------------------------------

@@ -1,16 +1,24 @@
 """Which words are erased from a text, in which order, and what is left."""
 
 import dataclasses
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kd.attribution.engine import AttributionConfig, Engine
+from kd.audit_rows import Erasure
 from kd.evaluation.erasing import count_of, erased
-from kd.rationales import RationalesConfig
-from kd.rows import Segment
+from kd.evaluation.faithfulness import Teacher, measure
+from kd.rationales import AttributionSource, RationalesConfig, Rationalise
+from kd.rows import Attribution, RationaleRow, Segment
 from kd.spans import words
+from tests import tiny
 from tests.tiny_erasing import eraser, measured, rationalised
+
+OPTIONS = ("river", "money", "coffee cake")
 
 # --- what is left of a text ---------------------------------------------------------------------------------------------
 
@@ -88,6 +96,29 @@ def test_words_that_the_teacher_had_not_read_do_not_come_in_when_the_text_is_sho
     assert eraser().whole(row)[0] == "alpha beta gamma"
     assert eraser().whole(cut)[0] == "alpha beta "
     assert not any("gamma" in trial.texts[0] for trial in eraser().trials(cut))
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "llama", "scorer"])
+def test_options_and_prompts_are_never_cut_also_where_a_teacher_reads_one_by_one(tmp_path: Path, kind: str) -> None:
+    family = tiny.family(tiny.tiny_models(tmp_path)[kind])
+    row = tiny.example(" ".join(tiny.TEXTS[:2] * 4), OPTIONS)
+    (explained,) = Engine(AttributionConfig(), family).attribute([row], Counter())
+    assert isinstance(explained, Attribution)
+    assert explained.truncated_tokens > 0
+    (cut,) = Rationalise(RationalesConfig(), AttributionSource()).open()([explained], Counter())
+    assert isinstance(cut, RationaleRow)
+    question, *others = eraser().whole(cut)
+    assert others == [segment.text for segment in row.segments[1:]]
+    assert row.segments[0].text.startswith(question.rstrip())
+    assert 0 < len(question) < len(row.segments[0].text)
+    (asked,) = measure([cut], eraser(), Teacher(family, 1000).ask, Counter())
+    assert isinstance(asked, Erasure)
+    assert 0 < asked.probability < 1
+    options = RationalesConfig(roles=("choice",)).units(cut, cut.importance)
+    assert [unit.text for unit in options] == ["river", "money", "coffee", "cake"]
+    within = RationalesConfig(merge_duplicates=False).units(cut, cut.importance)
+    last = max(cut.word_end[index] for unit in within for index in unit.occurrences)
+    assert last <= len(question), "what was cut off is no candidate"
 
 
 def test_a_source_that_does_not_follow_the_importance_has_its_rationale_measured_alone() -> None:

@@ -1,27 +1,35 @@
 """Every measure on the planted corpus, where its value is known, and on the public data, where they are there."""
 
+import dataclasses
 import gzip
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kd.audit_rows import Erasure, Measured
 from kd.evaluation.agreement import AGREEMENT, agreement
+from kd.evaluation.auditing import WHOLE, MeasureRationales, Reported, audit_sums
+from kd.evaluation.faithfulness import measure
+from kd.evaluation.faithfulness_sums import faithfulness_sums
+from kd.evaluation.metrics import About
 from kd.evaluation.overlap import TEXT, WORDS, Slice, label_overlap, text_overlap
 from kd.evaluation.plausibility import HARD, SOFT, hard_plausibility, soft_plausibility
 from kd.evaluation.sums import Result, Why
-from kd.rationales import Candidate, RationalesConfig, TopK
-from kd.rows import Example, RationaleRow, Span, extended
+from kd.rationales import Candidate, Offer, RandomSource, RationalesConfig, TopK
+from kd.rows import Example, RationaleRow, RowError, Span, extended
 from kd.spans import overlap, words
 from kd.tasks.base import TaskConfig
 from kd.tasks.commonsense_qa import CommonsenseQA
 from kd.tasks.esnli import ESNLI
 from kd.tasks.planted import Planted, question
 from kd.tasks.tweet_sentiment import TweetSentiment
+from tests.tiny_erasing import eraser
 from tests.tiny_measures import by_name, units_of, values
 
 SHARED = Path(os.environ.get("KD_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -31,6 +39,10 @@ IN_QUESTION = RationalesConfig(selection=TopK(k=1), merge_duplicates=False)
 WITH_OPTIONS = RationalesConfig(
     roles=("question", "premise", "hypothesis", "text", "choice"), selection=TopK(k=5), merge_duplicates=False
 )
+
+ABOUT = About("rationales", "audit", "attribution", None, "toy", "train")
+RANKED = Reported(ranked=True, is_text=False, explained="gold")
+CHAINS = Reported(ranked=False, is_text=True, explained="gold")
 
 Look = Callable[[Example, Span], float]
 
@@ -88,13 +100,22 @@ def units(config: RationalesConfig) -> Callable[[RationaleRow, Sequence[float]],
 
 
 def plausible(rows: Sequence[RationaleRow], config: RationalesConfig) -> dict[str, Result]:
-    hard, soft = hard_plausibility(rows, units(config)), soft_plausibility(rows, units(config))
+    unmerged = config.model_copy(update={"merge_duplicates": False})
+    hard, soft = hard_plausibility(rows, units(config)), soft_plausibility(rows, units(unmerged))
     return by_name(hard.results(HARD) + soft.results(SOFT))
 
 
 def planted(look: Look, config: RationalesConfig, rows: int = 200) -> list[RationaleRow]:
     task = Planted()
     return [attributed(task.example(question(0, "train", number), "train"), config, look) for number in range(rows)]
+
+
+def at_random(row: RationaleRow, config: RationalesConfig) -> RationaleRow:
+    """The row with as many words drawn from its candidates as a ranking takes."""
+    candidates = config.units(row, row.importance)
+    chosen, _ = RandomSource().choose(Offer(row, candidates, config.select(candidates)))
+    marked = {index for each in chosen for index in each.occurrences}
+    return dataclasses.replace(row, rationale=[index in marked for index in range(len(row.rationale))])
 
 
 def test_a_teacher_that_looks_at_the_planted_cue_alone_has_every_known_value() -> None:
@@ -155,12 +176,55 @@ def test_on_public_data_a_teacher_that_looks_anywhere_scores_its_chance_and_one_
     marked = sum(bool(each.evidence) for each in examples)
     assert 0 < found["auprc"].n <= marked
     assert found["auprc"].left_out.get(Why.NO_EVIDENCE, 0) == len(blind) - marked
+    merged = WITH_OPTIONS.model_copy(update={"merge_duplicates": True})
+    drawn = plausible([at_random(row, merged) for row in blind], merged)
     for name in ("token_f1", "iou_f1", "auprc"):
         error = (by_chance[name].ci_high or 0.0) - (by_chance[name].value or 0.0)
         assert by_chance[name].value == pytest.approx(by_chance[f"{name}_chance"].value, abs=2 * error)
+        assert drawn[name].value == pytest.approx(drawn[f"{name}_chance"].value, abs=2 * error)
         assert (found[name].value or 0.0) > (by_chance[name].ci_high or 1.0)
     both = agreement(blind, [row.importance for row in seeing], units(WITH_OPTIONS), 5).results(AGREEMENT)
     assert all(result.value is not None for result in both)
+
+
+NOT_IN_INPUT, NO_TEXT = "has an answer of which no word is in the input", "has no chain of thought"
+
+
+@needs_shared_data
+@pytest.mark.parametrize(
+    ("task", "path", "quoted", "said", "echoed"),
+    [
+        (CommonsenseQA(), "cqa/train", None, None, True),
+        (ESNLI(), "esnli/dev_highlights", NOT_IN_INPUT, NO_TEXT, True),
+        (TweetSentiment(), "tweet_sentiment_spans/train", NOT_IN_INPUT, NO_TEXT, False),
+    ],
+    ids=["cqa", "esnli", "tweets"],
+)
+def test_on_public_data_every_measure_has_a_value_or_the_reason_why_not(
+    task: TaskConfig, path: str, quoted: str | None, said: str | None, echoed: bool
+) -> None:
+    examples = [task.example(record, "train") for record in records(path)[:300]]
+    rows = [attributed(each, IN_QUESTION, on_nothing) for each in examples if each.error is None]
+    for reported, k in ((RANKED, 5), (CHAINS, None)):
+        own = IN_QUESTION.units
+        recipe = MeasureRationales(own, own, WITH_OPTIONS.units, k, reported.is_text, task.judge)
+        found = audit_sums(row for row in recipe.open()(rows, Counter()) if isinstance(row, Measured))
+        metrics, nulls = found.metrics(ABOUT, reported), found.nulls(reported)
+        assert {row.metric for row in metrics if row.value is None} == nulls.keys()
+        for name in reported.measures(WHOLE):
+            assert name.name not in nulls
+        for name, why in [("overlap_any:gold/gold/in/all", quoted), *([("cot_any:llm/gold/in/all", said)] if k is None else [])]:
+            assert (name in nulls) == (why is not None)
+            assert why is None or why in nulls[name]
+    erased = measure(rows[:100], eraser(IN_QUESTION), by_length, Counter())
+    nulls = faithfulness_sums(row for row in erased if isinstance(row, Erasure)).nulls()
+    lexical = {f"{name}:lexical" for name in ("comprehensiveness", "sufficiency", "comprehensiveness_gain", "sufficiency_gain")}
+    assert nulls.keys() == (set() if echoed else lexical)
+
+
+def by_length(rows: Sequence[Example], _: Counter[str]) -> list[float | RowError]:
+    """A made-up teacher that is the surer the more words it reads."""
+    return [1 - 1 / (1 + len(words(row.segments))) for row in rows]
 
 
 @needs_shared_data

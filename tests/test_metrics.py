@@ -200,6 +200,11 @@ def test_chance_is_the_mean_of_one_over_the_number_of_choices() -> None:
     assert (row.metric, row.n) == ("accuracy_chance", 2)
 
 
+def test_an_option_that_is_there_twice_is_guessed_twice_as_often() -> None:
+    assert chance([example(["a", "b", "a", "c"])]).value == 1 / 2
+    assert chance([example(["a", "b", "b", "c"])]).value == 1 / 4
+
+
 def test_free_text_has_no_chance_level() -> None:
     assert chance([example([])]).value is None
 

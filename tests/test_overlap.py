@@ -1,6 +1,8 @@
 """Words of the answer in a rationale: numbers worked out by hand."""
 
 import itertools
+from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -16,8 +18,9 @@ from kd.evaluation.overlap import (
     text_overlap,
 )
 from kd.evaluation.sums import Why
-from kd.rationales import RationalesConfig
-from kd.rows import RationaleRow, RowError
+from kd.rationales import Candidate, RandomSource, RationalesConfig, Rationalise, TopK
+from kd.rows import RationaleRow, RowError, Segment
+from tests.test_rationales import attributed
 from tests.tiny_measures import by_name, rationale_row, units_of, values
 
 UNITS = RationalesConfig(roles=("question", "choice"))
@@ -71,6 +74,14 @@ def test_the_predicted_answer_is_looked_for_too_and_rows_are_told_apart_by_wheth
     assert pieces[GOLD_IN].results(WORDS)[0].n == 2
 
 
+def test_the_task_says_whether_the_teacher_was_right() -> None:
+    rows = [asked(ranked="Bakery  shop.")]
+    assert {piece.model for piece in label_overlap(rows, units, 2)} == {"all", "right"}
+    exact = label_overlap(rows, units, 2, judge=lambda answer, target: answer == target)
+    assert {piece.model for piece in exact} == {"all", "wrong"}
+    assert {piece.model for piece in text_overlap([cot("Bread.", "Bakery  shop.")], units)} == {"all", "right"}
+
+
 def test_what_explains_the_label_and_what_explains_the_prediction_are_apart() -> None:
     pieces = label_overlap([asked(), asked(explained="predicted", uid="other")], units, 2)
     assert {(piece.explained, sums.results(WORDS)[0].n) for piece, sums in pieces.items() if piece.model == "all"} == {
@@ -96,6 +107,38 @@ def test_without_options_the_k_heaviest_of_the_rest_are_taken() -> None:
 def test_a_source_that_ranks_nothing_is_measured_by_the_words_of_its_rationale() -> None:
     piece = found([asked(chosen=("shop", "loaf"))], k=None)
     assert (piece["overlap_any"], piece["overlap_all"], piece["overlap_top1"]) == (1, 0, None)
+
+
+def in_question(row: RationaleRow, importance: Sequence[float]) -> Sequence[Candidate]:
+    return units_of(RationalesConfig(roles=("question",)), row, importance)
+
+
+def test_chance_draws_from_the_words_that_the_source_could_have_taken() -> None:
+    parts = (("question", "the bakery sells bread"), ("choice", "river"), ("choice", "bakery shop"))
+    row = rationale_row(*parts, chosen=("sells", "bread"), target="bakery shop", ranked="river")
+    piece = values(label_overlap([row], units, None, in_question)[GOLD_IN].results(WORDS))
+    # Two of bakery, sells and bread were taken; the options' words, of which two are right, are river, bakery and shop.
+    assert (piece["overlap_any"], piece["overlap_any_chance"], piece["overlap_any_option_chance"]) == pytest.approx((0, 2 / 3, 1))
+    assert (piece["overlap_all_chance"], piece["overlap_all_option_chance"]) == pytest.approx((0, 1 / 3))
+    nowhere = rationale_row(*parts, chosen=("sells",), target="river", ranked="river")
+    assert values(label_overlap([nowhere], units, None, in_question)[GOLD_IN].results(WORDS))["overlap_any_chance"] == 0
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_random_rationales_score_their_chance(merged: bool) -> None:
+    config = RationalesConfig(selection=TopK(k=2), roles=("question",), merge_duplicates=merged)
+    both = config.model_copy(update={"roles": ("question", "choice")})
+    segments = [Segment("question", "bank or river, bank or sea"), Segment("choice", "bank"), Segment("choice", "lake")]
+    scored = [attributed(segments, [1.0] * 9, uid=str(number)) for number in range(1500)]
+    rows = [row for row in Rationalise(config, RandomSource()).open()(scored, Counter()) if isinstance(row, RationaleRow)]
+    found = by_name(label_overlap(rows, both.units, None, config.units)[GOLD_IN].results(WORDS))
+    expected = {"overlap_any": 2 / 3, "overlap_all": 0} if merged else {"overlap_any": 5 / 6, "overlap_all": 1 / 6}
+    for name, chance in expected.items():
+        assert found[f"{name}_chance"].value == pytest.approx(chance)
+        low, high = found[name].ci_low, found[name].ci_high
+        assert low is not None
+        assert high is not None
+        assert low <= chance <= high
 
 
 def test_words_of_no_weight_are_not_taken_and_an_empty_rationale_overlaps_with_nothing() -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import random
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -17,9 +19,10 @@ from kd.evaluation.plausibility import (
     iou_f1,
     soft_plausibility,
 )
-from kd.evaluation.sums import Sums, Why
-from kd.rationales import RationalesConfig
-from kd.rows import RationaleRow, RowError
+from kd.evaluation.sums import Measure, Sums, Why
+from kd.rationales import RandomSource, RationalesConfig, Rationalise, TopK
+from kd.rows import Attribution, RationaleRow, RowError, Segment, Span
+from tests.test_rationales import attributed
 from tests.tiny_measures import by_name, rationale_row, single_words, units_of, values
 
 TEXT = ("text", "red green blue white black grey")
@@ -76,6 +79,17 @@ def test_a_word_of_which_a_part_is_marked_is_evidence_and_a_word_counted_once_is
     assert values(found)["token_f1"] == pytest.approx(2 * 1 / (1 + 2))
 
 
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_rationale_of_the_marked_words_and_no_others_is_right_whether_duplicates_are_merged_or_not(merged: bool) -> None:
+    config = RationalesConfig(roles=("text",), merge_duplicates=merged)
+    row = rationale_row(("text", "gold mine or old gold dust"), chosen=("gold", "mine"), evidence=[(0, "gold mine")])
+    if not merged:
+        row.evidence.append(Span(0, 17, 21))  # the second gold
+    found = hard_plausibility([row], config.units).results(HARD)
+    assert values(found)["iou_f1"] == 1
+    assert values(found)["token_f1"] == 1
+
+
 def test_rows_without_anything_to_agree_with_are_left_out_and_counted() -> None:
     rows = [
         rationale_row(TEXT, uid="none"),
@@ -87,6 +101,16 @@ def test_rows_without_anything_to_agree_with_are_left_out_and_counted() -> None:
     for result in hard_plausibility(rows, single_words).results(HARD) + soft_plausibility(rows, single_words).results(SOFT):
         assert (result.value, result.n, result.left_out) == (None, 0, expected)
         assert result.why_null is not None
+
+
+def test_importance_that_is_the_same_everywhere_ranks_nothing_and_is_left_out() -> None:
+    flat = rationale_row(TEXT, importance=[0.5] * 6, evidence=[(0, "green blue")])
+    for result in soft_plausibility([flat], single_words).results(SOFT):
+        assert (result.value, result.left_out) == (None, {Why.CONSTANT: 1})
+    # Where some are equal it is scikit-learn's: one step from recall 0 at precision 1 over the first three words.
+    tied = rationale_row(TEXT, importance=[1, 1, 1, 0, 0, 0], evidence=[(0, "green blue")])
+    found = values(soft_plausibility([tied], single_words).results(SOFT))
+    assert found["auprc"] == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_shards_give_what_the_whole_gives() -> None:
@@ -136,15 +160,37 @@ def test_expected_f1_is_the_mean_over_all_choices() -> None:
     assert f1(4 * 3 / 7, 4, 3) == pytest.approx(sum(every) / len(every))
 
 
+def assert_chance(sums: Sums, entries: Sequence[Measure], *names: str) -> None:
+    found = by_name(sums.results(entries))
+    for name in names:
+        low, high = found[name].ci_low, found[name].ci_high
+        assert low is not None
+        assert high is not None
+        assert low < (found[f"{name}_chance"].value or 0.0) < high
+
+
 def test_random_rationales_score_their_chance() -> None:
     draw, names = random.Random(3), TEXT[1].split()
     rows = [
         rationale_row(TEXT, uid=str(number), chosen=draw.sample(names, 2), evidence=[(0, "green blue white")])
         for number in range(1500)
     ]
-    found = by_name(hard_plausibility(rows, single_words).results(HARD))
-    for name in ("token_f1", "iou_f1"):
-        low, high = found[name].ci_low, found[name].ci_high
-        assert low is not None
-        assert high is not None
-        assert low < (found[f"{name}_chance"].value or 0.0) < high
+    assert_chance(hard_plausibility(rows, single_words), HARD, "token_f1", "iou_f1")
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_words_that_occur_twice_change_no_chance_level(merged: bool) -> None:
+    config = RationalesConfig(roles=("text",), selection=TopK(k=2), merge_duplicates=merged)
+    segments = [Segment("text", "gold mine and gold dust on gold sand near grey rock")]
+    draw, made = random.Random(4), list[Attribution]()
+    for number in range(1500):
+        row = attributed(segments, [draw.random() for _ in range(11)], uid=str(number))
+        row.evidence.append(Span(0, 0, 9))
+        made.append(row)
+    rows = [row for row in Rationalise(config, RandomSource()).open()(made, Counter()) if isinstance(row, RationaleRow)]
+    assert_chance(hard_plausibility(rows, config.units), HARD, "token_f1", "iou_f1")
+    unmerged = config.model_copy(update={"merge_duplicates": False})
+    assert_chance(soft_plausibility(rows, unmerged.units), SOFT, "auprc")
+    # Merged, the word that occurs three times is ranked first far more often than by chance: that is why rankings are not.
+    summed = by_name(soft_plausibility(rows, config.model_copy(update={"merge_duplicates": True}).units).results(SOFT))
+    assert (summed["auprc"].ci_low or 0) > (summed["auprc_chance"].value or 1)

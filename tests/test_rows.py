@@ -180,4 +180,5 @@ def test_what_is_counted_about_a_row() -> None:
     assert example(target=None).tally() == ("unlabelled",)
     assert attribution(truncated_tokens=3).tally() == ("input_truncated", "ranked_right", "generated_right")
     assert attribution(ranked="away", generated="away").tally() == ()
+    assert attribution(ranked=None, label_set=[]).tally() == (), "of free text the task says what is right"
     assert attribution(error=RowError("too_long", "")).tally() == ()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from kd.audit_rows import Erasure
 from kd.evaluation.erasing import Eraser
 from kd.evaluation.faithfulness import measure
-from kd.rationales import AttributionSource, RationalesConfig, Rationalise, TopK
+from kd.rationales import AttributionSource, RationalesConfig, Rationalise, SourceConfig, TopK
 from kd.rows import Example, RationaleRow, RowError, Segment
 from kd.spans import words
 from tests.test_rationales import attributed
@@ -30,6 +30,7 @@ def rationalised(
     k: int = 1,
     uid: str = "r1",
     scores: dict[str, float] = WEIGHTS,
+    source: SourceConfig | None = None,
     **changes: object,
 ) -> RationaleRow:
     """A question with two options, of which the best k words of the question are the rationale."""
@@ -37,7 +38,8 @@ def rationalised(
     found = [segments[word.segment].text[word.start : word.end] for word in words(segments)]
     row = attributed(segments, [scores.get(word, 0.0) for word in found], uid=uid)
     config = RationalesConfig(selection=TopK(k=k))
-    (made,) = Rationalise(config, AttributionSource()).open()([dataclasses.replace(row, **changes)], Counter())  # type: ignore[arg-type]
+    changed = dataclasses.replace(row, **changes)  # type: ignore[arg-type]
+    (made,) = Rationalise(config, source or AttributionSource()).open()([changed], Counter())
     assert isinstance(made, RationaleRow)
     return made
 

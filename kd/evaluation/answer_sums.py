@@ -100,11 +100,11 @@ class Calibration:
 
     @classmethod
     def of(cls, rows: Sequence[Answered]) -> "Calibration":
-        """Of labelled rows, those that were ranked."""
+        """Of labelled rows, those that were ranked. A label that is there twice is one answer."""
         counts, sure, correct = [0] * BINS, [0.0] * BINS, [0] * BINS
         for row in rows:
             if row.choice_logprobs:
-                share = confidence(row.choice_logprobs)
+                share = confidence(list(dict(zip(row.label_set, row.choice_logprobs, strict=True)).values()))
                 place = bin_of(share)
                 counts[place] += 1
                 sure[place] += share

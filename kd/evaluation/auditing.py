@@ -14,8 +14,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from kd.audit_rows import Measured
 from kd.evaluation.faithfulness import FaithfulnessConfig
-from kd.evaluation.metrics import About, Mean, wilson
-from kd.evaluation.overlap import TEXT, WORDS, BySlice, label_overlap, teachers_answer, text_overlap
+from kd.evaluation.metrics import About, Mean, chance_of, wilson
+from kd.evaluation.overlap import TEXT, WORDS, BySlice, Judge, label_overlap, teachers_answer, text_overlap
 from kd.evaluation.plausibility import HARD, SOFT, hard_plausibility, soft_plausibility
 from kd.evaluation.sums import Finding, Measure, Result, Sums, Tally, Why
 from kd.evaluation.units import Units
@@ -63,14 +63,18 @@ class AuditConfig(Frozen):
 class MeasureRationales:
     """The stage: rows of one source of rationales in, what measures say of each out. Nothing is loaded.
 
-    `units` are the words that a rationale may hold, `with_options` the same and those of the options. `k` of the heaviest are
-    taken for label overlap; None where the source ranks nothing. `is_text`: whether its rationales are a chain of thought.
+    `units` are the words that a rationale may hold, `unmerged` the same, each occurrence by itself, `with_options` those and the
+    options' words. `k` of the heaviest of these are taken for label overlap, so hand them in unmerged too; None where the source
+    ranks nothing. `is_text`: whether its rationales are a chain of thought. `judge`: whether an answer is right, as the task
+    says (`TaskConfig.judge`).
     """
 
     units: Units
+    unmerged: Units
     with_options: Units
     k: int | None
     is_text: bool
+    judge: Judge
 
     def open(self) -> Apply:
         """The function from rows to rows."""
@@ -80,7 +84,6 @@ class MeasureRationales:
         found = list(self._found(row))
         values = [(name, part, tally.total) for part, name, tally in found if tally.count]
         silent = [(name, part, why) for part, name, tally in found for why in tally.left_out]
-        own, is_labelled = teachers_answer(row), row.target is not None
         return Measured(
             uid=row.uid,
             error=None,
@@ -90,19 +93,23 @@ class MeasureRationales:
             silent_metric=[name for name, _, _ in silent],
             silent_part=[part for _, part, _ in silent],
             why=[why.value for _, _, why in silent],
-            teacher_right=own == row.target if own is not None and is_labelled else None,
-            llm_right=row.llm_label == row.target if row.llm_label is not None and is_labelled else None,
-            chance=1 / len(row.label_set) if row.label_set and is_labelled else None,
+            teacher_right=self._is_right(teachers_answer(row), row.target),
+            llm_right=self._is_right(row.llm_label, row.target),
+            chance=chance_of(row),
         )
+
+    def _is_right(self, answer: str | None, target: str | None) -> bool | None:
+        return None if answer is None or target is None else self.judge(answer, target)
 
     def _found(self, row: RationaleRow) -> Iterator[tuple[str, str, Tally]]:
         """Part, metric, and the tally of this one row."""
         parts = {WHOLE: hard_plausibility([row], self.units)}
         if self.k is not None:
-            parts[WHOLE] += soft_plausibility([row], self.units)
-        parts |= _parts(label_overlap([row], self.with_options, self.k))
+            parts[WHOLE] += soft_plausibility([row], self.unmerged)
+        drawn_from = self.units if self.k is None else None
+        parts |= _parts(label_overlap([row], self.with_options, self.k, drawn_from, self.judge))
         if self.is_text:
-            parts |= _parts(text_overlap([row], self.with_options))
+            parts |= _parts(text_overlap([row], self.with_options, self.judge))
         return ((part, name, tally) for part, sums in parts.items() for name, tally in sums.tallies.items())
 
 
@@ -115,57 +122,91 @@ def _parts(found: BySlice) -> dict[str, Sums]:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """What is reported of a source, whatever its rows say.
+
+    `ranked`: whether it ranks words; `is_text`: whether its rationales are a chain of thought; `explained`: which answer its rows
+    explain, where no row says so itself.
+    """
+
+    ranked: bool
+    is_text: bool
+    explained: str
+
+    def measures(self, part: str) -> Sequence[Measure]:
+        """What is reported of a part."""
+        if part == WHOLE:
+            return (*HARD, *SOFT) if self.ranked else HARD
+        return TEXT if part.startswith(CHAIN_OF_THOUGHT) else WORDS
+
+    def parts(self) -> list[str]:
+        """The parts over all rows, where there is no row to say of which it is."""
+        words = [f"{self.explained}/{answer}/{options}/all" for options in ("in", "out") for answer in ("gold", "predicted")]
+        texts = [f"{CHAIN_OF_THOUGHT}{answer}/in/all" for answer in ("gold", "predicted")]
+        return [WHOLE, *words, *(texts if self.is_text else [])]
+
+
+@dataclass(frozen=True)
 class AuditSums:
-    """What is added up over the measured rows of one source: findings by part, and how often the teacher was right."""
+    """What is added up over the measured rows of one source.
+
+    Findings by part, how often the teacher was right and would be by guessing, and how many rows have an error.
+    """
 
     parts: Mapping[str, Sums] = field(default_factory=dict)
     right: Mean = field(default_factory=Mean)
     chance: Mean = field(default_factory=Mean)
+    errors: int = 0
 
     def __add__(self, other: "AuditSums") -> "AuditSums":
         names = dict.fromkeys([*self.parts, *other.parts])
         parts = {name: self.parts.get(name, Sums()) + other.parts.get(name, Sums()) for name in names}
-        return AuditSums(parts, self.right + other.right, self.chance + other.chance)
+        return AuditSums(parts, self.right + other.right, self.chance + other.chance, self.errors + other.errors)
 
-    def metrics(self, about: About) -> list[MetricRow]:
+    def metrics(self, about: About, reported: Reported) -> list[MetricRow]:
         """Every measure with its interval over rows; behind the colon stands the part. Null where no row says anything."""
         return [
-            _metric_row(result, about, part) for part, sums in self._all_parts() for result in sums.results(_measures(part, sums))
+            about.row(result.measure, result.value, result.n, result.interval, of=part or None)
+            for part, result in self._results(reported)
         ]
 
-    def nulls(self) -> dict[str, str]:
-        """Why a measure of rows as a whole has no value, and why overlap with the gold answer has none, by the metric."""
-        asked = {part: _measures(part, sums) for part, sums in self._all_parts() if part == WHOLE}
-        asked |= {part: _measures(part, sums)[:1] for part, sums in self._all_parts() if part.endswith("/gold/in/all")}
-        found = [(part, result) for part in asked for result in self.parts.get(part, Sums()).results(asked[part])]
-        return {_named(result.measure, part): result.why_null for part, result in found if result.why_null}
+    def nulls(self, reported: Reported) -> dict[str, str]:
+        """Why a measure has no value, by its metric."""
+        return {_named(result.measure, part): result.why_null for part, result in self._results(reported) if result.why_null}
 
     def teacher(self, about: About) -> MetricRow:
         """The share of the measured rows in which the teacher's own answer is the label."""
         rows = self.right.count
         return about.row("accuracy", self.right.value, rows, wilson(round(self.right.total), rows) if rows else None)
 
-    def _all_parts(self) -> list[tuple[str, Sums]]:
-        return list(({WHOLE: Sums()} | dict(self.parts)).items())
+    def _results(self, reported: Reported) -> Iterator[tuple[str, Result]]:
+        """Part and result. A row with an error is left out of all that is about all rows."""
+        errored = Tally(left_out={Why.ERRORED: self.errors} if self.errors else {})
+        measured = [reported.measures(part) for part in self.parts]
+        blanks = {part: Sums() for part in reported.parts() if reported.measures(part) not in measured}
+        for part, sums in (blanks | dict(self.parts)).items():
+            measures = reported.measures(part)
+            if part == WHOLE or part.endswith("/all"):
+                sums += Sums({measure.name: errored for measure in measures})
+            yield from ((part, result) for result in sums.results(measures))
 
 
 def audit_sums(rows: Iterable[Measured]) -> AuditSums:
-    """The sums over a shard's rows. A row with an error is counted as left out of what is about whole rows."""
+    """The sums over a shard's rows."""
     found: dict[str, dict[str, list[Finding]]] = {}
-    right, chances = list[bool](), list[float]()
+    right, chances, errors = list[bool](), list[float](), 0
     for row in rows:
+        errors += row.error is not None
         for part, name, finding in _findings(row):
             found.setdefault(part, {}).setdefault(name, []).append(finding)
         right += [] if row.teacher_right is None else [row.teacher_right]
         chances += [] if row.chance is None else [row.chance]
     parts = {part: Sums({name: Tally.of(each) for name, each in inside.items()}) for part, inside in found.items()}
-    return AuditSums(parts, Mean(sum(right), len(right)), Mean(sum(chances), len(chances)))
+    return AuditSums(parts, Mean(sum(right), len(right)), Mean(sum(chances), len(chances)), errors)
 
 
 def _findings(row: Measured) -> Iterator[tuple[str, str, Finding]]:
-    """Part, metric and finding."""
-    if row.error is not None:
-        yield from ((WHOLE, measure.name, Why.ERRORED) for measure in HARD)
+    """Part, metric and finding; none of a row with an error."""
     said: list[tuple[str, str, Finding]] = list(zip(row.part, row.metric, row.value, strict=True))
     said += zip(row.silent_part, row.silent_metric, map(Why, row.why), strict=True)
     for part, name, finding in said:
@@ -178,30 +219,5 @@ def _findings(row: Measured) -> Iterator[tuple[str, str, Finding]]:
             yield f"{part}/{'right' if is_right else 'wrong'}", name, finding
 
 
-def _measures(part: str, sums: Sums) -> Sequence[Measure]:
-    if part != WHOLE:
-        return TEXT if part.startswith(CHAIN_OF_THOUGHT) else WORDS
-    return (*HARD, *(measure for measure in SOFT if measure.name in sums.tallies))
-
-
 def _named(measure: Measure, part: str) -> str:
     return f"{measure.name}:{part}" if part else measure.name
-
-
-def _metric_row(result: Result, about: About, part: str) -> MetricRow:
-    return MetricRow(
-        subject=about.subject,
-        stage=about.stage,
-        variant=about.variant,
-        seed=about.seed,
-        task=about.task,
-        split=about.split,
-        metric=_named(result.measure, part),
-        value=result.value,
-        ci_low=result.ci_low,
-        ci_high=result.ci_high,
-        n=result.n,
-        against=None,
-        p_value=None,
-        higher_is_better=result.measure.higher_is_better,
-    )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kd.families.text import NEVER_CUT
 from kd.rows import RationaleRow, Segment, Span, text_of
 from kd.spans import pool
 
@@ -56,20 +57,23 @@ class Eraser:
         """Every text to ask about.
 
         Orders over `fractions`: `importance`, `random`, and `lexical`, where words come first that stand in several
-        segments, as in question and option, or in premise and hypothesis (of equals the random order decides). Then the
-        words of the row's `rationale`, and as many of the random order, `rationale_random`.
+        segments, as in question and option, or in premise and hypothesis (of equals the random order decides); a row
+        without such a word has no lexical order. Then the words of the row's `rationale`, and as many of the random order,
+        `rationale_random`.
         """
         ranked = self._candidates(row)
-        drawn = random.Random(f"{self.seed}/{row.uid}").sample(sorted(ranked), len(ranked))
+        # The source `random` draws by seed and uid: by the same key it would be measured against itself.
+        drawn = random.Random(f"erased/{self.seed}/{row.uid}").sample(sorted(ranked), len(ranked))
         marked = [group for group in ranked if any(row.rationale[index] for index in group)]
         made = []
         if ranked:
             made += self._pair(row, "rationale", len(marked) / len(ranked), marked)
             made += self._pair(row, "rationale_random", len(marked) / len(ranked), drawn[: len(marked)])
         if ranked and self.by_importance:
-            echoes = _echoes(row)
-            lexical = sorted(drawn, key=lambda group: -echoes[_word(row, group[0])])
-            for name, order in (("importance", ranked), ("random", drawn), ("lexical", lexical)):
+            echoes, orders = _echoes(row), {"importance": ranked, "random": drawn}
+            if any(echoes[_word(row, group[0])] > 1 for group in ranked):
+                orders["lexical"] = sorted(drawn, key=lambda group: -echoes[_word(row, group[0])])
+            for name, order in orders.items():
                 for frac in self.fractions:
                     made += self._pair(row, name, frac, order[: count_of(frac, len(order))])
         return made
@@ -93,11 +97,16 @@ class Eraser:
         ]
 
     def _unread(self, row: RationaleRow) -> list[Span]:
+        """Words that were cut off, all of segments that may be cut: one who reads options one by one has tokens of one only."""
         if not row.truncated_tokens:
             return []
         words, tokens = _spans(row), list(map(Span, row.token_segment, row.token_start, row.token_end))
         read, _ = pool(tokens, [1.0] * len(tokens), words)
-        return [word for word, mass in zip(words, read, strict=True) if not mass]
+        return [
+            word
+            for word, mass in zip(words, read, strict=True)
+            if not mass and row.segments[word.segment].role not in NEVER_CUT
+        ]
 
 
 def count_of(frac: float, candidates: int) -> int:

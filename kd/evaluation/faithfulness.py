@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from kd.audit_rows import Erasure
 from kd.batching import MicroBatches
@@ -43,7 +43,7 @@ class FaithfulnessConfig(Frozen):
 
     rows: PositiveInt = 200
     """How many rows are measured, some of each of evenly spaced shards."""
-    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01, 0.05, 0.1, 0.2, 0.5)
+    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.01, 0.05, 0.1, 0.2, 0.5), min_length=1)
     """Shares of a row's candidate words that are erased, rounded up; ERASER's, unless set."""
     seed: NonNegativeInt = 0
     """Seed of the random order of words, which is drawn anew for each row from this and the row's uid."""
@@ -55,6 +55,13 @@ class FaithfulnessConfig(Frozen):
     def texts(self, by_importance: bool) -> int:
         """How many texts of a row the teacher is asked about, at most: the same text is asked about once."""
         return 1 + 2 * (2 + 3 * len(self.fractions) * by_importance)
+
+    @field_validator("fractions")
+    @classmethod
+    def _fractions_differ(cls, fractions: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(fractions)) < len(fractions):
+            raise ValueError(f"expected each share once, got {', '.join(map(str, fractions))}; what is there twice weighs twice")
+        return fractions
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,8 @@ class Teacher:
         if isinstance(encoded, RowFault):
             return encoded
         target = row.target or ""
-        texts = row.label_set if target in row.label_set else [target]
+        # An option that is there twice is one answer: its probability is not halved by standing in two places.
+        texts = list(dict.fromkeys(row.label_set)) if target in row.label_set else [target]
         try:
             answers = [self._family.encode_answer(text) for text in texts]
         except RowFault as fault:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kd.evaluation.metric_names import METRICS, Metric
-from kd.rows import Example, MetricRow, RationaleRow, Span
-from kd.spans import overlap
+from kd.evaluation.units import is_evidence
+from kd.rows import Example, MetricRow, RationaleRow
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
@@ -153,8 +153,18 @@ def _summaries(about: About, seeds: Sequence[MetricRow]) -> list[MetricRow]:
 
 
 def chance(rows: Iterable[Example]) -> Mean:
-    """Guessing evenly among each row's label set: the mean of 1/size. Rows without label set or label are left out."""
-    return _sum(1 / len(row.label_set) for row in rows if row.error is None and row.label_set and row.target is not None)
+    """Guessing evenly among each row's label set: the mean of `chance_of`. Rows with an error, or without it, are left out."""
+    levels = [chance_of(row) for row in rows if row.error is None]
+    known = [level for level in levels if level is not None]
+    return Mean(math.fsum(known), len(known))
+
+
+def chance_of(row: Example) -> float | None:
+    """The share of a row's label set that is the label, which may be there more than once, as may any option.
+
+    None without label set or label.
+    """
+    return row.label_set.count(row.target) / len(row.label_set) if row.label_set and row.target is not None else None
 
 
 def chance_metrics(level: Mean, about: About) -> list[MetricRow]:
@@ -225,7 +235,7 @@ def rationale_sums(rows: Iterable[RationaleRow], candidates: Callable[[Rationale
 
 def _sums_of(row: RationaleRow, candidates: Sequence[Sequence[int]]) -> RationaleSums:
     held = [group for group in candidates if any(row.rationale[index] for index in group)]
-    touching = [group for group in candidates if any(_is_evidence(row, index) for index in group)]
+    touching = [group for group in candidates if any(is_evidence(row, index) for index in group)]
     return RationaleSums(
         rows=1,
         empty=int(not row.rationale_text),
@@ -243,13 +253,3 @@ def chance_of_a_hit(candidates: int, touching: int, drawn: int) -> float:
     One minus the hypergeometric probability of none.
     """
     return 1 - math.comb(candidates - touching, drawn) / math.comb(candidates, drawn)
-
-
-def _is_evidence(row: RationaleRow, index: int) -> bool:
-    word = Span(row.word_segment[index], row.word_start[index], row.word_end[index])
-    return any(overlap(word, span) for span in row.evidence)
-
-
-def _sum(values: Iterable[float]) -> Mean:
-    collected = list(values)
-    return Mean(math.fsum(collected), len(collected))

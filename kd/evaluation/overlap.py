@@ -8,7 +8,8 @@ of the input. Its abstract is all that is public: data set, k, filters and formu
 - Taken are the k heaviest words with a weight above zero; where a source ranks nothing, the words of its rationale.
 - Three shares of rows: any of the taken words belongs to the answer, the first one does, all of them do. A row that takes
   nothing is in none of them.
-- Chance: as many words drawn evenly from the same ones without replacement, and from those of the options alone.
+- Chance: as many words drawn evenly, without replacement, from those that could have been taken: a source that ranks nothing
+  takes words of the roles that rationales come from, the ranking those of the options too. Then from the options' words alone.
 - A row whose answer has no word in the input is left out: labels are no part of its input.
 
 Under `explained: gold` the gradient favours the gold option's own words, so the slices are told apart: which answer was
@@ -25,6 +26,7 @@ from kd.evaluation.sums import Finding, Findings, Measure, Sums, Why, add_up
 from kd.evaluation.units import Unit, Units, heaviest, is_held
 from kd.rows import RationaleRow, Segment
 from kd.spans import words
+from kd.tasks.base import reads_alike
 
 _OURS = "ours; after the analysis in arXiv 2409.12586"
 _BY_CHANCE = "hypergeometric"
@@ -69,6 +71,8 @@ class Slice:
 
 
 BySlice = Mapping[Slice, Sums]
+Judge = Callable[[str, str], bool]
+"""Whether an answer is right, from it and the label: `TaskConfig.judge`."""
 
 
 def joined(parts: Iterable[BySlice]) -> dict[Slice, Sums]:
@@ -80,30 +84,38 @@ def joined(parts: Iterable[BySlice]) -> dict[Slice, Sums]:
     return total
 
 
-def label_overlap(rows: Sequence[RationaleRow], units: Units, k: int | None) -> dict[Slice, Sums]:
+def label_overlap(
+    rows: Sequence[RationaleRow], units: Units, k: int | None, drawn_from: Units | None = None, judge: Judge = reads_alike
+) -> dict[Slice, Sums]:
     """Sums for `WORDS` in every slice that the rows fall into.
 
     Args:
-        rows: of one source. units: the words of question and options that a rationale may hold: add the role `choice`.
-        k: how many of the heaviest words are taken; None takes the words of the rationale, which no source but the
-            attribution ranks.
+        rows: of one source. units: the words in which the answer is looked for, those of the options among them: add the role
+            `choice`, and do not merge them where they are ranked (see `kd/evaluation/plausibility.py`).
+        k: how many of the heaviest of these are taken; None takes the words of the rationale, which no source but the
+            attribution ranks. drawn_from: the words that such a source could have taken; None for `units`.
+        judge: whether the teacher was right.
     """
     found = _found(rows, units)
+    own = found if drawn_from is None else _found(rows, drawn_from)
     return _sliced(
         [(row, row.explained, teachers_answer(row)) for row in rows],
         ("in", "out"),
         WORDS,
-        lambda row, answer, options: _words_of(row, answer, found[row.uid], options, k),
+        judge,
+        lambda row, answer, options: _words_of(row, answer, found[row.uid], own[row.uid], options, k),
     )
 
 
-def text_overlap(rows: Sequence[RationaleRow], units: Units) -> dict[Slice, Sums]:
-    """Sums for `TEXT`: the chain of thought that came with the data; the model is the one that wrote it (`llm_label`)."""
+def text_overlap(rows: Sequence[RationaleRow], units: Units, judge: Judge = reads_alike) -> dict[Slice, Sums]:
+    """Sums for `TEXT`: the chain of thought that came with the data; the model is the one that wrote it (`llm_label`), and
+    `judge` says whether that is right."""
     found = _found(rows, units)
     return _sliced(
         [(row, "llm", row.llm_label) for row in rows],
         ("in",),
         TEXT,
+        judge,
         lambda row, answer, _: _text_of(row, answer, found[row.uid]),
     )
 
@@ -126,13 +138,14 @@ def _sliced(
     told: Sequence[_Told],
     options: Sequence[Literal["in", "out"]],
     measures: Sequence[Measure],
+    judge: Judge,
     of_row: Callable[[RationaleRow, str, str], Findings],
 ) -> dict[Slice, Sums]:
     pieces: dict[Slice, list[RationaleRow]] = {}
     for row, explained, own in told:
         models: list[Literal["all", "right", "wrong"]] = ["all"]
         if own is not None and row.target is not None:
-            models.append("right" if own == row.target else "wrong")
+            models.append("right" if judge(own, row.target) else "wrong")
         for model in models:
             for option in options:
                 pieces.setdefault(Slice(explained, "gold", option, model), []).append(row)
@@ -154,11 +167,14 @@ def _sliced(
 # --- the words of a rationale -------------------------------------------------------------------------------------------
 
 
-def _words_of(row: RationaleRow, answer: str, found: Sequence[Unit], options: str, k: int | None) -> Findings:
+def _words_of(
+    row: RationaleRow, answer: str, found: Sequence[Unit], own: Sequence[Unit], options: str, k: int | None
+) -> Findings:
+    """What one row says: `found` are all words in which the answer may stand, `own` those that may be taken."""
     forms = _forms(answer)
     if not any(_form(unit.text) in forms for unit in found):
         return Why.ANSWER_NOT_IN_INPUT
-    asked = found if options == "in" else [unit for unit in found if not _only_in_options(row, unit)]
+    asked = own if options == "in" else [unit for unit in own if not _only_in_options(row, unit)]
     taken = [unit for unit in asked if is_held(row, unit)] if k is None else heaviest(asked, k)
     marks = [_form(unit.text) in forms for unit in taken]
     right = sum(_form(unit.text) in forms for unit in asked)
@@ -170,16 +186,16 @@ def _words_of(row: RationaleRow, answer: str, found: Sequence[Unit], options: st
         "overlap_top1_chance": Why.UNRANKED if k is None else all_by_chance(len(asked), right, min(1, len(taken))),
         "overlap_all": float(bool(marks) and all(marks)),
         "overlap_all_chance": all_by_chance(len(asked), right, len(taken)),
-        **_of_options(row, forms, asked, len(taken), options, k),
+        **_of_options(row, forms, found, len(taken), options, k),
     }
 
 
 def _of_options(
-    row: RationaleRow, forms: set[str], asked: Sequence[Unit], taken: int, options: str, k: int | None
+    row: RationaleRow, forms: set[str], found: Sequence[Unit], taken: int, options: str, k: int | None
 ) -> dict[str, Finding]:
     """The chance levels of random words of the options: no more of them than there are."""
     names = [measure.name for measure in WORDS if measure.name.endswith("option_chance")]
-    inside = [unit for unit in asked if any(_is_option(row, index) for index in unit.occurrences)]
+    inside = [unit for unit in found if any(_is_option(row, index) for index in unit.occurrences)]
     if options == "out" or not inside:
         return dict.fromkeys(names, Why.OPTIONS_LEFT_OUT if options == "out" else Why.NO_OPTIONS)
     right, drawn = sum(_form(unit.text) in forms for unit in inside), min(taken, len(inside))

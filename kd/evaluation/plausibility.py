@@ -8,8 +8,12 @@ Source: ERASER (DeYoung et al. 2020, arXiv 1911.03429, section 4.1, and the auth
   task's to decide, when it reads the corpus.
 - Every measure is a mean over rows. ERASER takes the IOU F1 from the means of precision and recall instead.
 - Rows whose evidence is on every unit are left out: whatever is chosen is right there.
-- Chance is the expectation over as many units drawn evenly from the same ones, or over an even ranking. Where duplicates are
-  merged, a random importance is not even: a word that occurs twice has the sum of two scores.
+- All occurrences of a unit that is evidence count as marked, as all those of a unit that is chosen do: a rationale of the marked
+  words and no others is right, merged or not.
+- Chance is the expectation over as many units drawn evenly from the same ones, or over an even ranking. A ranking is measured
+  over units that are not merged: the scores of a word that occurs twice are summed, which makes a random importance uneven.
+- Rows whose importance is the same on every unit rank nothing and are left out of the area. Where some are equal, the area is
+  scikit-learn's, a straight line over all of them at once, and not the mean over their orders.
 
 Rows without evidence are left out and counted. A rationale that holds nothing scores nought.
 """
@@ -55,7 +59,11 @@ def hard_plausibility(rows: Iterable[RationaleRow], units: Units, draws: int = 2
 
 
 def soft_plausibility(rows: Iterable[RationaleRow], units: Units) -> Sums:
-    """Sums for `SOFT`: the attribution's importance against the evidence."""
+    """Sums for `SOFT`: the attribution's importance against the evidence.
+
+    Args:
+        rows: of one source. units: the words that a rationale may hold, not merged, or chance is not what it says.
+    """
     return add_up(rows, SOFT, lambda row: _against_evidence(row, units, _soft))
 
 
@@ -70,12 +78,15 @@ def _against_evidence(row: RationaleRow, units: Units, compare: Callable[[Sequen
 
 
 def _soft(found: Sequence[Unit], gold: Sequence[bool]) -> Findings:
-    return {"auprc": auprc([unit.weight for unit in found], gold), "auprc_chance": expected_auprc(len(gold), sum(gold))}
+    weights = [unit.weight for unit in found]
+    if len(set(weights)) < 2:
+        return Why.CONSTANT
+    return {"auprc": auprc(weights, gold), "auprc_chance": expected_auprc(len(gold), sum(gold))}
 
 
 def _hard(row: RationaleRow, found: Sequence[Unit], gold: Sequence[bool], draws: int) -> Findings:
     held = [is_held(row, unit) for unit in found]
-    evidence = {index for unit in found for index in unit.occurrences if is_evidence(row, index)}
+    evidence = {index for unit, is_gold in zip(found, gold, strict=True) if is_gold for index in unit.occurrences}
     places = sorted(index for unit in found for index in unit.occurrences)
 
     def score(chosen: Iterable[Unit]) -> float:

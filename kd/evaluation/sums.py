@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from kd.evaluation.metric_names import Metric
-from kd.evaluation.metrics import Z_95, wilson
+from kd.evaluation.metrics import Z_95, Interval, wilson
 from kd.rows import Row
 
 
@@ -39,6 +39,9 @@ class Why(StrEnum):
     NO_IMPORTANCE = "has no word of importance above zero"
     CONSTANT = "has the same importance on every word"
     NOT_FINITE = "has an importance that is not a finite number"
+    NO_CANDIDATES = "has no word that may be erased"
+    NO_ECHO = "has no word that stands in several of its texts"
+    UNREADABLE = "has nothing left to read where words are erased"
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,14 @@ class Tally:
         return math.sqrt(spread / (self.count - 1) / self.count)
 
     @property
+    def interval(self) -> Interval | None:
+        """The 95 % interval of the mean by the normal approximation; None with fewer than two rows."""
+        if self.mean is None or self.standard_error is None:
+            return None
+        half = Z_95 * self.standard_error
+        return self.mean - half, self.mean + half
+
+    @property
     def why_null(self) -> str | None:
         """Why there is no mean; None where there is one."""
         if self.count:
@@ -112,6 +123,11 @@ class Result:
     n: int
     left_out: Mapping[Why, int]
     why_null: str | None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends of the interval; None where there is none."""
+        return None if self.ci_low is None or self.ci_high is None else (self.ci_low, self.ci_high)
 
 
 @dataclass(frozen=True)
@@ -148,11 +164,11 @@ def _result(measure: Measure, tally: Tally) -> Result:
     return Result(measure, tally.mean, low, high, tally.count, tally.left_out, tally.why_null)
 
 
-def _interval(measure: Measure, tally: Tally) -> tuple[float, float] | None:
-    if tally.mean is None or tally.standard_error is None:
+def _interval(measure: Measure, tally: Tally) -> Interval | None:
+    if tally.interval is None:
         return None
     # Only where every finding of a measure in 0..1 is 0 or 1 do they sum up to the same as their squares: a share of rows.
     if (measure.low, measure.high) == (0, 1) and tally.total == tally.squares:
         return wilson(round(tally.total), tally.count)
-    half = Z_95 * tally.standard_error
-    return max(measure.low, tally.mean - half), min(measure.high, tally.mean + half)
+    low, high = tally.interval
+    return max(measure.low, low), min(measure.high, high)
