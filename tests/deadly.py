@@ -12,8 +12,8 @@ import ray
 from kd.fingerprints import Fingerprint
 from kd.rows import Row
 from kd.store import Store
-from kd.training.checkpoints import CHECKPOINT_MANIFEST, CHECKPOINTS
 from kd.training.ranks import rank
+from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS
 
 R = TypeVar("R", bound=Row)
 Moment = Literal["never", "a file is published", "before the manifest", "before older ones are deleted"]

@@ -21,8 +21,8 @@ from ray.cluster_utils import Cluster
 from kd.errors import StageError
 from kd.manifests import Manifest
 from kd.ray_train import train_queue
-from kd.training.checkpoints import CHECKPOINT_MANIFEST, CHECKPOINTS
 from kd.training.runs import MODEL, Queue
+from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS
 from tests.conftest import connect
 from tests.deadly import Deadly, Moment
 from tests.tiny_runs import SHORT, history, tiny_queue
