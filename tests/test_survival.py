@@ -97,6 +97,13 @@ def test_a_kill_between_a_ranks_files_and_the_manifest_costs_nothing_but_time(un
     same_run(queue, undisturbed)
 
 
+def test_a_refusal_that_passes_gives_up_no_run(undisturbed: Queue, tmp_path: Path) -> None:
+    queue = deadly(queue_at(tmp_path, max_failures=1), moment="a file is published", victim=1, step=12, refuses=True)
+    train_queue(queue)
+    assert was_struck(queue)
+    same_run(queue, undisturbed)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "victim", "step"),
