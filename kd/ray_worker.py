@@ -129,8 +129,9 @@ def _told(reference: ray.ObjectRef) -> Any:
 
 
 def _too_large(error: torch.OutOfMemoryError) -> str:
+    said = str(error).partition("\n")[0]
     return (
-        f"the device has too little memory for this run: {str(error).partition(chr(10))[0]} Lower training.micro_batch_tokens"
+        f"the device has too little memory for this run: {said} Lower training.micro_batch_tokens"
         " or training.eval_batch_tokens, set training.gradient_checkpointing: true, or spread the model over more workers"
         " (training.num_workers with a higher zero_stage, offload)"
     )
