@@ -16,6 +16,7 @@ from kd.ray_data import Pool
 from kd.ray_train import train_queue
 from kd.shards import Work, is_finished
 from kd.training.runs import Queue
+from kd.training.saved import clear_finished
 
 
 def wiring(session: Session) -> Wiring:
@@ -97,6 +98,8 @@ def run_queue(session: Session, title: str, queue: Queue) -> list[Manifest]:
         except StageError:
             line.close(f"failed: {len(_finished(queue))} of {len(queue.items)} models")
             raise
+    else:
+        clear_finished(queue)
     finished = _finished(queue)
     line.close(("" if todo else "complete already: ") + f"{len(finished)} of {len(queue.items)} models")
     return finished

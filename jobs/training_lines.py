@@ -3,11 +3,13 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 from jobs.console import Line, duration
 from kd.manifests import Manifest
-from kd.training.progress import Progress, read_runs
-from kd.training.runs import Claimed, Queue
+from kd.refusals import tolerated
+from kd.training.progress import Progress, ProgressFile, read_runs
+from kd.training.runs import FAILURE, Claimed, Failure, Queue
 
 _LOOK_INTERVAL_S = 1.0
 
@@ -18,6 +20,7 @@ class TrainingLines:
     def __init__(self, line: Line, queue: Queue) -> None:
         self.line = line
         self.queue = queue
+        self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._over: set[str] = set()
         self._width = max(len(item.run.name) for item in queue.items)
         for item in queue.items:
@@ -25,12 +28,17 @@ class TrainingLines:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Inside, show what the workers write of their progress, for as long as they work."""
+        """Inside, show what the workers write of their progress, for as long as they work.
+
+        What an earlier start has written is forgotten first. A look that the run directory refuses is left out.
+        """
+        ProgressFile(self.queue).start()
         ended = threading.Event()
 
         def follow() -> None:
             while not ended.wait(_LOOK_INTERVAL_S):
-                self.show()
+                with tolerated():
+                    self.show()
 
         follower = threading.Thread(target=follow, daemon=True)
         follower.start()
@@ -39,8 +47,10 @@ class TrainingLines:
         finally:
             ended.set()
             follower.join()
-            for item in self.queue.items:
-                self._settle(item, "")
+            with tolerated():
+                for item in self.queue.items:
+                    self._settle(item, "")
+                    self._settle_failed(item)
 
     def show(self) -> None:
         """Look once: settle the runs that are over, rewrite the lines of the others."""
@@ -48,6 +58,8 @@ class TrainingLines:
         for item in self.queue.items:
             if item.run.name in found and found[item.run.name].is_over:
                 self._settle(item, _early(found.pop(item.run.name)))
+            elif item.run.name in found and self._settle_failed(item):
+                found.pop(item.run.name)
         self.line.moved = self.line.moved or any(progress.step for progress in found.values())
         console = self.line.console
         if found and self.line.is_due(console.clock()):
@@ -61,6 +73,19 @@ class TrainingLines:
         self.line.moved = True
         name = f"{item.run.name:<{self._width}}"
         self.line.console.say(f"{self.line.title:<12} {name}  {_outcome(manifest)}{note}  ({duration(manifest.seconds)})")
+
+    def _settle_failed(self, item: Claimed) -> bool:
+        """Say that a run has failed, once and where it has; what an earlier start said of it does not count."""
+        where = f"{item.folder}/{FAILURE}"
+        if item.run.name in self._over or not self.queue.store.exists(where):
+            return False
+        failure = Failure(**self.queue.store.read_json(where))
+        if failure.time < self._since:
+            return False
+        self._over.add(item.run.name)
+        name, why = f"{item.run.name:<{self._width}}", failure.error.partition("\n")[0]
+        self.line.console.say(f"{self.line.title:<12} {name}  failed at step {failure.step:,}: {why}")
+        return True
 
     def _text(self, progress: Progress) -> str:
         """How far a run is."""

@@ -1,13 +1,14 @@
 """Attempts at a folder's work: the newest one goes on, and a shard that ends its process every time is given up.
 
-Neither is needed for correctness: what two attempts publish is the same.
+Where shards are made neither is needed for correctness: what two attempts publish is the same. A run that is trained has
+checkpoints, of which each attempt deletes what is not its own.
 """
 
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kd.errors import StageError, StoreError
+from kd.errors import Overtaken, StageError, StoreError
 from kd.store import Store
 
 MOST_TRIES = 10
@@ -25,11 +26,11 @@ def begin_attempt(store: Store, folder: str) -> str:
 
 
 def check_newest(store: Store, folder: str, attempt: str, title: str) -> None:
-    """Raise StageError where another attempt has taken over; what this one has published stays and is as good."""
+    """Raise Overtaken where another attempt has taken over; what this one has published stays and is as good."""
     if store.read_json(f"{folder}/{ATTEMPT}")["attempt"] != attempt:
-        raise StageError(
+        raise Overtaken(
             f"{title}: another job has started this stage in {store.path(folder)} and goes on with it;"
-            " this one stops. Its finished shards are kept. Run one job at a time on a run directory"
+            " this one stops. What it has finished is kept. Run one job at a time on a run directory"
         )
 
 

@@ -24,6 +24,10 @@ class StageError(UserError, RuntimeError):
     """A stage ended without its result: too many errored rows, an upstream stage missing, rows lost."""
 
 
+class Overtaken(StageError):
+    """Another job has taken the work over; this one stops."""
+
+
 class RowFault(Exception):
     """What is wrong with one row. It becomes the row's `error`; the stage goes on.
 

@@ -3,7 +3,7 @@
 A start of a group costs 10-20 s and students are many, so a group works through many runs, and several groups work side
 by side where there is room. Each run has its own folder, and its manifest is written last: a run whose manifest is there
 is skipped. A group that loses a worker is started again and goes on from the last checkpoint of the run that it was in;
-a run that ends too many groups is given up, and the others go on.
+a run that ends too many groups is given up, and the others go on. A group that cannot start leaves its work to the others.
 """
 
 import math
@@ -11,19 +11,22 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray.train
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kd.errors import StageError, UserError
+from kd.errors import Overtaken, StageError, StoreError, UserError
 from kd.ray_worker import work
 from kd.training.progress import ProgressFile
 from kd.training.roster import Roster
 from kd.training.runs import Failure, Queue
+from kd.training.saved import clear_finished
 
 RAY_FILES = "logs/ray"
 """The folder of the run directory for Ray Train's own notes. Checkpoints are no part of them: each run keeps its own."""
@@ -31,6 +34,8 @@ WATCHDOG_FIRST_S = 60
 """So much longer than a worker's own patience is that of its collectives: the watchdog can say which worker hung."""
 LEAVING_S = 60.0
 """So long groups have to end once all runs are over; one that still waits for room on the cluster is not waited for."""
+LOOK_FOR_ROOM_S = 30.0
+"""So often it is looked whether the cluster has room for more groups by now."""
 _LOOK_S = 0.2
 _POLL_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 
@@ -44,8 +49,11 @@ def train_queue(queue: Queue, labels: Mapping[str, str] | None = None) -> None:
 
     Raises:
         StageError: some runs failed; each has its `kd.training.runs.Failure` in its folder. All others are finished.
+        Overtaken: the stage was started once more, on the same run directory.
+        UserError: no group of workers could be kept alive to finish the runs.
     """
     queue.check()
+    clear_finished(queue)
     if not queue.todo():
         return
     groups = groups_that_fit(queue, labels or {})
@@ -54,7 +62,7 @@ def train_queue(queue: Queue, labels: Mapping[str, str] | None = None) -> None:
     roster = ray.remote(num_cpus=0, scheduling_strategy=here)(Roster).remote(queue, groups)
     try:
         with _polled_often():
-            _side_by_side([_Group(queue, roster, number, labels or {}) for number in range(groups)], roster)
+            _side_by_side(queue, labels or {}, roster, groups)
         failures = ray.get(roster.failures.remote())
     finally:
         ray.kill(roster)
@@ -63,20 +71,25 @@ def train_queue(queue: Queue, labels: Mapping[str, str] | None = None) -> None:
 
 
 def groups_that_fit(queue: Queue, labels: Mapping[str, str]) -> int:
-    """How many groups to start: `parallel_runs`, or as many as find room now, but no more than there are runs.
+    """How many groups to start: `parallel_runs`, or as many as find room now and one at least, but no more than there are runs."""
+    todo = len(queue.todo())
+    if queue.training.parallel_runs is not None:
+        return min(queue.training.parallel_runs, todo)
+    return max(1, min(_room(queue, labels, 0), todo))
+
+
+def _room(queue: Queue, labels: Mapping[str, str], working: int) -> int:
+    """How many groups more find room now, beside so many that work.
 
     A guess is enough: a group without room waits for one that ends. Which node has what is free is not known, so both what
     nodes with these labels have and what is free anywhere are looked at.
     """
-    training, todo = queue.training, len(queue.todo())
-    if training.parallel_runs is not None:
-        return min(training.parallel_runs, todo)
     needs = _worker_needs(queue)
     nodes = [node for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items()]
-    workers = sum(min(int(_has(node, name) // amount) for name, amount in needs.items()) for node in nodes)
-    free = ray.available_resources()
-    workers = min(workers, *(int(free.get(name, 0) // amount) for name, amount in needs.items()))
-    return max(1, min(workers // training.num_workers, todo))
+    there = sum(min(int(_has(node, name) // amount) for name, amount in needs.items()) for node in nodes)
+    resources = ray.available_resources()
+    free = min(int(resources.get(name, 0) // amount) for name, amount in needs.items())
+    return max(0, min(there // queue.training.num_workers - working, free // queue.training.num_workers))
 
 
 def _has(node: Mapping[str, object], resource: str) -> float:
@@ -95,7 +108,7 @@ def _worker_needs(queue: Queue) -> dict[str, float]:
 
 
 class _Group(threading.Thread):
-    """Keeps one worker group at work for as long as there is any; whatever ended this is its `error`.
+    """Keeps one worker group at work for as long as there is any; whatever ended this before that is its `error`.
 
     A thread, as `fit` blocks; it ends with the process, whose end also ends its workers.
     """
@@ -112,28 +125,52 @@ class _Group(threading.Thread):
             while not self.stopped.is_set() and ray.get(self.roster.has_work.remote(self.number)):
                 self._work()
         except BaseException as error:  # noqa: BLE001 - told by the main thread
+            with suppress(RayError):
+                ray.get(self.roster.give_back.remote(self.number))
             self.error = error
 
     def _work(self) -> None:
-        """One life of the group. One that dies again and again before its first run ends the stage."""
+        """One life of the group, or a while of waiting for room. It ends for good if it dies again and again in no run."""
         try:
             _trainer(self.queue, self.labels, self.roster, self.number).fit()
         except ray.train.TrainingFailedError as error:
-            cause = root_cause(error)
-            if ray.get(self.roster.lost.remote(self.number, str(cause))):
+            if not isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+                self._bear(error)
+
+    def _bear(self, error: ray.train.TrainingFailedError) -> None:
+        """Tell the roster of a death. Workers that never came to work say nothing about the run that is to be gone on with."""
+        cause = root_cause(error)
+        if isinstance(cause, Overtaken):
+            raise cause from error
+        if not isinstance(error, ray.train.ControllerError):
+            end = self.roster.over if is_final(error) else self.roster.lost
+            if ray.get(end.remote(self.number, str(cause))):
+                self._idle_losses = 0
                 return
-            self._idle_losses += 1
-            if self._idle_losses > self.queue.training.max_failures:
-                raise cause from error
+        self._idle_losses += 1
+        if self._idle_losses > self.queue.training.max_failures:
+            raise cause from error
 
 
-def _side_by_side(groups: Sequence[_Group], roster: ActorHandle) -> None:
-    """Let the groups work until all runs are over. The main thread stays free for an interrupt."""
-    for group in groups:
-        group.start()
+def _side_by_side(queue: Queue, labels: Mapping[str, str], roster: ActorHandle, count: int) -> None:
+    """Let so many groups work until all runs are over, and more where there is room later. The main thread stays free for an
+    interrupt.
+
+    Raises:
+        UserError: what ended the groups, where none is left and there is work yet.
+    """
+    groups = [_started(_Group(queue, roster, number, labels)) for number in range(count)]
+    looked_s = time.monotonic()
     try:
-        while any(group.is_alive() for group in groups) and not ray.get(roster.is_over.remote()):
-            _raise_first(groups)
+        while True:
+            working = sum(group.is_alive() for group in groups)
+            if ray.get(roster.is_over.remote()):
+                break
+            _raise_what_ends_all(groups, working)
+            if time.monotonic() - looked_s > LOOK_FOR_ROOM_S:
+                looked_s = time.monotonic()
+                more = _more(groups, working)
+                groups += [_started(_Group(queue, roster, len(groups) + number, labels)) for number in range(more)]
             time.sleep(_LOOK_S)
         deadline = time.monotonic() + LEAVING_S
         for group in groups:
@@ -141,17 +178,35 @@ def _side_by_side(groups: Sequence[_Group], roster: ActorHandle) -> None:
     finally:
         for group in groups:
             group.stopped.set()
-    _raise_first(groups)
 
 
-def _raise_first(groups: Sequence[_Group]) -> None:
+def _started(group: _Group) -> _Group:
+    group.start()
+    return group
+
+
+def _raise_what_ends_all(groups: Sequence[_Group], working: int) -> None:
+    """One group that ends early leaves its work to the others, unless there are none, or all are overtaken."""
     for group in groups:
-        if group.error is not None:
+        if group.error is not None and (not working or isinstance(group.error, Overtaken)):
             raise group.error
 
 
+def _more(groups: Sequence[_Group], working: int) -> int:
+    """How many groups to start besides: for runs that wait, while the cluster has room and no group has failed to live in it."""
+    first = groups[0]
+    if first.queue.training.parallel_runs is not None or any(group.error for group in groups):
+        return 0
+    waiting: int = ray.get(first.roster.unattended.remote(working))
+    return min(waiting, _room(first.queue, first.labels, working)) if waiting else 0
+
+
 def _trainer(queue: Queue, labels: Mapping[str, str], roster: ActorHandle | None, group: int = 0) -> TorchTrainer:
-    """One life of a worker group: that it is started again is not Ray Train's decision, which knows nothing of runs."""
+    """One life of a worker group: that it is started again is not Ray Train's decision, which knows nothing of runs.
+
+    Nor is how long to wait for room: Ray Train would ask for it until the process ends, long after the last run perhaps, and
+    have no end of patience with workers that die while they start.
+    """
     training, use_gpu = queue.training, queue.device == "cuda"
     return TorchTrainer(
         work,
@@ -166,7 +221,7 @@ def _trainer(queue: Queue, labels: Mapping[str, str], roster: ActorHandle | None
         run_config=RunConfig(
             name=f"{queue.stage}-{group}",
             storage_path=queue.store.path(RAY_FILES),
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -187,13 +242,22 @@ def _polled_often() -> Iterator[None]:
 
 def root_cause(error: Exception) -> UserError:
     """What a person should read of a failed group: a user's mistake, else the error that is not a mere loss of contact."""
-    wrapped = getattr(error, "worker_failures", {}).values()
-    failures = [getattr(failure, "_base_exc", failure) for failure in wrapped]
+    failures = _worker_failures(error)
     for failure in failures:
         if isinstance(failure, UserError):
             return failure
     told = [failure for failure in failures if not _is_lost_contact(failure)] or failures or [error]
     return StageError(f"a training worker failed: {told[0]!r}")
+
+
+def is_final(error: Exception) -> bool:
+    """Whether a worker said why it failed, and trying again would not mend it; a file system may be well again."""
+    said = [failure for failure in _worker_failures(error) if isinstance(failure, UserError)]
+    return bool(said) and not isinstance(said[0], StoreError)
+
+
+def _worker_failures(error: Exception) -> list[BaseException]:
+    return [getattr(failure, "_base_exc", failure) for failure in getattr(error, "worker_failures", {}).values()]
 
 
 def _is_lost_contact(failure: BaseException) -> bool:

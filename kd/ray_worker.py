@@ -1,6 +1,7 @@
 """What every worker of a Ray Train group does: the runs of a queue, one after the other, with DeepSpeed."""
 
 import tempfile
+import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -8,73 +9,129 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayTaskError
 from torch import distributed
 
 from kd.deepspeed_engine import DeepSpeedEngine
-from kd.errors import UserError
+from kd.errors import Overtaken, StageError, StoreError, UserError
 from kd.training.checkpoints import Checkpoints
 from kd.training.loop import State
 from kd.training.progress import ProgressFile
-from kd.training.ranks import by_first, together
+from kd.training.ranks import by_first, gathered, local_rank, rank, together, world
 from kd.training.runs import Claimed, Queue
-from kd.training.session import open_run, publish_run
+from kd.training.saved import Harmed
+from kd.training.session import fetch_features, open_run, publish_run
 from kd.training.watchdog import Watch, Watchdog
 
 RUNS_PER_GROUP_AT_STAGE_3 = 4
 """DeepSpeed keeps about four model copies of every ZeRO-3 run for as long as the process lives, so processes are changed."""
+PAUSE_S = 5.0
+"""So long a run waits that could not reach the run directory, before it is begun again."""
 
 
 def work(settings: dict[str, Any]) -> None:
     """What every worker of a group does: it trains the runs that the roster gives its group, until there are none left.
 
     `settings` hold the `queue`, the number of the `group`, and the `roster`, an actor (`kd.training.roster.Roster`).
+
+    Raises:
+        Overtaken: a newer start of the stage, or another group, goes on with this group's work.
+        StageError: the device has too little memory for a run.
     """
     queue: Queue = settings["queue"]
     roster, group = settings["roster"], settings["group"]
     torch.set_num_threads(queue.training.threads_per_worker)
-    rank = distributed.get_rank()
     progress = ProgressFile(queue)
-    with Watchdog(queue.training.step_timeout_s, rank, lambda beat: roster.beat.remote(group, beat)) as watch:
-        for _ in range(RUNS_PER_GROUP_AT_STAGE_3) if queue.training.zero_stage == 3 else count():
-            position: int | None = by_first(lambda: ray.get(roster.take.remote(group)))
+    with (
+        Watchdog(queue.training.step_timeout_s, rank(), lambda beat: roster.beat.remote(group, beat)) as watch,
+        tempfile.TemporaryDirectory(prefix="kd-features-") as cache,
+    ):
+        features = _of_this_node(Path(cache))
+        for before in range(RUNS_PER_GROUP_AT_STAGE_3) if queue.training.zero_stage == 3 else count():
+            position: int | None = by_first(lambda: _told(roster.take.remote(group)))
             if position is None:
                 return
             item = queue.items[position]
             watch.run = item.run.name
             with tempfile.TemporaryDirectory(prefix="kd-train-") as scratch:
-                error = _train(queue, item, Path(scratch), progress.of(item), watch)
+                try:
+                    end, error = _train(queue, item, Path(scratch), features, progress.of(item), watch)
+                except torch.OutOfMemoryError as met:
+                    if before:  # what earlier runs left may be in the way: new processes decide
+                        raise
+                    raise StageError(_too_large(met)) from met
             watch("end", 0)
-            if rank == 0:
-                ray.get(roster.over.remote(group, error))
+            if rank() == 0:
+                time.sleep(PAUSE_S if end == "lost" else 0.0)
+                _told(getattr(roster, end).remote(group, error))
 
 
-def _train(queue: Queue, item: Claimed, scratch: Path, progress: Callable[[State], None], watch: Watch) -> str | None:
+def _train(
+    queue: Queue, item: Claimed, scratch: Path, features: Path, progress: Callable[[State], None], watch: Watch
+) -> tuple[str, str | None]:
     """One run from its model to its manifest; or what went wrong, where every rank knows it and the group is as good as new.
 
-    What went wrong is told as a text: the error itself would hold on to what was being opened.
+    Back come what the roster is to be told, `over` or `lost`, and the error, as a text: it would hold on to what was opened.
 
     Raises:
+        Overtaken: another group has begun the run since; every rank knows it.
         Exception: whatever else goes wrong on this rank alone; the others would wait for it, so the group must end.
     """
     watch("open", 0)
-    rank, world = distributed.get_rank(), distributed.get_world_size()
-    checkpoints = Checkpoints(queue.store, item.folder, item.digest, queue.training.keep_checkpoints)
     try:
-        opened = together(lambda: open_run(queue, item.run, scratch, rank, world))
+        checkpoints = Checkpoints.begin(queue.store, item.folder, item.digest, queue.training.keep_checkpoints)
+        together(lambda: fetch_features(queue, item.run, features) if local_rank() == 0 else None)
+        opened = together(lambda: open_run(queue, item.run, scratch, rank(), world(), features))
         found = checkpoints.newest(scratch)
     except UserError as error:
-        return str(error)
+        return _end(error)
     engine = DeepSpeedEngine(opened.student.model, queue.training, queue.device, found.checkpoint.world if found else None)
     trainer = opened.trainer(engine, queue, item.run, scratch)
+
+    def publish() -> None:
+        checkpoints.check_newest()
+        publish_run(queue, item, opened, trainer)
+
     try:
         if found:
             found.load_into(trainer)
         trainer.train(progress, lambda: checkpoints.save(trainer), watch)
         watch("publish", trainer.state.step)
-        by_first(lambda: publish_run(queue, item, opened, trainer))
+        by_first(publish)
         checkpoints.clear()
     except UserError as error:
-        return str(error)
+        return _end(error)
     finally:
         engine.close()
-    return None
+    return "over", None
+
+
+def _end(error: UserError) -> tuple[str, str]:
+    """What a run ends with. A file system may be well again a little later: the run is begun again as after a lost worker."""
+    if isinstance(error, Overtaken):
+        raise error
+    may_pass = isinstance(error, StoreError) and not isinstance(error, Harmed)
+    return "lost" if may_pass else "over", str(error)
+
+
+def _of_this_node(mine: Path) -> Path:
+    """A folder of its first worker's, for all workers of this node."""
+    places = gathered((rank() - local_rank(), mine))
+    return places[places[rank()][0]][1]
+
+
+def _told(reference: ray.ObjectRef) -> Any:
+    """What the roster answers, or the error it raises as itself: Ray's own form of it cannot be told to the other ranks."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+def _too_large(error: torch.OutOfMemoryError) -> str:
+    said = str(error).partition("\n")[0]
+    return (
+        f"the device has too little memory for this run: {said} Lower training.micro_batch_tokens"
+        " or training.eval_batch_tokens, set training.gradient_checkpointing: true, or spread the model over more workers"
+        " (training.num_workers with a higher zero_stage, offload)"
+    )

@@ -1,11 +1,14 @@
 """What a file system refuses, as an error of this project's that says which path, why, and what to do."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
 
 from kd.errors import StoreError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -28,3 +31,12 @@ def readable(path: str) -> Iterator[None]:
             raise StoreError(f"{path} is not there; run the stage that writes it") from error
         except pa.ArrowInvalid as error:
             raise StoreError(f"{path} is not a whole Parquet file: {error}; delete it and run the stage again") from error
+
+
+@contextmanager
+def tolerated() -> Iterator[None]:
+    """What the run directory refuses inside costs nothing that matters: it is a warning, and the rest is left out."""
+    try:
+        yield
+    except StoreError as error:
+        log.warning("%s", error)

@@ -3,17 +3,18 @@
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import ray
 
+from kd.errors import StoreError
 from kd.fingerprints import Fingerprint
 from kd.rows import Row
 from kd.store import Store
-from kd.training.checkpoints import CHECKPOINT_MANIFEST, CHECKPOINTS
 from kd.training.ranks import rank
+from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS
 
 R = TypeVar("R", bound=Row)
 Moment = Literal["never", "a file is published", "before the manifest", "before older ones are deleted"]
@@ -21,15 +22,18 @@ Moment = Literal["never", "a file is published", "before the manifest", "before 
 
 @dataclass(frozen=True)
 class Deadly(Store):
-    """`victim` is the rank that dies by SIGKILL, in the checkpoint after `step`. Notes are left in the folder `notes`."""
+    """`victim` is the rank that dies by SIGKILL, in the checkpoint after `step`; if it `refuses`, it lives and is refused access
+    once. Notes are left in the folder `notes`.
+    """
 
     notes: str = ""
     moment: Moment = "never"
     victim: int = 0
     step: int = 0
+    refuses: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "notes": self.notes, "moment": self.moment, "victim": self.victim, "step": self.step}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def has_struck(self) -> bool:
@@ -61,4 +65,6 @@ class Deadly(Store):
             Path(self.notes, "struck").touch(exist_ok=False)
         except FileExistsError:
             return
+        if self.refuses:
+            raise StoreError(f"cannot write {self.path(relative)}: 503; check the path, the credentials and the free space")
         os.kill(os.getpid(), signal.SIGKILL)

@@ -43,7 +43,7 @@ def config(case: str, world: int) -> LoopConfig:
 
 def checkpoints_of(folder: Path, case: str, world: int) -> Checkpoints:
     """Those that a group of this size writes."""
-    return Checkpoints(Store.at(str(folder)), f"{case}/by{world}", case, keep=1)
+    return Checkpoints.begin(Store.at(str(folder)), f"{case}/by{world}", case, keep=1)
 
 
 def train(queue: Queue, item: Claimed, scratch: Path, checkpoints: Checkpoints, resume: bool) -> Trainer:

@@ -14,10 +14,11 @@ import torch
 from kd.errors import StoreError
 from kd.fingerprints import Fingerprint
 from kd.store import Store
-from kd.training.checkpoints import CHECKPOINTS, Checkpoints
+from kd.training.checkpoints import Checkpoints
 from kd.training.engine import TorchEngine
 from kd.training.loop import State, Trainer
 from kd.training.runs import Queue
+from kd.training.saved import CHECKPOINTS, newest_step
 from kd.training.session import open_run
 from tests.full_disk import files_no_larger_than
 from tests.tiny_runs import SHORT, tiny_queue
@@ -33,7 +34,7 @@ def queue(tmp_path: Path) -> Queue:
 
 def checkpoints(queue: Queue, keep: int = 1) -> Checkpoints:
     item = queue.items[0]
-    return Checkpoints(queue.store, item.folder, item.digest, keep)
+    return Checkpoints.begin(queue.store, item.folder, item.digest, keep)
 
 
 def trainer(queue: Queue, folder: Path, seed: int = 0) -> Trainer:
@@ -212,3 +213,45 @@ def test_without_space_the_last_whole_checkpoint_stays_and_nothing_half_written(
     assert manifests(queue) == before
     assert queue.store.folders(checkpoints(queue).folder) == folders
     assert checkpoints(queue).newest(tmp_path / "scratch") is not None
+
+
+class FullAtTheBest(Store):
+    """A run directory whose disk is full once the best model's turn has come."""
+
+    def publish_file(self, local: Path, relative: str) -> Fingerprint:
+        with files_no_larger_than(1000) if "/best-" in relative else nullcontext():
+            return super().publish_file(local, relative)
+
+
+def test_without_space_for_the_best_model_nothing_of_it_stays(queue: Queue, tmp_path: Path) -> None:
+    whole = train(queue, tmp_path / "whole")
+    folders = queue.store.folders(checkpoints(queue).folder)
+    whole.state.best_step = 99
+    with pytest.raises(StoreError, match=r"cannot write .*/best-00000099-.*; check .*the free space"):
+        replace(checkpoints(queue), store=FullAtTheBest(queue.store.root)).save(whole)
+    assert queue.store.folders(checkpoints(queue).folder) == folders
+
+
+class Sticky(Store):
+    """A run directory in which nothing can be deleted."""
+
+    def delete_folder(self, folder: str) -> None:
+        raise StoreError(f"cannot delete {folder}: 503; check the path, the credentials and the free space, then run it again")
+
+
+def test_what_cannot_be_tidied_now_costs_no_checkpoint_and_goes_later(
+    queue: Queue, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved, whole = checkpoints(queue), trainer(queue, tmp_path / "whole")
+    sticky = replace(saved, store=Sticky(queue.store.root))
+    with caplog.at_level(logging.WARNING):
+        whole.train(ignore, lambda: sticky.save(whole))
+    assert "cannot delete" in caplog.text
+    assert newest_step(queue.store, saved.run) == 5
+    whole.state.step = 7
+    sticky.store = queue.store
+    sticky.save(whole)
+    assert [json.loads(path.read_text())["step"] for path in manifests(queue)] == [7]
+    sticky.store = Sticky(queue.store.root)
+    sticky.clear()
+    assert newest_step(queue.store, saved.run) == 7, "a run that is finished does not fail for its leftovers"

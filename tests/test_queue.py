@@ -5,14 +5,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 import ray
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
 
+from kd import ray_train
 from kd.errors import StageError
 from kd.models import ModelConfig, ModelSource, load, save
 from kd.ray_train import groups_that_fit, train_queue
@@ -125,6 +128,38 @@ def test_as_many_groups_as_find_room_and_no_more_than_there_are_runs(tmp_path: P
     assert groups_that_fit(queue, {"market": "nowhere"}) == 1
     assert groups_that_fit(replace(queue, training=QUICK.model_copy(update={"parallel_runs": 3})), {}) == 3
     assert groups_that_fit(replace(queue, items=queue.items[:2], training=QUICK.model_copy(update={"parallel_runs": 3})), {}) == 2
+
+
+def test_a_group_waits_for_room_longer_than_ray_train_would_and_no_failure_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    queue, lives, begin = tiny_queue(tmp_path, QUICK), list[int](), ray_train._trainer
+    monkeypatch.setattr(ray_train, "_trainer", lambda *args: (lives.append(1), begin(*args))[1])
+    taken = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    ray.get(taken.ready())
+
+    def make_room() -> None:
+        deadline = time.monotonic() + 60
+        while len(lives) < 3 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        remove_placement_group(taken)
+
+    other = Thread(target=make_room, daemon=True)
+    other.start()
+    train_queue(replace(queue, items=queue.items[:1]))
+    other.join()
+    assert len(lives) >= 3
+    assert len(queue.todo()) == len(queue.items) - 1
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_device_without_enough_memory_is_told_at_once_with_what_to_set(tmp_path: Path) -> None:
+    queue = labels(tiny_queue(tmp_path, QUICK.model_copy(update={"max_failures": 3})), traps.TooLarge())
+    with pytest.raises(StageError, match=r"\(attempts: 1\): the device has too little memory .* training\.micro_batch_tokens"):
+        train_queue(queue)
 
 
 # --- hangs ------------------------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from kd.errors import InputError, StageError
 from kd.ray_train import _trainer, root_cause, train_queue
-from kd.training.checkpoints import CHECKPOINT_MANIFEST, CHECKPOINTS
 from kd.training.progress import read_progress
 from kd.training.runs import MODEL, Queue
+from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS
 from tests.tiny_runs import SHORT, history, tiny_queue
 
 GROUP = SHORT.model_copy(

@@ -1,12 +1,18 @@
 """Which group trains which run, and what is said of runs that fail; without Ray."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kd.errors import Overtaken, StoreError
 from kd.manifests import Manifest
+from kd.store import Store
 from kd.training.roster import Roster
 from kd.training.runs import FAILURE, Queue, failure
+from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS
 from kd.training.watchdog import Beat
 from tests.tiny_runs import SHORT, tiny_queue
 
@@ -94,3 +100,89 @@ def test_a_hang_is_told_instead_of_its_consequence(queue: Queue) -> None:
     roster.lost(0, "connection closed")
     expected = "rank 1 of train hung in validate of words/0 at step 12 for 30 s; ranks that waited: 0"
     assert roster.failures()[0].error.startswith(expected)
+
+
+def save(queue: Queue, position: int, step: int) -> None:
+    """A checkpoint, as far as its name and its manifest go."""
+    queue.store.publish(f"{queue.items[position].folder}/{CHECKPOINTS}/{step:08d}-a/{CHECKPOINT_MANIFEST}", b"{}")
+
+
+def test_losses_are_counted_anew_once_the_run_has_a_newer_checkpoint(queue: Queue) -> None:
+    roster = Roster(queue, 1)
+    for step in (10, 20, 30):
+        assert roster.take(0) == 0
+        save(queue, 0, step)
+        roster.lost(0, "a node was taken away")
+    assert roster.failures() == []
+    assert roster.take(0) == 0
+    roster.lost(0, "twice at the same place")
+    assert [(each.error, each.attempts) for each in roster.failures()] == [("twice at the same place", 4)]
+
+
+def test_a_failure_tells_the_largest_step_that_was_seen_whatever_came_after_it(queue: Queue) -> None:
+    roster = Roster(queue, 1)
+    roster.take(0)
+    roster.beat(0, Beat(0, "words/0", "step", 700))
+    roster.lost(0, "first")
+    roster.take(0)
+    for beat in (Beat(0, "words/0", "open", 0), Beat(0, "words/0", "step", 501), Beat(0, "another/0", "step", 999)):
+        roster.beat(0, beat)
+    roster.lost(0, "second")
+    assert [each.step for each in roster.failures()] == [700]
+
+
+def test_a_finished_run_has_not_failed_whatever_went_wrong_after_its_manifest(queue: Queue) -> None:
+    roster = Roster(queue, 1)
+    roster.take(0)
+    finish(queue, 0)
+    assert roster.over(0, "cannot delete a checkpoint")
+    assert roster.failures() == []
+    assert not queue.store.exists(f"{queue.items[0].folder}/{FAILURE}")
+    assert roster.take(0) == 1
+
+
+class Refusing(Store):
+    """A run directory that is full once there are failures to tell."""
+
+    def publish_json(self, relative: str, value: Mapping[str, Any]) -> None:
+        if relative.endswith(FAILURE):
+            raise StoreError(f"cannot write {relative}: no space left; check the path, the credentials and the free space")
+        super().publish_json(relative, value)
+
+
+def test_a_full_disk_hides_no_failure_and_leaves_the_roster_as_it_should_be(queue: Queue) -> None:
+    roster = Roster(replace(queue, store=Refusing(queue.store.root)), 1)
+    for position in range(4):
+        assert roster.take(0) == position
+        roster.over(0, f"the loss is nan in {position}")
+    assert roster.is_over()
+    assert [each.error for each in roster.failures()] == [f"the loss is nan in {position}" for position in range(4)]
+
+
+def test_a_group_that_ends_early_leaves_its_run_to_another_one_also_to_one_that_came_later(queue: Queue) -> None:
+    roster = Roster(queue, 2)
+    assert [roster.take(group) for group in (0, 1)] == [0, 1]
+    roster.give_back(0)
+    assert roster.take(1) == 1, "who is at a run goes on with it"
+    assert roster.unattended(1) == 3
+    assert roster.unattended(2) == 0, "one group is at none, and may take the next itself"
+    assert roster.take(7) == 2
+    roster.over(7, None)
+    assert roster.take(7) == 0
+    assert [roster.over(group, None) for group in (7, 1, 0)] == [True, True, False]
+    assert not roster.is_over()
+
+
+def test_a_run_that_another_job_has_finished_meanwhile_is_not_given_out(queue: Queue) -> None:
+    roster = Roster(queue, 1)
+    finish(queue, 0)
+    assert roster.take(0) == 1
+
+
+def test_the_roster_of_a_start_that_was_overtaken_gives_nothing_out(queue: Queue) -> None:
+    older = Roster(queue, 1)
+    assert older.take(0) == 0
+    newer = Roster(queue, 1)
+    with pytest.raises(Overtaken, match=r"train: another job has started this stage in .*/logs/train and goes on with it"):
+        older.take(0)
+    assert newer.take(0) == 0

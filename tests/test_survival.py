@@ -21,8 +21,8 @@ from ray.cluster_utils import Cluster
 from kd.errors import StageError
 from kd.manifests import Manifest
 from kd.ray_train import train_queue
-from kd.training.checkpoints import CHECKPOINT_MANIFEST, CHECKPOINTS
 from kd.training.runs import MODEL, Queue
+from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS
 from tests.conftest import connect
 from tests.deadly import Deadly, Moment
 from tests.tiny_runs import SHORT, history, tiny_queue
@@ -92,6 +92,13 @@ def undisturbed(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Queu
 
 def test_a_kill_between_a_ranks_files_and_the_manifest_costs_nothing_but_time(undisturbed: Queue, tmp_path: Path) -> None:
     queue = deadly(queue_at(tmp_path), moment="a file is published", victim=1, step=12)
+    train_queue(queue)
+    assert was_struck(queue)
+    same_run(queue, undisturbed)
+
+
+def test_a_refusal_that_passes_gives_up_no_run(undisturbed: Queue, tmp_path: Path) -> None:
+    queue = deadly(queue_at(tmp_path, max_failures=1), moment="a file is published", victim=1, step=12, refuses=True)
     train_queue(queue)
     assert was_struck(queue)
     same_run(queue, undisturbed)

@@ -1,15 +1,23 @@
 """What a person sees of training: a line per run, rewritten while it goes on, kept when it is over."""
 
 import io
-from dataclasses import replace
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import pytest
+
+from jobs import training_lines
 from jobs.console import Console, duration
 from jobs.training_lines import TrainingLines
+from kd.errors import StoreError
+from kd.store import Store
 from kd.training.loop import State
 from kd.training.progress import ProgressFile
-from kd.training.runs import Queue
+from kd.training.roster import Roster
+from kd.training.runs import FAILURE, Failure, Queue
 from kd.training.session import train_here
+from kd.training.watchdog import Beat
 from tests.test_console import Terminal
 from tests.tiny_runs import SHORT, tiny_queue
 
@@ -72,6 +80,67 @@ def test_a_run_that_ended_early_says_so(tmp_path: Path) -> None:
     ProgressFile(longer).finish(queue.items[0], State(step=6, seconds=1.0))
     lines.show()
     assert "  ended at step 6 of 4,000  (" in log.getvalue()
+
+
+def test_a_run_that_failed_leaves_its_line_and_says_why(tmp_path: Path) -> None:
+    queue, log = tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 400})), io.StringIO()
+    stale, unseen = queue.items
+    queue.store.publish_json(f"{stale.folder}/{FAILURE}", asdict(Failure("words/0", "of a start before", 9, 1, "2020-01-01T00:00:00")))
+    lines = TrainingLines(Console(log, lambda: 0.0).stage("train", "steps"), queue)
+    halfway(queue, 0, 100, 50.0, None)
+    lines.show()
+    assert "failed" not in log.getvalue()
+    roster = Roster(queue, 1)
+    for error in ("the loss is nan\nand more", "its tokenizer is lost"):
+        roster.take(0)
+        roster.beat(0, Beat(0, "words/0", "step", 120))
+        roster.over(0, error)
+    lines.show()
+    lines.show()
+    assert log.getvalue().splitlines() == ["train        words/0  failed at step 120: the loss is nan"]
+    with lines.following():
+        pass
+    assert log.getvalue().splitlines()[1:] == ["train        label/0  failed at step 0: its tokenizer is lost"]
+    assert unseen.run.name == "label/0"
+
+
+def test_what_an_earlier_start_wrote_is_no_movement_of_this_one(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 400}))
+    halfway(queue, 0, 100, 50.0, None)
+    lines = TrainingLines(Console(io.StringIO(), lambda: 0.0).stage("train", "steps"), queue)
+    with lines.following():
+        lines.show()
+    assert not lines.line.moved
+
+
+class Away(Store):
+    """A run directory that is out of reach now and then."""
+
+    def names(self, folder: str) -> list[str]:
+        looks.append(folder)
+        if len(looks) == 2:
+            raise StoreError("cannot list: 503")
+        return super().names(folder)
+
+
+looks: list[str] = []
+
+
+def test_a_look_that_the_run_directory_refuses_is_not_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(training_lines, "_LOOK_INTERVAL_S", 0.01)
+    queue, screen = tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 400})), Terminal()
+    lines = TrainingLines(Console(screen).stage("train", "steps"), replace(queue, store=Away(queue.store.root)))
+    with lines.following():
+        deadline = time.monotonic() + 30
+        while "503" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+        halfway(queue, 0, 100, 50.0, None)
+        while "step 100/400" not in screen.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "503" in caplog.text
+    assert "step 100/400" in screen.getvalue()
 
 
 def test_running_lines_are_erased_together_and_no_wider_than_the_terminal(monkeypatch) -> None:  # type: ignore[no-untyped-def]

@@ -31,6 +31,14 @@ class Dies(LabelOnly):
         return super().terms
 
 
+class TooLarge(LabelOnly):
+    """The device has too little memory for a step, as torch says it."""
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
 class Sleeps(LabelOnly):
     """The last rank sleeps for ever in its fourth step."""
 

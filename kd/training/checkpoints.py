@@ -3,6 +3,9 @@
 `checkpoints/<step>-<token>/` holds what is needed to go on, `checkpoints/best-<step>-<token>/` the best model so far, which
 several checkpoints may name. A checkpoint counts if its manifest is there and bears the digest of the run's config; its
 files are fetched and their sizes and SHA-256 compared with the manifest before anything in them is unpickled.
+
+Whoever trains the run next takes it over (`kd.attempts`): an older group of workers that still lives, of another job or on a
+node that was cut off, publishes and deletes nothing from then on.
 """
 
 import dataclasses
@@ -11,71 +14,21 @@ import logging
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
-from kd.errors import StoreError
+from kd.attempts import begin_attempt, check_newest
+from kd.errors import StoreError, UserError
 from kd.fingerprints import Fingerprint
+from kd.refusals import tolerated
 from kd.store import Store
 from kd.training.loop import BEST, Trainer
 from kd.training.ranks import by_first, gathered, local_rank, rank, together, world
-
-CHECKPOINTS = "checkpoints"
-"""The folder of a run's checkpoints, below the run's; it goes when the run is finished."""
-CHECKPOINT_MANIFEST = "manifest.json"
+from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS, Checkpoint, Harmed, Stored, clear
 
 log = logging.getLogger(__name__)
-
-
-class _Harmed(StoreError):
-    """A checkpoint is not whole, or not this run's: no lack of space, no network that is down."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A file of a checkpoint: where it lies below the run's checkpoints, the rank that wrote it, and what it must be."""
-
-    path: str
-    rank: int
-    size_bytes: int
-    sha256: str
-
-    @property
-    def folder(self) -> str:
-        """Its folder below the run's checkpoints."""
-        return PurePosixPath(self.path).parts[0]
-
-    @property
-    def name(self) -> str:
-        """Its path in that folder."""
-        return str(PurePosixPath(*PurePosixPath(self.path).parts[1:]))
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint's manifest says: whose it is, after which step and by how many ranks it was written, its files."""
-
-    name: str
-    digest: str
-    step: int
-    world: int
-    zero_stage: int
-    files: Sequence[Stored]
-    best_step: int | None
-    best: Sequence[Stored]
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Checkpoint":
-        """Raises TypeError where the keys are not those of this version."""
-        files = {key: [Stored(**each) for each in content[key]] for key in ("files", "best") if key in content}
-        return cls(**{**content, **files})
-
-    def folders(self) -> set[str]:
-        """The folders that its files lie in."""
-        return {self.name, *(file.folder for file in self.best)}
 
 
 @dataclass(frozen=True)
@@ -96,14 +49,21 @@ class Found:
 class Checkpoints:
     """The checkpoints of the run in the folder `run`, whose config has this `digest`. Every rank calls each method.
 
-    What any rank cannot read or write, all ranks raise as a StoreError; the last whole checkpoint stays.
+    What any rank cannot read or write, all ranks raise as a StoreError; the last whole checkpoint stays. Where another
+    `attempt` has begun at the run since, they raise Overtaken.
     """
 
     store: Store
     run: str
     digest: str
     keep: int
+    attempt: str
     _whole: list[Checkpoint] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, store: Store, run: str, digest: str, keep: int) -> "Checkpoints":
+        """Take the run over from whoever trains it."""
+        return cls(store, run, digest, keep, by_first(lambda: begin_attempt(store, run)))
 
     @property
     def folder(self) -> str:
@@ -117,9 +77,10 @@ class Checkpoints:
             mine = together(lambda: self._save_mine(trainer, name))
             files = [file for part in gathered(mine) for file in part]
             by_first(lambda: self._commit(trainer, name, files))
-        except StoreError:
+        except UserError:
             by_first(lambda: self._give_up(name))
             raise
+        by_first(self._tidy)
 
     def newest(self, scratch: Path) -> Found | None:
         """Fetch the newest whole checkpoint below `scratch`; None where the run has none yet.
@@ -127,13 +88,13 @@ class Checkpoints:
         One that lacks a file, or whose files are not what its manifest says, is passed over for an older one, with a warning.
 
         Raises:
-            StoreError: there are checkpoints, and none of them is whole and this run's.
+            Harmed: there are checkpoints, and none of them is whole and this run's.
         """
         listed, faults = by_first(self._listed)
         for place, checkpoint in enumerate(listed):
             try:
                 folder = self._fetch(checkpoint, scratch)
-            except _Harmed as fault:
+            except Harmed as fault:
                 faults.append(fault)
                 continue
             self._warn(faults, checkpoint)
@@ -141,12 +102,16 @@ class Checkpoints:
             return Found(checkpoint, folder)
         if faults:
             where = self.store.path(self.folder)
-            raise StoreError(f"{faults[0]}; no other checkpoint is whole. Delete {where} to start the run from its first step")
+            raise Harmed(f"{faults[0]}; no other checkpoint is whole. Delete {where} to start the run from its first step")
         return None
 
+    def check_newest(self) -> None:
+        """Raise Overtaken where another attempt has begun; called by whoever is about to publish or delete."""
+        check_newest(self.store, self.run, self.attempt, "training")
+
     def clear(self) -> None:
-        """Delete them all."""
-        by_first(lambda: self.store.delete_folder(self.folder))
+        """Delete them all, since the run is finished."""
+        by_first(lambda: clear(self.store, self.run))
 
     def _save_mine(self, trainer: Trainer, name: str) -> list[Stored]:
         """This rank's part of a checkpoint."""
@@ -167,23 +132,29 @@ class Checkpoints:
         return files
 
     def _commit(self, trainer: Trainer, name: str, files: Sequence[Stored]) -> None:
-        """The first rank's part: the best model if it is a new one, the manifest, and what is no longer needed."""
+        """The first rank's part: the best model if it is a new one, and the manifest."""
         state, stage = trainer.state, trainer.config.zero_stage
-        best = self._best(trainer)
+        best = self._best(trainer, name)
         checkpoint = Checkpoint(name, self.digest, state.step, world(), stage, files, state.best_step, best)
+        self.check_newest()
         self.store.publish_json(f"{self.folder}/{name}/{CHECKPOINT_MANIFEST}", dataclasses.asdict(checkpoint))
         self._whole = [*self._whole, checkpoint][-self.keep :]
-        needed = {folder for each in self._whole for folder in each.folders()}
-        for folder in self.store.folders(self.folder):
-            if folder not in needed:
-                self._delete(folder)
 
-    def _best(self, trainer: Trainer) -> Sequence[Stored]:
-        """The best model's files, published unless the checkpoint before names the same one."""
+    def _tidy(self) -> None:
+        """Delete what is no longer needed; the checkpoint just made counts, whether that can be done now or not."""
+        needed = {folder for each in self._whole for folder in each.folders()}
+        with tolerated():
+            self.check_newest()
+            for folder in self.store.folders(self.folder):
+                if folder not in needed:
+                    self._delete(folder)
+
+    def _best(self, trainer: Trainer, name: str) -> Sequence[Stored]:
+        """The best model's files, published with the checkpoint of this name unless the one before names the same model."""
         step = trainer.state.best_step
         if self._whole and self._whole[-1].best_step == step:
             return self._whole[-1].best
-        return [] if step is None else self._publish(trainer.folder / BEST, f"{BEST}-{step:08d}-{_token()}")
+        return [] if step is None else self._publish(trainer.folder / BEST, f"{BEST}-{step:08d}-{_token_of(name)}")
 
     def _delete(self, folder: str) -> None:
         """The manifest goes first: what is half deleted is no checkpoint."""
@@ -191,21 +162,21 @@ class Checkpoints:
         self.store.delete_folder(f"{self.folder}/{folder}")
 
     def _give_up(self, name: str) -> None:
-        """Delete what was published of a checkpoint, as far as the file system lets one."""
-        try:
-            self._delete(name)
-        except StoreError as error:
-            log.warning("%s", error)
+        """Delete what was published of a checkpoint and with it, as far as the file system lets one."""
+        with tolerated():
+            for folder in self.store.folders(self.folder):
+                if _token_of(folder) == _token_of(name):
+                    self._delete(folder)
 
-    def _listed(self) -> tuple[list[Checkpoint], list[_Harmed]]:
+    def _listed(self) -> tuple[list[Checkpoint], list[Harmed]]:
         """This run's checkpoints that have a manifest, the newest first, and what is wrong with others."""
         listed: list[Checkpoint] = []
-        faults: list[_Harmed] = []
+        faults: list[Harmed] = []
         for name in self.store.folders(self.folder):
             if self.store.exists(f"{self.folder}/{name}/{CHECKPOINT_MANIFEST}"):
                 try:
                     listed.append(self._read(name))
-                except _Harmed as fault:
+                except Harmed as fault:
                     faults.append(fault)
         return sorted(listed, key=lambda checkpoint: checkpoint.step, reverse=True), faults
 
@@ -215,9 +186,9 @@ class Checkpoints:
         try:
             checkpoint = Checkpoint.from_json(json.loads(content))
         except (TypeError, ValueError) as error:
-            raise _Harmed(f"{self.store.path(relative)} is no manifest of a checkpoint of this version: {error}") from error
+            raise Harmed(f"{self.store.path(relative)} is no manifest of a checkpoint of this version: {error}") from error
         if checkpoint.digest != self.digest:
-            raise _Harmed(
+            raise Harmed(
                 f"{self.store.path(relative)} is of another config: expected the digest {self.digest}, got {checkpoint.digest}"
             )
         return checkpoint
@@ -245,18 +216,23 @@ class Checkpoints:
     def _fetch_file(self, file: Stored, target: Path) -> None:
         relative = f"{self.folder}/{file.path}"
         if not self.store.exists(relative):
-            raise _Harmed(f"{self.store.path(relative)} is not there, though its checkpoint's manifest names it")
+            raise Harmed(f"{self.store.path(relative)} is not there, though its checkpoint's manifest names it")
         expected, got = Fingerprint(file.size_bytes, file.sha256), self.store.fetch_file(relative, target)
         if got != expected:
-            raise _Harmed(
+            raise Harmed(
                 f"{self.store.path(relative)} is not what its manifest says: expected {expected.size_bytes} bytes with SHA-256"
                 f" {expected.sha256[:16]}, got {got.size_bytes} bytes with {got.sha256[:16]}; it was not opened"
             )
 
-    def _warn(self, faults: Sequence[_Harmed], chosen: Checkpoint) -> None:
+    def _warn(self, faults: Sequence[Harmed], chosen: Checkpoint) -> None:
         for fault in faults if rank() == 0 else []:
             log.warning("%s; going on from the checkpoint of step %d", fault, chosen.step)
 
 
 def _token() -> str:
     return uuid.uuid4().hex[:8]
+
+
+def _token_of(folder: str) -> str:
+    """What tells a checkpoint's folders from those of another one of the same step."""
+    return folder.rpartition("-")[2]

@@ -76,11 +76,14 @@ class LoopConfig(Frozen):
     """Training does not begin where more than this share of the rows that reach it without an error cannot be read or written
     by the model (its answer is too long, for instance)."""
     max_failures: int = Field(default=3, ge=0)
-    """How often one run is begun again, from its last checkpoint, after its group lost a worker. Then it has failed, and the
-    queue goes on without it. Nodes that were reclaimed do not count."""
+    """How often one run is begun again, from its last checkpoint, after its group lost a worker or could not reach the run
+    directory. Then it has failed, and the queue goes on without it. It is counted anew whenever the run has a newer checkpoint
+    than at the time before, so a long run on machines that are taken away now and then is not given up. A worker whose loss
+    Ray knows to be a reclaimed node does not count at all."""
     parallel_runs: int | None = Field(default=None, ge=1)
-    """Worker groups that train runs of the queue side by side. Null: as many as fit what the cluster has free when the
-    stage begins, at least one. 1: one run after the other."""
+    """Worker groups that train runs of the queue side by side. Null: as many as fit what the cluster has free, at least one;
+    it is looked again while runs wait. 1: one run after the other. A cluster that grows on demand grows by as many groups as
+    ask for room, so say how many there."""
     step_timeout_s: float = Field(default=1800.0, gt=0)
     """A worker that takes longer than this for one thing ends its group, and the error says which worker did what. One thing
     is a step, a validation, a checkpoint, the opening of a run (its model, its rows) or the publishing of its model."""

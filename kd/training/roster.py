@@ -4,55 +4,86 @@ One object knows this for all groups of a stage. What it knows is of this start 
 manifest is to be trained, whatever happened to it before.
 """
 
-from collections import Counter
+import logging
+from collections import Counter, defaultdict
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+from kd.attempts import begin_attempt, check_newest
+from kd.errors import StoreError
+from kd.refusals import tolerated
 from kd.training.runs import FAILURE, Claimed, Failure, Queue
+from kd.training.saved import newest_step
 from kd.training.watchdog import Beat, hang
+
+log = logging.getLogger(__name__)
 
 
 class Roster:
-    """The runs of a queue dealt to `groups`, by their positions in turn.
+    """The runs of a queue dealt to `groups`, by their positions in turn. With it this start takes over from any other.
 
-    A group takes its own runs in order, then the last one of the group that has most left.
+    A group takes its own runs in order, then the last one of the group that has most left; so does one that comes later.
+    What the run directory refuses is a warning here: it ends no group, and least of all this object, which all of them need.
     """
 
     def __init__(self, queue: Queue, groups: int) -> None:
         self._queue = queue
+        self._folder = f"logs/{queue.stage}"
+        self._attempt = begin_attempt(queue.store, self._folder)
         todo = {item.folder for item in queue.todo()}
         positions = [position for position, item in enumerate(queue.items) if item.folder in todo]
-        self._waiting = [[position for position in positions if position % groups == group] for group in range(groups)]
+        self._waiting = {group: [position for position in positions if position % groups == group] for group in range(groups)}
         self._at: dict[int, int] = {}
         self._attempts: Counter[int] = Counter()
-        self._beats: dict[int, dict[int, Beat]] = {group: {} for group in range(groups)}
+        self._losses: Counter[int] = Counter()
+        self._saved: Counter[int] = Counter()
+        self._seen: Counter[int] = Counter()
+        self._beats: defaultdict[int, dict[int, Beat]] = defaultdict(dict)
         self._failures: list[Failure] = []
 
     def has_work(self, group: int) -> bool:
         """Whether a run is left for the group to begin or to go on with."""
-        return group in self._at or any(self._waiting)
+        return group in self._at or any(self._waiting.values())
 
     def is_over(self) -> bool:
         """Whether every run has its model or has failed."""
-        return not self._at and not any(self._waiting)
+        return not self._at and not any(self._waiting.values())
+
+    def unattended(self, groups: int) -> int:
+        """How many runs wait for a group; none while one of so many groups is at none itself, and may take the next."""
+        return sum(map(len, self._waiting.values())) if len(self._at) >= groups else 0
 
     def take(self, group: int) -> int | None:
-        """The position of what the group trains next, None for nothing; one that lost a worker goes on with its run."""
+        """The position of what the group trains next, None for nothing; one that lost a worker goes on with its run.
+
+        Raises:
+            Overtaken: the stage was started once more, and that start goes on with its runs.
+        """
+        with tolerated():
+            check_newest(self._queue.store, self._folder, self._attempt, self._queue.stage)
         if group in self._at and self._is_finished(self._at[group]):
             self._leave(group, None)
-        if group not in self._at and any(self._waiting):
-            mine, most = self._waiting[group], max(self._waiting, key=len)
-            self._at[group] = mine.pop(0) if mine else most.pop()
-            self._queue.store.delete(f"{self._item(group).folder}/{FAILURE}")
+        while group not in self._at and any(self._waiting.values()):
+            mine, most = self._waiting.get(group), max(self._waiting.values(), key=len)
+            position = mine.pop(0) if mine else most.pop()
+            if not self._is_finished(position):
+                self._begin(group, position)
         return self._at.get(group)
 
-    def over(self, group: int, error: str | None) -> None:
-        """The run of the group is finished, or has failed for a reason that trying again would not mend."""
+    def over(self, group: int, error: str | None) -> bool:
+        """The run of the group is finished, or has failed for a reason that trying again would not mend.
+
+        False: it was in no run.
+        """
+        if group not in self._at:
+            return False
         self._attempts[self._at[group]] += 1
         self._leave(group, error)
+        return True
 
     def lost(self, group: int, error: str) -> bool:
-        """The group has died. Its run failed if that happened too often; a hang is told instead of its consequence.
+        """The group has died, or could not reach the run directory. Its run failed if that happened too often since it last got
+        on, which its newest checkpoint tells; a hang is told instead of its consequence.
 
         False: it was in no run.
         """
@@ -60,37 +91,67 @@ class Roster:
             return False
         position = self._at[group]
         self._attempts[position] += 1
+        if self._has_got_on(position):
+            self._losses[position] = 0
+        self._losses[position] += 1
         if self._is_finished(position):
             self._leave(group, None)
-        elif self._attempts[position] > self._queue.training.max_failures:
+        elif self._losses[position] > self._queue.training.max_failures:
             self._leave(group, hang(self._queue.stage, list(self._beats[group].values())) or error)
         self._beats[group].clear()
         return True
 
+    def give_back(self, group: int) -> None:
+        """The group ends before its work does: what it was in waits for another one."""
+        if group in self._at:
+            self._waiting.setdefault(group, []).insert(0, self._at.pop(group))
+
     def beat(self, group: int, beat: Beat) -> None:
         """A worker of the group says what it is doing."""
         self._beats[group][beat.rank] = beat
+        position = self._at.get(group)
+        if position is not None and beat.run == self._queue.items[position].run.name:
+            self._seen[position] = max(self._seen[position], beat.step)
 
     def failures(self) -> list[Failure]:
         """The runs that failed in this start."""
         return self._failures
 
-    def _leave(self, group: int, error: str | None) -> None:
-        if error is not None:
-            self._note(group, error)
-        self._beats[group].clear()
-        del self._at[group]
+    def _begin(self, group: int, position: int) -> None:
+        self._at[group] = position
+        with tolerated():
+            self._queue.store.delete(f"{self._item(position).folder}/{FAILURE}")
 
-    def _note(self, group: int, error: str) -> None:
-        item, beats = self._item(group), self._beats[group].values()
-        step = max((beat.step for beat in beats if beat.run == item.run.name), default=0)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        failure = Failure(item.run.name, error, step, self._attempts[self._at[group]], now)
-        self._queue.store.publish_json(f"{item.folder}/{FAILURE}", asdict(failure))
+    def _leave(self, group: int, error: str | None) -> None:
+        """The group is done with its run. One whose manifest is there has not failed, whatever came after that."""
+        position = self._at.pop(group)
+        self._beats[group].clear()
+        if error is not None and not self._is_finished(position):
+            self._note(position, error)
+        elif error is not None:
+            log.warning("%s is finished; after that: %s", self._item(position).run.name, error)
+
+    def _note(self, position: int, error: str) -> None:
+        item, now = self._item(position), datetime.now(UTC).isoformat(timespec="seconds")
+        failure = Failure(item.run.name, error, self._seen[position], self._attempts[position], now)
         self._failures.append(failure)
+        with tolerated():
+            self._queue.store.publish_json(f"{item.folder}/{FAILURE}", asdict(failure))
+
+    def _has_got_on(self, position: int) -> bool:
+        """Whether there is a newer checkpoint than at the run's last loss."""
+        before = self._saved[position]
+        with tolerated():
+            self._saved[position] = max(before, newest_step(self._queue.store, self._item(position).folder))
+        return self._saved[position] > before
 
     def _is_finished(self, position: int) -> bool:
-        return self._queue.store.manifest(self._queue.items[position].folder) is not None
+        """Whether its manifest is there; not where that cannot be seen now."""
+        try:
+            return self._queue.store.manifest(self._item(position).folder) is not None
+        except StoreError as error:
+            log.warning("%s", error)
+            return False
 
-    def _item(self, group: int) -> Claimed:
-        return self._queue.items[self._at[group]]
+    def _item(self, position: int) -> Claimed:
+        return self._queue.items[position]

@@ -13,6 +13,7 @@ from kd.errors import ConfigError
 from kd.families.opening import open_family
 from kd.manifests import Manifest
 from kd.models import Loaded, load, seeded
+from kd.refusals import tolerated
 from kd.training.adapters import add_adapters
 from kd.training.config import LoopConfig
 from kd.training.data import open_features
@@ -41,9 +42,19 @@ class Opened:
         return Trainer(engine, self.student, limits, self.lessons, self.validation, queue.training, run.seed, scratch)
 
 
-def open_run(queue: Queue, run: Run, scratch: Path, rank: int, world: int) -> Opened:
+def fetch_features(queue: Queue, run: Run, folder: Path) -> None:
+    """Have the run's features below a local folder, as `open_run` reads them; what is there already is left as it is.
+
+    Raises:
+        UserError: a shard cannot be read, or is not what its manifest promises.
+    """
+    open_features(queue.store, run.features, run.shards, folder)
+
+
+def open_run(queue: Queue, run: Run, scratch: Path, rank: int, world: int, features: Path | None = None) -> Opened:
     """The run's model, features and validation questions. What is fetched lies below `scratch` and is read from there.
 
+    Features that `fetch_features` put below `features` serve many runs and many ranks, one at a time or all together.
     Weights are loaded in fp32, whatever precision they are used in later.
 
     Raises:
@@ -55,7 +66,7 @@ def open_run(queue: Queue, run: Run, scratch: Path, rank: int, world: int) -> Op
     parameters = sum(parameter.numel() for parameter in student.model.parameters())
     _fit_for_training(student, training, run.seed)
     family = open_family(student, limits)
-    table = open_features(queue.store, run.features, run.shards, scratch)
+    table = open_features(queue.store, run.features, run.shards, features or scratch)
     order = Order([shard.rows for shard in run.shards], training.batch_rows, training.window_shards, run.seed)
     rows = sample(queue.store, run.examples, run.validation, training.eval_rows)
     prefix, budget = run.objective.answer_prefix, training.eval_batch_tokens
@@ -109,7 +120,8 @@ def publish_run(queue: Queue, item: Claimed, opened: Opened, trainer: Trainer) -
         rows_per_s=round(state.step * queue.training.batch_rows / state.seconds, 3),
     )
     stamped = store.publish_manifest(item.folder, manifest)
-    ProgressFile(queue).finish(item, state)
+    with tolerated():  # the run is finished, whoever hears of it
+        ProgressFile(queue).finish(item, state)
     return stamped
 
 

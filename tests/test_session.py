@@ -1,0 +1,45 @@
+"""A run as it is opened: its features, which many runs and ranks of a node share."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from kd.errors import StoreError
+from kd.manifests import Manifest
+from kd.store import Store
+from kd.training.session import fetch_features, open_run, train_here
+from tests.tiny_runs import SHORT, tiny_queue
+
+
+def test_features_are_converted_once_for_all_runs_that_learn_from_them(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path / "run", SHORT, seeds=(0, 1))
+    cache = tmp_path / "cache"
+    for item in queue.items:
+        fetch_features(queue, item.run, cache)
+    before = sorted(cache.rglob("*.arrow"))
+    assert len(before) == 2, "two variants, though there are four runs"
+    for number, item in enumerate(queue.items):
+        scratch = tmp_path / str(number)
+        shared = open_run(queue, item.run, scratch, rank=0, world=1, features=cache).lessons.table
+        own = open_run(queue, item.run, tmp_path / f"{number}own", rank=0, world=1).lessons.table
+        assert not list(scratch.rglob("*.arrow"))
+        assert shared.batch([3, 0]).table.to_pylist() == own.batch([3, 0]).table.to_pylist()
+    assert sorted(cache.rglob("*.arrow")) == before
+
+
+class Mute(Store):
+    """A run directory that takes no more progress once the manifest of a run is there."""
+
+    def publish_manifest(self, folder: str, manifest: Manifest) -> Manifest:
+        Path(self.root, "mute").touch()
+        return super().publish_manifest(folder, manifest)
+
+    def publish(self, relative: str, data: bytes) -> None:
+        if ".progress/" in relative and Path(self.root, "mute").exists():
+            raise StoreError(f"cannot write {relative}: 503")
+        super().publish(relative, data)
+
+
+def test_a_run_whose_manifest_is_there_is_finished_whoever_hears_of_it(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT)
+    train_here(replace(queue, items=queue.items[:1], store=Mute(queue.store.root)))
+    assert [item.run.name for item in queue.todo()] == ["label/0"]
