@@ -12,7 +12,7 @@ import torch
 from kd.errors import ConfigError
 from kd.families.opening import open_family
 from kd.manifests import Manifest
-from kd.models import Loaded, load, seeded
+from kd.models import Loaded, check_device, load, seeded
 from kd.training.adapters import add_adapters
 from kd.training.config import LoopConfig
 from kd.training.data import open_features
@@ -44,14 +44,16 @@ class Opened:
 def open_run(queue: Queue, run: Run, scratch: Path, rank: int, world: int) -> Opened:
     """The run's model, features and validation questions. What is fetched lies below `scratch` and is read from there.
 
-    Weights are loaded in fp32, whatever precision they are used in later.
+    Weights are loaded in fp32, whatever precision they are used in later, and on the CPU where ZeRO splits them: the engine brings
+    them to the device in the precision that they are used in.
 
     Raises:
         UserError: a model, a shard or a setting is not what the config says.
     """
     training, limits = queue.training, run.model.config
     full = limits.model_copy(update={"dtype": "float32"})
-    student = load(dataclasses.replace(run.model, config=full), queue.device)
+    check_device(queue.device)
+    student = load(dataclasses.replace(run.model, config=full), "cpu" if training.zero_stage == 3 else queue.device)
     parameters = sum(parameter.numel() for parameter in student.model.parameters())
     _fit_for_training(student, training, run.seed)
     family = open_family(student, limits)
