@@ -1,6 +1,7 @@
 """One run, from the run directory and back to it; wherever it is trained in between."""
 
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from kd.training.order import Order
 from kd.training.progress import ProgressFile
 from kd.training.runs import HISTORY, LAST_MODEL, MODEL, TIMINGS, Claimed, Queue, Run
 from kd.training.validation import Validation, open_validation, sample
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def open_run(queue: Queue, run: Run, scratch: Path, rank: int, world: int) -> Op
     rows = sample(queue.store, run.examples, run.validation, training.eval_rows)
     prefix, budget = run.objective.answer_prefix, training.eval_batch_tokens
     validation = open_validation(rows, family, prefix, queue.judge, budget, rank, world)
+    if validation is None and training.patience_evals and rank == 0:
+        log.warning("%s: no row of validation has a label, so nothing is validated and patience_evals ends no run", run.name)
     trained = sum(parameter.numel() for parameter in student.model.parameters() if parameter.requires_grad)
     return Opened(student, parameters, trained, Lessons(table, order, run.objective.terms), validation)
 
