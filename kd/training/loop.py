@@ -114,7 +114,8 @@ class Trainer:
         step, a validation, a checkpoint.
 
         Raises:
-            StageError: the loss is no longer a number; on every rank alike.
+            StageError: the loss or a gradient is no longer a number.
+            StoreError: the first rank cannot write a model. Both on every rank alike.
         """
         started = time.monotonic() - self.state.seconds
         tallies: list[Tally] = []
@@ -195,22 +196,32 @@ class Trainer:
         tokens, padding = (
             sum(counted) for counted in zip(*((each.tokens, each.padding_tokens) for each in tallies), strict=True)
         )
-        norm = float(tallies[-1].gradient_norm)
-        if not math.isfinite(sum(sums) + norm):
-            raise StageError(
-                f"the loss is {sum(sums)}, its gradient {norm} at step {self.state.step}; expected finite numbers."
-                " Lower the learning rate, set clip_norm, or train in float32."
-            )
+        norms = [float(tally.gradient_norm) for tally in tallies]
+        self._check_finite(sum(sums), norms)
         self.state.history.append(
             {
                 "step": self.state.step,
                 "loss": dict(zip([term.name for term in self.lessons.terms], means, strict=True)),
                 "tokens": tokens,
                 "padding_frac": padding / (tokens + padding) if tokens else 0.0,
-                "gradient_norm": norm,
+                "gradient_norm": norms[-1],
                 "learning_rate": self.config.learning_rate_at(self.state.step - 1),
             }
         )
+
+    def _check_finite(self, loss_nats: float, norms: Sequence[float]) -> None:
+        """Raise StageError where the loss of the newest steps is no number, or the norm of any of their gradients is none.
+
+        From stage 1 on DeepSpeed leaves such a step out, and only its norm, infinity, tells.
+        """
+        first = self.state.step - len(norms) + 1
+        bad = [(first + place, norm) for place, norm in enumerate(norms) if not math.isfinite(norm)]
+        step, norm = [*bad, (self.state.step, norms[-1])][0]
+        if bad or not math.isfinite(loss_nats):
+            raise StageError(
+                f"the loss is {loss_nats}, its gradient {norm} at step {step}; expected finite numbers."
+                " Lower the learning rate, set clip_norm, or train in float32."
+            )
 
     def _time(self, seconds: float, waited_s: float) -> None:
         """Add the timing of the newest entry."""
