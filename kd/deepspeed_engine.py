@@ -164,7 +164,9 @@ def _make_universal(folder: Path) -> None:
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             main(options)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
         raise StoreError(f"cannot cut a checkpoint anew in {folder}: {error}; check the free space there") from error
 
 

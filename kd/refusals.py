@@ -28,3 +28,15 @@ def readable(path: str) -> Iterator[None]:
             raise StoreError(f"{path} is not there; run the stage that writes it") from error
         except pa.ArrowInvalid as error:
             raise StoreError(f"{path} is not a whole Parquet file: {error}; delete it and run the stage again") from error
+
+
+@contextmanager
+def written(path: str) -> Iterator[None]:
+    """The same for a folder that libraries write a model into."""
+    with allowed("write", path):
+        try:
+            yield
+        except Exception as error:
+            if "(os error " not in str(error):  # so safetensors and tokenizers tell what the system refuses them
+                raise
+            raise OSError(str(error)) from error
