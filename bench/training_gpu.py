@@ -2,6 +2,9 @@
 
 `python -m bench.training_gpu --out=bench/results/NAME.jsonl`: random weights of the shapes of T5-base and T5-large, kept in
 float32 and multiplied in bfloat16 (autocast), by the product's plain torch engine: forward, backward, clipping, AdamW, dropout.
+This is not `precision: bfloat16` of a run: there weights and gradients are in bfloat16 and DeepSpeed keeps the optimizer's copy in
+float32, which spares the casts of autocast and half of the weights' and gradients' memory. What is measured here says how much of
+a GPU the loop and the model leave unused, not what such a run takes.
 Rows are of one length, so nothing is padded. The share of the peak is that of a large matrix product measured in the same
 run, by the FLOP count of `kd/cost.py`: what gradient checkpointing computes twice counts once. `--tiny` runs the same script
 small, on a CPU, to see that it works. It has not been run on a GPU yet, and no result of one is kept.
@@ -43,7 +46,8 @@ def main() -> None:
         sys.exit("bench.training_gpu: expected a GPU that torch can use, got none; run it on one, or small with --tiny")
     device = "cpu" if given.tiny else "cuda"
     record = Record("training_gpu", given.out)
-    record.machine(dtype="float32 weights, bfloat16 autocast", optimizer="AdamW, fused", dropout=0.1)
+    precision = "float32 weights and gradients, bfloat16 autocast; not a run's precision: bfloat16 (bfloat16 weights)"
+    record.machine(dtype=precision, engine="plain torch, no DeepSpeed", optimizer="AdamW, fused", dropout=0.1)
     peak = matrix_peak(device, 256 if given.tiny else 8192, given.seconds)
     record.figure("peak", "bfloat16 matrix product", peak / 1e12, "TFLOP/s")
     for name, sizes in {"tiny": TINY}.items() if given.tiny else SHAPES.items():

@@ -9,7 +9,7 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,9 @@ class DeepSpeedEngine:
     sums their gradients, and reduces (stages 0, 1) or finishes (2, 3) them in the one that is said to be the last. On a CPU
     nothing is compiled: the optimizer is torch's, and the shared-memory operation is declared unavailable before it can be
     built.
+
+    At stage 3 there is a whole copy of the model besides, which waits on the CPU and is on the device only while it is looked at.
+    DeepSpeed has the model itself whole on the device once, when it is built, in the precision of its use.
 
     `saved_by` is the number of workers that wrote the checkpoint to be loaded, if one will be: DeepSpeed wants to know when
     it is built whether optimizer states are cut for the group that there is.
@@ -84,8 +87,7 @@ class DeepSpeedEngine:
 
     @contextmanager
     def whole(self) -> Iterator["PreTrainedModel"]:
-        model = self.module if self._copy is None else self._gathered(self._copy)
-        with evaluating(model):
+        with nullcontext(self.module) if self._copy is None else self._gathered(self._copy) as model, evaluating(model):
             yield model
 
     def save(self, folder: Path) -> None:
@@ -132,13 +134,18 @@ class DeepSpeedEngine:
         copy = deepcopy(model)
         return copy.to(torch.bfloat16) if self.config.precision == "bfloat16" else copy
 
-    @torch.no_grad()
-    def _gathered(self, copy: "PreTrainedModel") -> "PreTrainedModel":
-        """The copy with the weights of now, fetched one by one from the ranks that hold them."""
-        for mine, shared in zip(copy.parameters(), self.module.parameters(), strict=True):
-            with self._deepspeed.zero.GatheredParameters([shared]):
-                mine.copy_(shared)
-        return copy
+    @contextmanager
+    def _gathered(self, copy: "PreTrainedModel") -> Iterator["PreTrainedModel"]:
+        """The copy on the device, with the weights of now, fetched one by one from the ranks that hold them."""
+        try:
+            copy.to(device=self.device)
+            with torch.no_grad():
+                for mine, shared in zip(copy.parameters(), self.module.parameters(), strict=True):
+                    with self._deepspeed.zero.GatheredParameters([shared]):
+                        mine.copy_(shared)
+            yield copy
+        finally:
+            copy.to(device="cpu")
 
 
 def _make_universal(folder: Path) -> None:
@@ -157,7 +164,9 @@ def _make_universal(folder: Path) -> None:
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             main(options)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
         raise StoreError(f"cannot cut a checkpoint anew in {folder}: {error}; check the free space there") from error
 
 

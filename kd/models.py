@@ -20,6 +20,7 @@ from kd.errors import ConfigError, InputError
 from kd.frozen import Frozen
 from kd.manifests import digest
 from kd.origins import check_there, check_tokenizer_files, commit_of, content_of, explained
+from kd.refusals import written
 from kd.specs import PooledClassifierSpec, Spec, T5Spec
 from kd.store import Store
 
@@ -125,8 +126,8 @@ def count_parameters(source: ModelSource) -> int:
 
 
 def save(loaded: Loaded, local: Path) -> None:
-    """Write weights (safetensors) and tokenizer so that plain transformers loads them."""
-    with _quiet():
+    """Write weights (safetensors) and tokenizer so that plain transformers loads them. Raises StoreError without space."""
+    with _quiet(), written(str(local)):
         loaded.model.save_pretrained(local)
         loaded.tokenizer.save_pretrained(local)
 

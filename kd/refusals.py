@@ -34,6 +34,18 @@ def readable(path: str) -> Iterator[None]:
 
 
 @contextmanager
+def written(path: str) -> Iterator[None]:
+    """The same for a folder that libraries write a model into."""
+    with allowed("write", path):
+        try:
+            yield
+        except Exception as error:
+            if "(os error " not in str(error):  # so safetensors and tokenizers tell what the system refuses them
+                raise
+            raise OSError(str(error)) from error
+
+
+@contextmanager
 def tolerated() -> Iterator[None]:
     """What the run directory refuses inside costs nothing that matters: it is a warning, and the rest is left out."""
     try:

@@ -12,12 +12,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from kd.errors import ConfigError
+from kd.families.base import Family
 from kd.models import Loaded, load, save
 from kd.training.adapters import Lora, add_adapters, merged
 from kd.training.config import LoopConfig
+from kd.training.engine import Engine
 from kd.training.runs import MODEL, Queue
 from kd.training.session import open_run, train_here
-from kd.training.validation import sample
+from kd.training.validation import Score, Validation, sample
 from tests import tiny
 from tests.deepspeed_worker import LORA, STOPPING, SWITCHES, work_together
 from tests.tiny_runs import SHORT, figures, history, tiny_queue
@@ -137,11 +139,50 @@ def test_merging_leaves_the_adapted_model_as_it_was(tmp_path: Path) -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    modules, plain = list(model.modules()), tiny.tiny_t5(tmp_path).model
     asked = {"input_ids": torch.tensor([[5, 6, 7]]), "decoder_input_ids": torch.tensor([[0, 4]])}
-    assert torch.allclose(merged(model)(**asked).logits, model(**asked).logits, atol=1e-5)
+    expected = model(**asked).logits
+    with merged(model):
+        assert model.state_dict().keys() == plain.state_dict().keys()
+        assert torch.allclose(model(**asked).logits, expected, atol=1e-5)
+        assert not torch.allclose(plain(**asked).logits, expected, atol=1e-2)
     after = model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(one is other for one, other in zip(model.modules(), modules, strict=True))
+
+
+def test_in_half_precision_a_merged_weight_is_rounded_once(tmp_path: Path) -> None:
+    model = tiny.tiny_t5(tmp_path).model
+    add_adapters(model, Lora(targets=("q",)))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model.to(torch.bfloat16)
+    name = "encoder.block.0.layer.0.SelfAttention.q"
+    layer = model.get_submodule(name)
+    a, b = layer.lora_A["default"].weight.double(), layer.lora_B["default"].weight.double()
+    exact = layer.get_base_layer().weight.double() + layer.scaling["default"] * (b @ a)
+    with merged(model), torch.no_grad():
+        found = model.get_submodule(name).weight
+        assert found.dtype == torch.bfloat16
+        step = 2.0 ** (exact.abs().log2().floor() - 7)
+        assert ((found.double() - exact).abs() <= 0.501 * step).all()
+
+
+def test_the_model_that_is_scored_is_the_one_that_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: dict[str, torch.Tensor] = {}
+    plain = Validation.score
+
+    def score(validation: Validation, engine: Engine, family: Family) -> Score:
+        scored.update({name: weight.clone() for name, weight in family.model.state_dict().items()})
+        return plain(validation, engine, family)
+
+    monkeypatch.setattr(Validation, "score", score)
+    exported = load_file(model_folder(trained(tmp_path, LORA)) / "model.safetensors")
+    assert exported.keys() <= scored.keys()
+    assert not any("lora" in name for name in scored)
+    assert all(torch.equal(scored[name], exported[name]) for name in exported)
 
 
 # --- recomputed layers ------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The training loop with plain torch: what it computes, and that a restart, a second run and another cut change nothing."""
 
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from kd.errors import ConfigError, StageError
 from kd.models import Loaded, load, save
-from kd.rows import Features, RationaleRow
+from kd.rows import Example, Features, RationaleRow, RowError
 from kd.training.config import LoopConfig
 from kd.training.engine import TorchEngine, adamw, clip_gradient
 from kd.training.loop import State
@@ -128,11 +130,60 @@ def test_without_validation_the_last_step_is_kept(tmp_path: Path) -> None:
     assert queue.store.exists(f"{queue.items[0].folder}/{MODEL}/model.safetensors")
 
 
+def validating_on(queue: Queue, change: Callable[[Example], Example]) -> Queue:
+    """The queue with every row of validation changed."""
+    run = queue.items[0].run
+    for shard in run.validation:
+        path = f"{run.examples}/{shard.file}"
+        queue.store.publish_rows(path, [change(row) for row in queue.store.read_rows(path, Example)], Example, {})
+    return queue
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"error": RowError("too_long", "made so"), "target": None}, r"examples: all 8 rows of validation have an error"),
+        ({"target": "river " * 20}, r"none of 8 rows of validation can be read and answered .*, the first one for too_long \("),
+    ],
+)
+def test_validation_rows_that_are_of_no_use_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    queue = validating_on(tiny_queue(tmp_path, SHORT), lambda row: replace(row, **change))
+    with pytest.raises(StageError, match=message):
+        train_here(queue)
+    train_here(replace(queue, training=SHORT.model_copy(update={"eval_rows": 0})))
+
+
+@pytest.mark.parametrize(("patience", "told"), [(2, ["words/0", "label/0"]), (None, [])])
+@pytest.mark.parametrize("is_empty", [True, False], ids=["empty", "unlabelled"])
+def test_patience_without_labels_to_validate_on_is_warned_of(
+    tmp_path: Path, is_empty: bool, patience: int | None, told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = SHORT.model_copy(update={"patience_evals": patience, "eval_every_steps": 1})
+    queue = validating_on(tiny_queue(tmp_path, config), lambda row: replace(row, target=None))
+    if is_empty:
+        items = [replace(item, run=replace(item.run, validation=[])) for item in queue.items]
+        queue = replace(queue, items=items)
+    with caplog.at_level(logging.WARNING):
+        train_here(queue)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == told
+    assert [entry["step"] for entry in history(queue)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_loss_that_is_no_number_stops_the_run_with_advice(tmp_path: Path) -> None:
     queue = tiny_queue(tmp_path, SHORT.model_copy(update={"learning_rate": 1e30, "clip_norm": 0.0}))
     with pytest.raises(StageError, match="Lower the learning rate"):
         train_here(queue)
     assert queue.store.manifest(queue.items[0].folder) is None
+
+
+def test_a_gradient_that_is_not_finite_is_told_by_its_step_though_a_later_one_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with trainer(tiny_queue(tmp_path, SHORT.model_copy(update={"log_every_steps": 5}))) as fresh:
+        plain, factors = fresh.engine.step, iter([1.0, 1.0, math.inf, 1.0, 1.0])
+        monkeypatch.setattr(fresh.engine, "step", lambda rate: plain(rate) * next(factors))
+        with pytest.raises(StageError, match=r"the loss is [\d.]+, its gradient inf at step 3; .*Lower the learning rate"):
+            fresh.train(ignore, lambda: None)
 
 
 def test_finished_runs_are_skipped_and_progress_is_readable(tmp_path: Path) -> None:

@@ -48,6 +48,9 @@ def test_the_weight_of_the_label_is_a_share(alpha: float) -> None:
 def test_sums_are_per_term() -> None:
     sums = sums_per_term(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1, 0, 1]), terms=3)
     assert sums.tolist() == [2.0, 5.0, 0.0]
+    nll = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    term = torch.arange(1000) % 3
+    assert torch.allclose(sums_per_term(nll, term, 4), nll.new_zeros(4).index_add(0, term, nll), rtol=1e-6)
 
 
 def test_a_loss_is_weight_times_sum_over_the_global_count() -> None:

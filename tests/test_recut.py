@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.recut_worker import CASES
+from tests.recut_worker import CASES, SPIKED
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.timeout(900)
@@ -67,8 +69,29 @@ def test_a_run_goes_on_with_another_number_of_workers(outcomes: Path, case: str,
     assert resumed == pytest.approx(undisturbed, **near)
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("before", [1, 2])
+def test_weights_moments_and_counts_of_steps_come_back_to_the_bit(outcomes: Path, case: str, before: int) -> None:
+    saved, loaded, ended = [torch.load(outcomes / case / f"{name}{before}.pt") for name in ("saved", "loaded", "ended")]
+    for what in ("master", "exp_avg", "exp_avg_sq", "used"):
+        assert loaded[what].keys() == saved[what].keys()
+        assert [name for name in saved[what] if not torch.equal(loaded[what][name], saved[what][name])] == []
+    assert any(moment.abs().max() > 0 for moment in saved["exp_avg"].values())
+    assert [held["steps"] for held in (saved, loaded, ended)] == [[3.0], [3.0], [6.0]]
+    assert [held["decays"] for held in (saved, loaded, ended)] == [[0.1] if "lora" in case else [0.1, 0.0]] * 3
+
+
 def test_a_full_disk_on_one_rank_is_an_error_on_all_and_the_last_checkpoint_stays(outcomes: Path) -> None:
     first, second = [json.loads((outcomes / f"full{rank}.json").read_text()) for rank in (0, 1)]
     assert first == second
-    assert "cannot write a checkpoint to" in first["told"]
+    assert "cannot write a checkpoint to" in first["checkpoint"]
+    assert re.search(r"cannot write .*/best: .*File too large.* check .*the free space", first["model"])
+    assert re.search(r"cannot cut a checkpoint anew in .*; check the free space there", first["recut"])
     assert first["found"] == 3
+
+
+@pytest.mark.parametrize("case", SPIKED)
+def test_a_gradient_that_is_no_number_ends_the_run_on_all_ranks_though_later_steps_have_one(outcomes: Path, case: str) -> None:
+    first, second = [(outcomes / case / f"spike{rank}.txt").read_text() for rank in (0, 1)]
+    assert first == second
+    assert re.search(r"the loss is (nan|[\d.]+), its gradient (nan|inf) at step 3; .* Lower the learning rate", first)

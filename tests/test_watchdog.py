@@ -81,12 +81,30 @@ with Watchdog(1.0, rank, lambda beat: print(beat, flush=True)) as watch:
         ([Beat(0, "a/0", "step", 4), Beat(1, "a/0", "step", 4)], None),
         (
             [Beat(0, "a/0", "step", 4, 9.0, True), Beat(1, "a/0", "step", 4)],
-            "rank 0 of train hung in step of a/0 at step 4 for 9 s",
+            "rank 1 of train is silent, last heard in step of a/0 at step 4; ranks that waited: 0",
         ),
-        ([Beat(0, "a/0", "step", 4, 9.0, True), Beat(1, "a/0", "step", 3, 9.0, True)], "rank 1 of train hung"),
-        ([Beat(0, "a/0", "open", 0, 9.0), Beat(1, "a/0", "open", 0, 9.0)], "rank 0 of train hung in open of a/0"),
+        (
+            [Beat(0, "a/0", "open", 0, 9.0, True)],
+            "rank 1 of train is silent, and was not heard in this run; ranks that waited: 0",
+        ),
+        (
+            [Beat(0, "a/0", "step", 4, 9.0), Beat(1, "a/0", "step", 4)],
+            "rank 0 of train hung in step of a/0 at step 4 for 9 s; ranks that waited: none",
+        ),
+        (
+            [Beat(0, "a/0", "step", 4, 9.0, True), Beat(1, "a/0", "step", 3, 9.0, True)],
+            "rank 1 of train hung in step of a/0 at step 3 for 9 s; ranks that waited: 0",
+        ),
+        (
+            [Beat(0, "a/0", "step", 5, 9.0), Beat(1, "a/0", "step", 4, 9.0)],
+            "rank 1 of train hung in step of a/0 at step 4 for 9 s; ranks that waited: none",
+        ),
+        (
+            [Beat(0, "a/0", "open", 0, 9.0), Beat(1, "a/0", "open", 0, 9.0)],
+            "rank 0 of train hung in open of a/0 at step 0 for 9 s; rank 1 of train hung in open of a/0 at step 0 for 9 s; ranks",
+        ),
     ],
 )
-def test_stuck_are_those_who_wait_for_nobody_else_those_least_far(beats: list[Beat], said: str | None) -> None:
-    told = hang("train", beats)
+def test_stuck_are_the_late_who_wait_for_nobody_else_the_silent_else_the_least_far(beats: list[Beat], said: str | None) -> None:
+    told = hang("train", beats, world=2)
     assert told is None if said is None else str(told).startswith(said)

@@ -1,13 +1,15 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685): small matrices beside the linear layers of a frozen model learn what it lacks.
 
-The model stays what it was for everybody else: its layers are replaced in place, and an exported copy has them merged in.
+The model stays what it was for everybody else: its layers are replaced in place, and what is validated and exported has the
+adapters merged in.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from copy import deepcopy
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -71,16 +73,33 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
     del model.peft_config
 
 
-def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of an adapted model with its adapters added to the weights, and no trace of them besides."""
+@contextmanager
+def merged(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a model's adapters are added to its weights, rounded once, and there is no trace of them besides.
+
+    Outside it is what it was, to the bit; only the weights that have adapters are held twice.
+    """
     from peft.tuners.lora import LoraLayer
 
-    plain = deepcopy(model)
-    for name, layer in list(plain.named_modules()):
-        if isinstance(layer, LoraLayer):
-            layer.merge()
-            plain.set_submodule(name, layer.get_base_layer())
-    return plain
+    adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    weights = {name: layer.get_base_layer().weight.data for name, layer in adapted.items()}
+    try:
+        for name, layer in adapted.items():
+            plain = layer.get_base_layer()
+            plain.weight.data = (weights[name].float() + _added(layer)).to(weights[name].dtype)
+            model.set_submodule(name, plain)
+        yield
+    finally:
+        for name, layer in adapted.items():
+            layer.get_base_layer().weight.data = weights[name]
+            model.set_submodule(name, layer)
+
+
+def _added(layer: Any) -> torch.Tensor:
+    """What a layer's adapters add to its weight, in fp32. (peft would round this to the weight's precision, and then the sum.)"""
+    (name,) = layer.active_adapters
+    product = layer.lora_B[name].weight.data.float() @ layer.lora_A[name].weight.data.float()
+    return (product.T if layer.fan_in_fan_out else product) * layer.scaling[name]
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:

@@ -69,7 +69,9 @@ class LoopConfig(Frozen):
     """Train low-rank adapters and leave the model as it is; they are merged into the exported model. Null: train it whole."""
     num_workers: int = Field(default=1, ge=1)
     """Workers of the group, one GPU each where the cluster's device is cuda. No part of what a run is recognised by: global
-    batches are the same, and a run that was interrupted goes on with another number of workers."""
+    batches are the same, and a run that was interrupted goes on with another number of workers. They cut the batches in
+    another way: without dropout losses stay what they were, with dropout the curve goes on from the same state, but draws
+    differ."""
     threads_per_worker: int = Field(default=1, ge=1)
     """CPUs and torch threads of a worker."""
     max_error_frac: float = Field(default=0.01, ge=0, le=1)

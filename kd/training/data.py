@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kd.errors import StageError
+from kd.errors import StageError, StoreError
 from kd.manifests import Shard
+from kd.refusals import allowed
 from kd.store import Store
 from kd.training.cutting import cost, deal
 from kd.training.order import Rows
@@ -91,13 +92,22 @@ def open_features(store: Store, folder: str, shards: Sequence[Shard], cache: Pat
 
     Raises:
         StageError: the files do not hold the rows that their manifest promises.
+        StoreError: they cannot be read, or `cache` has no room for them.
     """
     import datasets
+    from datasets.exceptions import DatasetGenerationError
 
     local = store.local_folder(folder, cache)
     paths = [str(local / shard.file) for shard in shards]
     datasets.disable_progress_bars()
-    dataset = datasets.Dataset.from_parquet(paths, columns=_COLUMNS, cache_dir=str(cache))
+    try:
+        with allowed("read", f"{store.path(folder)} into {cache}"):
+            dataset = datasets.Dataset.from_parquet(paths, columns=_COLUMNS, cache_dir=str(cache))
+    except DatasetGenerationError as error:
+        raise StoreError(
+            f"cannot read {store.path(folder)} into {cache}: {error.__cause__ or error}; check that the files are whole and the"
+            " free space there, then run it again"
+        ) from error
     expected = sum(shard.rows for shard in shards)
     if len(dataset) != expected:
         raise StageError(

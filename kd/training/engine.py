@@ -63,6 +63,7 @@ class TorchEngine:
                 "the plain torch engine trains in float32 in one process, "
                 f"got precision = {config.precision}, num_workers = {config.num_workers}"
             )
+        model.to(device=device)
         self.model = model
         self.forward = model
         self.device = device

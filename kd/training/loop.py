@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +22,14 @@ from kd.errors import StageError
 from kd.families.base import Family
 from kd.families.opening import open_family
 from kd.models import Loaded, ModelConfig, save
+from kd.refusals import allowed
 from kd.training.adapters import merged
 from kd.training.config import LoopConfig
 from kd.training.data import FeatureTable, Sequences, Share
 from kd.training.engine import Engine, reseed
 from kd.training.objectives import Term, coefficients, sums_per_term
 from kd.training.order import Order
+from kd.training.ranks import by_first
 from kd.training.validation import Score, Validation
 from kd.training.watchdog import Watch, unwatched
 
@@ -114,7 +116,8 @@ class Trainer:
         step, a validation, a checkpoint.
 
         Raises:
-            StageError: the loss is no longer a number; on every rank alike.
+            StageError: the loss or a gradient is no longer a number.
+            StoreError: the first rank cannot write a model. Both on every rank alike.
         """
         started = time.monotonic() - self.state.seconds
         tallies: list[Tally] = []
@@ -153,7 +156,8 @@ class Trainer:
         self.engine.load(folder)
         self.state = State.from_json((folder / _STATE).read_text())
         if self.engine.rank == 0 and (folder / BEST).exists():
-            shutil.copytree(folder / BEST, self.folder / BEST, dirs_exist_ok=True)
+            with allowed("copy", f"{folder / BEST} to {self.folder / BEST}"):
+                shutil.copytree(folder / BEST, self.folder / BEST, dirs_exist_ok=True)
 
     def _share(self, step: int) -> Share:
         """This rank's part of a step's global batch. Runs in a thread of its own, one step ahead of the model."""
@@ -195,22 +199,32 @@ class Trainer:
         tokens, padding = (
             sum(counted) for counted in zip(*((each.tokens, each.padding_tokens) for each in tallies), strict=True)
         )
-        norm = float(tallies[-1].gradient_norm)
-        if not math.isfinite(sum(sums) + norm):
-            raise StageError(
-                f"the loss is {sum(sums)}, its gradient {norm} at step {self.state.step}; expected finite numbers."
-                " Lower the learning rate, set clip_norm, or train in float32."
-            )
+        norms = [float(tally.gradient_norm) for tally in tallies]
+        self._check_finite(sum(sums), norms)
         self.state.history.append(
             {
                 "step": self.state.step,
                 "loss": dict(zip([term.name for term in self.lessons.terms], means, strict=True)),
                 "tokens": tokens,
                 "padding_frac": padding / (tokens + padding) if tokens else 0.0,
-                "gradient_norm": norm,
+                "gradient_norm": norms[-1],
                 "learning_rate": self.config.learning_rate_at(self.state.step - 1),
             }
         )
+
+    def _check_finite(self, loss_nats: float, norms: Sequence[float]) -> None:
+        """Raise StageError where the loss of the newest steps is no number, or the norm of any of their gradients is none.
+
+        From stage 1 on DeepSpeed leaves such a step out, and only its norm, infinity, tells.
+        """
+        first = self.state.step - len(norms) + 1
+        bad = [(first + place, norm) for place, norm in enumerate(norms) if not math.isfinite(norm)]
+        step, norm = [*bad, (self.state.step, norms[-1])][0]
+        if bad or not math.isfinite(loss_nats):
+            raise StageError(
+                f"the loss is {loss_nats}, its gradient {norm} at step {step}; expected finite numbers."
+                " Lower the learning rate, set clip_norm, or train in float32."
+            )
 
     def _time(self, seconds: float, waited_s: float) -> None:
         """Add the timing of the newest entry."""
@@ -221,12 +235,11 @@ class Trainer:
         """Score this step, and keep its model if it is the best so far or the last; without validation rows the last is best."""
         if self.validation is None and self.state.step < self.config.steps:
             return
-        with self.engine.whole() as model:
+        with self.engine.whole() as model, merged(model) if self.config.lora else nullcontext():
             whole = dataclasses.replace(self.student, model=model)
             score = self.validation.score(self.engine, self._open_family(whole)) if self.validation else None
             self._judge(score)
-            if self.engine.rank == 0:
-                self._keep(whole)
+            by_first(lambda: self._keep(whole))
         if score is not None:
             self.state.history[-1] |= {"validation_accuracy": score.accuracy, "validation_loss": score.loss_nats}
 
@@ -244,8 +257,7 @@ class Trainer:
         is_best = self.state.best_step == self.state.step
         if not is_best and not (self.state.done and self.config.keep_last):
             return
-        plain = dataclasses.replace(whole, model=merged(whole.model)) if self.config.lora else whole
-        save(plain, self.folder / (BEST if is_best else LAST))
+        save(whole, self.folder / (BEST if is_best else LAST))
 
     @cached_property
     def _family(self) -> Family:

@@ -157,11 +157,15 @@ def taught(row: Example, answers: Answers) -> Example:
 def sums_per_term(nll_nats: Float[Tensor, "n"], term: Int[Tensor, "n"], terms: int) -> Float[Tensor, "k"]:
     """The losses of n sequences as one sum per term, never a mean.
 
+    No index_add: on a GPU it adds in another order each time, and the losses of two runs would differ in their last digits.
+
     Args:
         nll_nats: negative log-likelihood of each sequence, summed over its target tokens.
         term: which of the `terms` terms each sequence belongs to.
     """
-    return nll_nats.new_zeros(terms).index_add(0, term, nll_nats)
+    import torch
+
+    return torch.stack([torch.where(term == each, nll_nats, 0.0).sum() for each in range(terms)])
 
 
 def coefficients(terms: Sequence[Term], counts: Sequence[int]) -> list[float]:

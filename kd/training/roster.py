@@ -97,7 +97,8 @@ class Roster:
         if self._is_finished(position):
             self._leave(group, None)
         elif self._losses[position] > self._queue.training.max_failures:
-            self._leave(group, hang(self._queue.stage, list(self._beats[group].values())) or error)
+            told = hang(self._queue.stage, list(self._beats[group].values()), self._queue.training.num_workers)
+            self._leave(group, told or error)
         self._beats[group].clear()
         return True
 

@@ -1,6 +1,7 @@
 """One run, from the run directory and back to it; wherever it is trained in between."""
 
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 from kd.errors import ConfigError
 from kd.families.opening import open_family
 from kd.manifests import Manifest
-from kd.models import Loaded, load, seeded
+from kd.models import Loaded, check_device, load, seeded
 from kd.refusals import tolerated
 from kd.training.adapters import add_adapters
 from kd.training.config import LoopConfig
@@ -24,6 +25,8 @@ from kd.training.order import Order
 from kd.training.progress import ProgressFile
 from kd.training.runs import HISTORY, LAST_MODEL, MODEL, TIMINGS, Claimed, Queue, Run
 from kd.training.validation import Validation, open_validation, sample
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,16 @@ def open_run(queue: Queue, run: Run, scratch: Path, rank: int, world: int, featu
     """The run's model, features and validation questions. What is fetched lies below `scratch` and is read from there.
 
     Features that `fetch_features` put below `features` serve many runs and many ranks, one at a time or all together.
-    Weights are loaded in fp32, whatever precision they are used in later.
+    Weights are loaded in fp32, whatever precision they are used in later, and on the CPU where ZeRO splits them: the engine brings
+    them to the device in the precision that they are used in.
 
     Raises:
         UserError: a model, a shard or a setting is not what the config says.
     """
     training, limits = queue.training, run.model.config
     full = limits.model_copy(update={"dtype": "float32"})
-    student = load(dataclasses.replace(run.model, config=full), queue.device)
+    check_device(queue.device)
+    student = load(dataclasses.replace(run.model, config=full), "cpu" if training.zero_stage == 3 else queue.device)
     parameters = sum(parameter.numel() for parameter in student.model.parameters())
     _fit_for_training(student, training, run.seed)
     family = open_family(student, limits)
@@ -71,6 +76,8 @@ def open_run(queue: Queue, run: Run, scratch: Path, rank: int, world: int, featu
     rows = sample(queue.store, run.examples, run.validation, training.eval_rows)
     prefix, budget = run.objective.answer_prefix, training.eval_batch_tokens
     validation = open_validation(rows, family, prefix, queue.judge, budget, rank, world)
+    if validation is None and training.patience_evals and rank == 0:
+        log.warning("%s: no row of validation has a label, so nothing is validated and patience_evals ends no run", run.name)
     trained = sum(parameter.numel() for parameter in student.model.parameters() if parameter.requires_grad)
     return Opened(student, parameters, trained, Lessons(table, order, run.objective.terms), validation)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from kd.batching import cut
-from kd.errors import RowFault
+from kd.errors import RowFault, StageError
 from kd.families.base import Family, Generated
 from kd.families.text import Encoded
 from kd.manifests import Shard
@@ -70,13 +70,24 @@ def sample(store: Store, folder: str, shards: Sequence[Shard], most: int) -> lis
     """At most `most` rows with a target from the validation shards, the same ones for every run.
 
     Shards are read in a fixed random order until there are enough rows, then rows are drawn from those.
+
+    Raises:
+        StageError: all rows have an error. That none has a label is no error: a corpus may be without.
     """
     draw = random.Random(0)
     rows: list[Example] = []
+    faults: list[bool] = []
     for shard in draw.sample(list(shards), len(shards)):
         if len(rows) >= most:
             break
-        rows += [row for row in store.read_rows(f"{folder}/{shard.file}", Example)[: shard.rows] if _is_usable(row)]
+        read = store.read_rows(f"{folder}/{shard.file}", Example)[: shard.rows]
+        rows += [row for row in read if _is_usable(row)]
+        faults += [row.error is not None for row in read]
+    if faults and all(faults):
+        raise StageError(
+            f"{store.path(folder)}: all {len(faults)} rows of validation have an error, expected some without; mend the corpus, or"
+            " set eval_rows: 0 to train without validation"
+        )
     return draw.sample(rows, min(most, len(rows)))
 
 
@@ -86,8 +97,19 @@ def open_validation(
     """The rows as questions behind the objective's prefix, shared out over the ranks; None where there are none.
 
     A row that the student cannot read (too long, for instance) is left out: evaluation counts those.
+
+    Raises:
+        StageError: it can read none of the rows.
     """
-    questions = [question for row in rows if (question := _ask(row, family, prefix)) is not None]
+    asked = [_ask(row, family, prefix) for row in rows]
+    questions = [question for question in asked if isinstance(question, Question)]
+    faults = [fault for fault in asked if isinstance(fault, RowFault)]
+    if faults and not questions:
+        raise StageError(
+            f"none of {len(faults)} rows of validation can be read and answered by the student, the first one for"
+            f" {faults[0].reason} ({faults[0].detail}); expected some. Raise the student's max_input_tokens or max_answer_tokens,"
+            " or set eval_rows: 0 to train without validation"
+        )
     if not questions:
         return None
     mine = questions[rank::world]
@@ -98,10 +120,10 @@ def _is_usable(row: Example) -> bool:
     return row.error is None and row.target is not None
 
 
-def _ask(row: Example, family: Family, prefix: str) -> Question | None:
+def _ask(row: Example, family: Family, prefix: str) -> Question | RowFault:
     assert row.target is not None  # only rows with a target are sampled
     try:
         encoded = family.encode([Segment("prompt", prefix), *row.segments] if prefix else row.segments)
         return Question(encoded, family.encode_answer(row.target), row.target, family.size(encoded, []))
-    except RowFault:
-        return None
+    except RowFault as fault:
+        return fault

@@ -100,18 +100,33 @@ def is_waiting(frame: FrameType | None) -> bool:
     return False
 
 
-def hang(stage: str, beats: Sequence[Beat]) -> str | None:
-    """What to say of a group whose workers were last heard so; None where no worker's time was up.
+def hang(stage: str, beats: Sequence[Beat], world: int) -> str | None:
+    """What to say of a group of so many workers that were last heard so; None where no worker's time was up.
 
-    Stuck are those that wait for nobody; where all wait (for a collective that the others never entered), those least far.
+    Stuck are those whose time was up and who wait for nobody, of them the least far. Where all whose time was up wait, it is for
+    those who are silent: one that never gives up the interpreter, or was killed, says no more. Where nobody is silent, all wait
+    for a collective that others never entered, and stuck are the least far.
     """
     late = [beat for beat in beats if beat.hung_s is not None]
     if not late:
         return None
-    stuck = [beat for beat in late if not beat.waits] or [beat for beat in late if beat.step == min(each.step for each in late)]
-    others = sorted(beat.rank for beat in beats if beat not in stuck)
-    told = "; ".join(
-        f"rank {beat.rank} of {stage} hung in {beat.phase} of {beat.run} at step {beat.step} for {beat.hung_s:.0f} s"
-        for beat in sorted(stuck, key=lambda beat: beat.rank)
-    )
-    return f"{told}; ranks that waited: {', '.join(map(str, others)) or 'none'}. If it is merely slow, raise step_timeout_s"
+    busy = [beat for beat in late if not beat.waits]
+    silent = set(range(world)) - {beat.rank for beat in late}
+    if silent and not busy:
+        heard = {beat.rank: beat for beat in beats}
+        stuck = {rank: f"rank {rank} of {stage} is silent, {_last(heard.get(rank))}" for rank in silent}
+    else:
+        first = min(beat.step for beat in busy or late)
+        least = [beat for beat in busy or late if beat.step == first]
+        stuck = {beat.rank: f"rank {beat.rank} of {stage} hung in {_place(beat)} for {beat.hung_s:.0f} s" for beat in least}
+    waited = sorted(beat.rank for beat in late if beat.waits and beat.rank not in stuck)
+    told = "; ".join(stuck[rank] for rank in sorted(stuck))
+    return f"{told}; ranks that waited: {', '.join(map(str, waited)) or 'none'}. If it is merely slow, raise step_timeout_s"
+
+
+def _last(beat: Beat | None) -> str:
+    return f"last heard in {_place(beat)}" if beat else "and was not heard in this run"
+
+
+def _place(beat: Beat) -> str:
+    return f"{beat.phase} of {beat.run} at step {beat.step}"
