@@ -137,8 +137,8 @@ class Config(Frozen):
             raise ValueError("audit.min_faithfulness_gain: a teacher is asked for it, and the config has none; leave it out")
         if not self.attribution.answers and self.attribution.explained == "gold":
             raise ValueError(
-                "audit.min_faithfulness_gain: a gate must know whether the teacher is near chance, and attribution.answers = false"
-                " leaves its answers out; set it to true, or have no gate"
+                "audit.min_faithfulness_gain: a gate must know whether the teacher is near chance, and attribution.answers ="
+                " false leaves its answers out; set it to true, or have no gate"
             )
         missing = [name for name in audit.gated if name not in known]
         if missing or not audit.gated:

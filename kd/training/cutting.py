@@ -16,7 +16,7 @@ Group = list[int]
 Sizes = Sequence[tuple[int, int]]
 """Input and target tokens of each sequence."""
 TARGET_WORK = 1.75
-"""The work of a target token in input tokens: it is weighed against the whole vocabulary too (T5-small's FLOP; larger ones less)."""
+"""The work of a target token in input tokens: it is scored against the vocabulary too (T5-small's FLOP; larger models less)."""
 
 
 @dataclass(frozen=True)
