@@ -82,7 +82,7 @@ def test_a_word_of_which_a_part_is_marked_is_evidence_and_a_word_counted_once_is
 @pytest.mark.parametrize("merged", [True, False])
 def test_a_rationale_of_the_marked_words_and_no_others_is_right_whether_duplicates_are_merged_or_not(merged: bool) -> None:
     config = RationalesConfig(roles=("text",), merge_duplicates=merged)
-    row = rationale_row(("text", "gold mine or old gold dust"), chosen=("gold", "mine"), evidence=[(0, "gold mine")])
+    row = rationale_row(("text", "gold ring or old gold dust"), chosen=("gold", "ring"), evidence=[(0, "gold ring")])
     if not merged:
         row.evidence.append(Span(0, 17, 21))  # the second gold
     found = hard_plausibility([row], config.units).results(HARD)
@@ -181,7 +181,7 @@ def test_random_rationales_score_their_chance() -> None:
 @pytest.mark.parametrize("merged", [True, False])
 def test_words_that_occur_twice_change_no_chance_level(merged: bool) -> None:
     config = RationalesConfig(roles=("text",), selection=TopK(k=2), merge_duplicates=merged)
-    segments = [Segment("text", "gold mine and gold dust on gold sand near grey rock")]
+    segments = [Segment("text", "gold ring and gold dust on gold sand near grey rock")]
     draw, made = random.Random(4), list[Attribution]()
     for number in range(1500):
         row = attributed(segments, [draw.random() for _ in range(11)], uid=str(number))

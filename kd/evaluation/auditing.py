@@ -186,9 +186,8 @@ class AuditSums:
         blanks = {part: Sums() for part in reported.parts() if reported.measures(part) not in measured}
         for part, sums in (blanks | dict(self.parts)).items():
             measures = reported.measures(part)
-            if part == WHOLE or part.endswith("/all"):
-                sums += Sums({measure.name: errored for measure in measures})
-            yield from ((part, result) for result in sums.results(measures))
+            without = Sums({measure.name: errored for measure in measures if part == WHOLE or part.endswith("/all")})
+            yield from ((part, result) for result in (sums + without).results(measures))
 
 
 def audit_sums(rows: Iterable[Measured]) -> AuditSums:

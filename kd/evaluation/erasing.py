@@ -103,9 +103,7 @@ class Eraser:
         words, tokens = _spans(row), list(map(Span, row.token_segment, row.token_start, row.token_end))
         read, _ = pool(tokens, [1.0] * len(tokens), words)
         return [
-            word
-            for word, mass in zip(words, read, strict=True)
-            if not mass and row.segments[word.segment].role not in NEVER_CUT
+            word for word, mass in zip(words, read, strict=True) if not mass and row.segments[word.segment].role not in NEVER_CUT
         ]
 
 

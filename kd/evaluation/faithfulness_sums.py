@@ -69,7 +69,7 @@ def _findings(row: Erasure, ranked: bool) -> dict[Key, Finding]:
     figures: dict[Key, Finding] = {("answer_probability", None): row.probability}
     for measure, sign in _FALLS_MORE.items():
         for pair in CONTROLS:
-            own, control = (_fall(row, measure, order, points.get((measure, order), []), ranked) for order in pair)
+            own, control = (_fall(row, order, points.get((measure, order), []), ranked) for order in pair)
             figures |= {(measure, pair[0]): own, (measure, pair[1]): control}
             figures[f"{measure}_gain", pair[1]] = _gain(sign, own, control)
     for (measure, order), own_points in points.items():
@@ -78,7 +78,7 @@ def _findings(row: Erasure, ranked: bool) -> dict[Key, Finding]:
     return figures
 
 
-def _fall(row: Erasure, measure: str, order: str, points: list[tuple[float, float]], ranked: bool) -> Finding:
+def _fall(row: Erasure, order: str, points: list[tuple[float, float]], ranked: bool) -> Finding:
     """The mean fall over fractions, or why there is none: no text was made for the order, or one that cannot be read."""
     if points:
         return statistics.fmean(fall for _, fall in points)
