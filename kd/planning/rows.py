@@ -4,6 +4,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
+from operator import eq
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -60,9 +61,10 @@ def rationales(config: RationalesConfig, rows: Sequence[Example]) -> dict[str, l
 
 def findings(config: RationalesConfig, source: SourceConfig, top_k: int, rows: Sequence[RationaleRow]) -> list[Measured]:
     """What the audit's measures say of a source's rows."""
+    single = config.model_copy(update={"merge_duplicates": False})
     options = config.model_copy(update={"roles": tuple(dict.fromkeys((*config.roles, "choice")))})
     k = top_k if isinstance(source, AttributionSource) else None
-    return done(MeasureRationales(config.units, options.units, k, isinstance(source, LlmSource)), rows, Measured)
+    return done(MeasureRationales(config.units, single.units, options.units, k, isinstance(source, LlmSource), eq), rows, Measured)
 
 
 def erasures(config: FaithfulnessConfig, source: SourceConfig, rows: Sequence[RationaleRow]) -> list[Erasure]:
