@@ -47,8 +47,8 @@ class Opened:
 def open_run(queue: Queue, run: Run, scratch: Path, rank: int, world: int) -> Opened:
     """The run's model, features and validation questions. What is fetched lies below `scratch` and is read from there.
 
-    Weights are loaded in fp32, whatever precision they are used in later, and on the CPU where ZeRO splits them: the engine brings
-    them to the device in the precision that they are used in.
+    Weights are loaded in fp32, whatever precision they are used in later, and on the CPU where ZeRO splits them: the engine
+    brings them to the device in the precision that they are used in.
 
     Raises:
         UserError: a model, a shard or a setting is not what the config says.
