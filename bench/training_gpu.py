@@ -2,9 +2,9 @@
 
 `python -m bench.training_gpu --out=bench/results/NAME.jsonl`: random weights of the shapes of T5-base and T5-large, kept in
 float32 and multiplied in bfloat16 (autocast), by the product's plain torch engine: forward, backward, clipping, AdamW, dropout.
-This is not `precision: bfloat16` of a run: there weights and gradients are in bfloat16 and DeepSpeed keeps the optimizer's copy in
-float32, which spares the casts of autocast and half of the weights' and gradients' memory. What is measured here says how much of
-a GPU the loop and the model leave unused, not what such a run takes.
+This is not `precision: bfloat16` of a run: there weights and gradients are in bfloat16 and DeepSpeed keeps the optimizer's copy
+in float32, without the casts of autocast and with half the memory for weights and gradients. What is measured here says how much
+of a GPU the loop and the model leave unused, not what such a run takes.
 Rows are of one length, so nothing is padded. The share of the peak is that of a large matrix product measured in the same
 run, by the FLOP count of `kd/cost.py`: what gradient checkpointing computes twice counts once. `--tiny` runs the same script
 small, on a CPU, to see that it works. It has not been run on a GPU yet, and no result of one is kept.

@@ -118,7 +118,8 @@ def held_by(engine: DeepSpeedEngine) -> dict[str, Any]:
     outer = engine._engine.optimizer
     inner = outer if engine.config.zero_stage == 0 else outer.optimizer
     if engine.config.zero_stage in (1, 2):
-        outer._lazy_init_hp_params_optimizer_state()  # what links a weight to its moments, which the first step would do
+        outer._hp_optimizer_states_linked = False  # the first step links weights to moments, but those of the first group alone
+        outer._lazy_init_hp_params_optimizer_state()
     trained = {name: each for name, each in engine.module.named_parameters() if each.requires_grad}
     with engine.whole() as model:
         used = {name: weight.clone() for name, weight in model.state_dict().items()}

@@ -98,8 +98,9 @@ def merged(model: PreTrainedModel) -> Iterator[None]:
 def _added(layer: Any) -> torch.Tensor:
     """What a layer's adapters add to its weight, in fp32. (peft would round this to the weight's precision, and then the sum.)"""
     (name,) = layer.active_adapters
-    product = layer.lora_B[name].weight.data.float() @ layer.lora_A[name].weight.data.float()
-    return (product.T if layer.fan_in_fan_out else product) * layer.scaling[name]
+    product: torch.Tensor = layer.lora_B[name].weight.data.float() @ layer.lora_A[name].weight.data.float()
+    scaling: float = layer.scaling[name]
+    return (product.T if layer.fan_in_fan_out else product) * scaling
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:

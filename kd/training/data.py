@@ -13,7 +13,6 @@ import numpy as np
 
 from kd.errors import StageError, StoreError
 from kd.manifests import Shard
-from kd.refusals import allowed
 from kd.store import Store
 from kd.training.cutting import cost, deal
 from kd.training.order import Rows
@@ -101,12 +100,12 @@ def open_features(store: Store, folder: str, shards: Sequence[Shard], cache: Pat
     paths = [str(local / shard.file) for shard in shards]
     datasets.disable_progress_bars()
     try:
-        with allowed("read", f"{store.path(folder)} into {cache}"):
-            dataset = datasets.Dataset.from_parquet(paths, columns=_COLUMNS, cache_dir=str(cache))
-    except DatasetGenerationError as error:
+        dataset = datasets.Dataset.from_parquet(paths, columns=_COLUMNS, cache_dir=str(cache))
+    except (OSError, ValueError, DatasetGenerationError) as error:  # a file that is not whole is a ValueError
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         raise StoreError(
-            f"cannot read {store.path(folder)} into {cache}: {error.__cause__ or error}; check that the files are whole and the"
-            " free space there, then run it again"
+            f"cannot read {store.path(folder)} into {cache}: {cause}; check that the files are whole and the free space there,"
+            " then run it again"
         ) from error
     expected = sum(shard.rows for shard in shards)
     if len(dataset) != expected:

@@ -58,8 +58,8 @@ def open_run(queue: Queue, run: Run, scratch: Path, rank: int, world: int, featu
     """The run's model, features and validation questions. What is fetched lies below `scratch` and is read from there.
 
     Features that `fetch_features` put below `features` serve many runs and many ranks, one at a time or all together.
-    Weights are loaded in fp32, whatever precision they are used in later, and on the CPU where ZeRO splits them: the engine brings
-    them to the device in the precision that they are used in.
+    Weights are loaded in fp32, whatever precision they are used in later, and on the CPU where ZeRO splits them: the engine
+    brings them to the device in the precision that they are used in.
 
     Raises:
         UserError: a model, a shard or a setting is not what the config says.

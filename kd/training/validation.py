@@ -85,8 +85,8 @@ def sample(store: Store, folder: str, shards: Sequence[Shard], most: int) -> lis
         faults += [row.error is not None for row in read]
     if faults and all(faults):
         raise StageError(
-            f"{store.path(folder)}: all {len(faults)} rows of validation have an error, expected some without; mend the corpus, or"
-            " set eval_rows: 0 to train without validation"
+            f"{store.path(folder)}: all {len(faults)} rows of validation have an error, expected some without; mend the corpus,"
+            " or set eval_rows: 0 to train without validation"
         )
     return draw.sample(rows, min(most, len(rows)))
 
