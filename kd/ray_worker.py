@@ -10,7 +10,6 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import RayTaskError
-from torch import distributed
 
 from kd.deepspeed_engine import DeepSpeedEngine
 from kd.errors import Overtaken, StageError, StoreError, UserError
