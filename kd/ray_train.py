@@ -71,7 +71,7 @@ def train_queue(queue: Queue, labels: Mapping[str, str] | None = None) -> None:
 
 
 def groups_that_fit(queue: Queue, labels: Mapping[str, str]) -> int:
-    """How many groups to start: `parallel_runs`, or as many as find room now and one at least, but no more than there are runs."""
+    """How many groups to start: `parallel_runs`, or as many as find room now (at least one), but no more than there are runs."""
     todo = len(queue.todo())
     if queue.training.parallel_runs is not None:
         return min(queue.training.parallel_runs, todo)

@@ -11,7 +11,6 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import RayTaskError
-from torch import distributed
 
 from kd.deepspeed_engine import DeepSpeedEngine
 from kd.errors import Overtaken, StageError, StoreError, UserError

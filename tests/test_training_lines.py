@@ -85,7 +85,9 @@ def test_a_run_that_ended_early_says_so(tmp_path: Path) -> None:
 def test_a_run_that_failed_leaves_its_line_and_says_why(tmp_path: Path) -> None:
     queue, log = tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 400})), io.StringIO()
     stale, unseen = queue.items
-    queue.store.publish_json(f"{stale.folder}/{FAILURE}", asdict(Failure("words/0", "of a start before", 9, 1, "2020-01-01T00:00:00")))
+    queue.store.publish_json(
+        f"{stale.folder}/{FAILURE}", asdict(Failure("words/0", "of a start before", 9, 1, "2020-01-01T00:00:00"))
+    )
     lines = TrainingLines(Console(log, lambda: 0.0).stage("train", "steps"), queue)
     halfway(queue, 0, 100, 50.0, None)
     lines.show()

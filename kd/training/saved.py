@@ -63,7 +63,6 @@ class Checkpoint:
         return {self.name, *(file.folder for file in self.best)}
 
 
-
 def newest_step(store: Store, run: str) -> int:
     """The step of the newest checkpoint of the run in this folder that has a manifest; 0 where there is none."""
     folder = f"{run}/{CHECKPOINTS}"
