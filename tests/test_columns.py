@@ -186,7 +186,10 @@ def test_where_values_are_compared_a_target_without_one_is_an_error_and_numbers_
         ("prompt: [{text: a, evidence: b}, {column: c}]", "give it to a part with `column`"),
         ("prompt: [{column: a}, {choices: b, role: text}]", "leave role out"),
         ("prompt: [{column: a, role: choice}]", "role"),
-        ("prompt: [{column: a}]\nmatch: value\nlabels: [bad, good]", "the label 'bad' has no value; set match to normalised or exact"),
+        (
+            "prompt: [{column: a}]\nmatch: value\nlabels: [bad, good]",
+            "the label 'bad' has no value; set match to normalised or exact",
+        ),
         ("prompt: [{column: a}]\nmatch: value\nlabels: {no: '0', yes: '1', sure: '1.0'}", "'1' and '1.0' have the same value"),
     ],
 )

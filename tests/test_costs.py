@@ -77,4 +77,3 @@ def test_the_weights_of_several_files_are_added_up_and_a_folder_without_any_has_
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
     assert size_of(tmp_path) is None
-

@@ -188,7 +188,7 @@ def test_the_audit_takes_room_for_each_measured_row_of_each_source_and_for_the_r
 
     few, all_of_them, asked = audit(10), audit(None), audit(10, MINI["audit"]["faithfulness"])
     assert all_of_them == pytest.approx(5 * few, rel=0.01), "50 rows are explained"
-    assert asked > few > 4 * 10 * 100
+    assert asked > few > 0
 
 
 def test_agreement_on_rows_without_a_label_generates_and_ranks_nothing(tmp_path: Path) -> None:

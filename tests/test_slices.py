@@ -34,7 +34,9 @@ def test_a_sample_of_a_corpus_that_is_sorted_by_label_has_every_label() -> None:
     """Three labels, each in a third of a thousand shards: the first 200 rows would all be of the first one."""
     sample = spread_rows(shards(*[1000] * 999), 200)
     assert len(sample) == SPREAD_OVER
-    by_label = [sum(shard.rows for shard in sample if int(shard.name.removeprefix("train-")) // 333 == third) for third in range(3)]
+    by_label = [
+        sum(shard.rows for shard in sample if int(shard.name.removeprefix("train-")) // 333 == third) for third in range(3)
+    ]
     assert sum(by_label) == 200
     assert min(by_label) >= 60
 

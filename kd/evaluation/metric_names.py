@@ -41,7 +41,13 @@ _ENTRIES = (
     Metric("parse_rate", 0, 1, True, "rows", "share of rows whose answer could be read", _COUNTED),
     Metric("truncation_rate", 0, 1, False, "rows", "share of rows whose answer was cut at the length limit", _COUNTED),
     Metric(
-        "macro_f1", 0, 1, True, "rows", "mean of F1 over the labels, where all rows have the same; null where they differ", _RETRIEVAL
+        "macro_f1",
+        0,
+        1,
+        True,
+        "rows",
+        "mean of F1 over the labels, where all rows have the same; null where they differ",
+        _RETRIEVAL,
     ),
     Metric(
         "f1", 0, 1, True, "rows", "twice the right answers, by the rows with this target and those with this answer", _RETRIEVAL

@@ -17,7 +17,7 @@ def smallest_detectable(t_error: float, seeds: int, bootstrap_error: float, alph
     seeds do.)
 
     The chance of being shown with the wrong sign is not counted. It is computed from the scatter that a run has, not from its
-    difference.
+    difference. Where little but single answers scatter, whose noise the bootstrap takes three times, it is larger than need be.
 
     Args:
         t_error: the standard error of the mean by the seeds' differences, above nought. bootstrap_error: by the bootstrap.

@@ -76,8 +76,8 @@ class SignificanceConfig(Frozen):
         needed = ceil(2 * self._corrected / self.alpha - 1)
         if self.draws < needed:
             raise ValueError(
-                f"draws: expected at least {needed:,}, so that the least p-value, 2 / (draws + 1), is at most {self.strictest:.2g},"
-                f" as it must be to show a difference at alpha {self.alpha:g} after correction; got {self.draws:,}"
+                f"draws: expected at least {needed:,}, with which the least p-value, 2 / (draws + 1), is small enough to show a"
+                f" difference at alpha {self.alpha:g} after correction; got {self.draws:,}"
             )
         if self.power <= self.alpha:
             raise ValueError(f"power: expected more than alpha, which is {self.alpha:g}, got {self.power:g}")

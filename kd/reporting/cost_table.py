@@ -12,9 +12,7 @@ INFINITY = float("inf")
 _COUNTED = "by definition"
 COSTS = (
     Metric("parameters", 0, INFINITY, False, "rows", "parameters of the model, tied ones once", _COUNTED),
-    Metric(
-        "model_bytes", 0, INFINITY, False, "rows", "bytes of the model's files, or of its weights alone", _COUNTED
-    ),
+    Metric("model_bytes", 0, INFINITY, False, "rows", "bytes of the model's files, or of its weights alone", _COUNTED),
     Metric(
         "answers_per_s", 0, INFINITY, True, "rows", "rows answered per second by one actor, once the model is loaded", _COUNTED
     ),

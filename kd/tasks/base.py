@@ -164,9 +164,7 @@ class TaskConfig(Frozen):
                 id_at(record, self.id)
             parsed = self.parse(record)
             check(parsed)
-            if self.match == "value" and parsed.target is not None and not has_value(parsed.target):
-                got = f"got the target {parsed.target!a:.60}"
-                raise RowFault("unparsable", f"match: value expects an equation of numbers, + - * / and brackets; {got}")
+            self._check_value(parsed.target)
             if split == "train" and parsed.target is None:
                 self._check_unlabelled()
         except RowFault as fault:
@@ -217,6 +215,12 @@ class TaskConfig(Frozen):
                         f"task {self.task} reads the column {' or '.join(need.any_of)}, which the {split} records in {self.path}"
                         f" do not have; they have {', '.join(sorted(columns))}. Set {need.key} to one of these{hint}"
                     )
+
+    def _check_value(self, target: str | None) -> None:
+        """Where values are compared, a target has one. Raises RowFault."""
+        if self.match == "value" and target is not None and not has_value(target):
+            got = f"got the target {target!a:.60}"
+            raise RowFault("unparsable", f"match: value expects an equation of numbers, + - * / and brackets; {got}")
 
     def _check_unlabelled(self) -> None:
         """A record of train may be unlabelled only where the config says so of the whole task. Raises RowFault."""
