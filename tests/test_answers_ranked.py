@@ -11,7 +11,8 @@ import torch
 
 from kd.evaluation.answers import Answerer, EvaluationConfig
 from kd.families.opening import open_family
-from kd.models import ModelSource, load
+from kd.loading import load
+from kd.models import ModelSource
 from kd.rows import Example, Prediction, RowError
 from tests import tiny
 from tests.tiny_answers import answered, learnt, outcome, question, recipe

@@ -11,7 +11,7 @@ import pytest
 from bench import seq2seq, training_gpu
 from bench.learning import TINY, Classroom, loop_config, steady_rate, taught_rows
 from bench.training import Bench, bare_loop, real_tokens
-from kd.models import load
+from kd.loading import load
 from kd.training.session import train_here
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ import pytest
 from jobs.costs import costs
 from jobs.wiring import Wiring
 from kd.evaluation.answers import ANSWERING_MS
-from kd.models import save
+from kd.loading import save
 from kd.origins import size_of
 from kd.reporting.cost_table import cost_table
 from tests.mini import alone, mini_config, prepared, write_mini
@@ -77,4 +77,3 @@ def test_the_weights_of_several_files_are_added_up_and_a_folder_without_any_has_
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
     assert size_of(tmp_path) is None
-

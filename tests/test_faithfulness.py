@@ -23,7 +23,7 @@ from kd.evaluation.metric_names import METRICS
 from kd.evaluation.metrics import About
 from kd.evaluation.sums import Tally
 from kd.families.opening import open_family
-from kd.models import load
+from kd.loading import load
 from kd.rationales import RationalesConfig
 from kd.rows import Example, RationaleRow, RowError, Segment
 from tests import tiny

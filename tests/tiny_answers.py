@@ -9,7 +9,8 @@ import torch
 from kd.evaluation.answers import Answer, EvaluationConfig
 from kd.families.base import Family
 from kd.families.opening import open_family
-from kd.models import ModelConfig, ModelSource, load, save
+from kd.loading import load, save
+from kd.models import ModelConfig, ModelSource
 from kd.rows import Example, Prediction, Segment
 from kd.specs import T5Spec
 from kd.store import Store

@@ -12,8 +12,9 @@ import torch
 
 from kd.errors import ConfigError
 from kd.families.opening import open_family
+from kd.loading import check_device, load, seeded
 from kd.manifests import Manifest
-from kd.models import Loaded, check_device, load, seeded
+from kd.models import Loaded
 from kd.refusals import tolerated
 from kd.training.adapters import add_adapters
 from kd.training.config import LoopConfig
