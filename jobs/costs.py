@@ -3,7 +3,8 @@
 from contextlib import suppress
 
 from jobs.comparisons import Predictions
-from jobs.wiring import TEACHER, Wiring
+from jobs.teacher_wiring import TEACHER
+from jobs.wiring import Wiring
 from kd.errors import StageError, UserError
 from kd.evaluation.answers import ANSWERING_MS
 from kd.loading import count_parameters
