@@ -189,6 +189,19 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
+def set_threads(count: int) -> Iterator[None]:
+    """So many torch threads inside."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars and nothing below an error from the model libraries."""
     from transformers.utils import logging as transformers_logging
