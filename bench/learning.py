@@ -16,8 +16,9 @@ from bench.setting import T5_SMALL
 from bench.texts import questions
 from kd.corpus import find_splits
 from kd.examples import as_example
+from kd.loading import save
 from kd.manifests import Manifest, Shard
-from kd.models import Loaded, ModelConfig, ModelSource, save
+from kd.models import Loaded, ModelConfig, ModelSource
 from kd.rows import Example, Features
 from kd.specs import T5Spec
 from kd.store import Store

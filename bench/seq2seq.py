@@ -5,8 +5,7 @@ padded to its longest, and the loss is alpha times the label's plus (1 - alpha) 
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
+from kd.loading import set_threads
 from kd.models import Loaded
 from kd.rows import Features
 
@@ -90,14 +90,3 @@ def two_sides(row: Features) -> dict[str, Any]:
     """A row's two sequences by task."""
     sides = zip(TASKS, row.input_ids, row.target_ids, strict=True)
     return {task: {"input_ids": inputs, "labels": targets} for task, inputs, targets in sides}
-
-
-@contextmanager
-def set_threads(count: int) -> Iterator[None]:
-    """So many torch threads inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

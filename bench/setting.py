@@ -13,7 +13,8 @@ from kd.attribution.engine import AttributionConfig, Engine
 from kd.errors import RowFault
 from kd.families.base import Family
 from kd.families.opening import open_family
-from kd.models import Loaded, ModelConfig, ModelSource, load, save
+from kd.loading import load, save
+from kd.models import Loaded, ModelConfig, ModelSource
 from kd.rows import Example
 from kd.specs import T5Spec
 from kd.vocabulary import train_tokenizer

@@ -25,7 +25,7 @@ from bench.learning import SIZES, Classroom, loop_config, quantiles, steady_rate
 from bench.record import Record, ratio
 from bench.setting import end
 from kd.families.opening import open_family
-from kd.models import load
+from kd.loading import load
 from kd.ray_train import train_queue
 from kd.training.engine import adamw
 from kd.training.objectives import coefficients, sums_per_term

@@ -10,24 +10,18 @@ run, by the FLOP count of `kd/cost.py`: what gradient checkpointing computes twi
 small, on a CPU, to see that it works. It has not been run on a GPU yet, and no result of one is kept.
 """
 
-import argparse
 import gc
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.attribution_gpu import TINY, Bench, matrix_peak
+from bench.gpu import TINY, Bench, arguments, matrix_peak, random_t5
 from bench.record import Record
 from kd.cost import learned_row, shape_of
 from kd.families.encoder_decoder import EncoderDecoder
-from kd.models import Loaded
-from kd.specs import T5Spec
 from kd.training.config import LoopConfig
 from kd.training.engine import TorchEngine, reseed
-from kd.vocabulary import train_tokenizer
 
 SHAPES = {
     "T5-base": {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12, "vocab_size": 32128},
@@ -41,9 +35,7 @@ BUDGETS = (8192, 16384, 32768, 65536, 131072)
 
 def main() -> None:
     """Measure everything."""
-    given = arguments()
-    if not given.tiny and not torch.cuda.is_available():
-        sys.exit("bench.training_gpu: expected a GPU that torch can use, got none; run it on one, or small with --tiny")
+    given = arguments("training_gpu", __doc__)
     device = "cpu" if given.tiny else "cuda"
     record = Record("training_gpu", given.out)
     precision = "float32 weights and gradients, bfloat16 autocast; not a run's precision: bfloat16 (bfloat16 weights)"
@@ -60,25 +52,11 @@ def main() -> None:
     record.end()
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.training_gpu", description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="a small model on the CPU")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long each case is repeated")
-    parser.add_argument("--out", type=Path, help="file to write the lines to")
-    return parser.parse_args()
-
-
 def family(sizes: Mapping[str, int], device: str) -> EncoderDecoder:
     """Random weights in float32, made on the device, with dropout."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    tokenizer = train_tokenizer(T5Spec(vocab_size=100), ["some words for a tokenizer that nobody uses"])
-    config = T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, dropout_rate=0.1)
-    torch.manual_seed(0)
-    with torch.device(device):
-        made = T5ForConditionalGeneration(config).train()
-    return EncoderDecoder(Loaded(made, tokenizer, "t5"), *max(LENGTHS), max(LENGTHS)[1])
+    loaded = random_t5(sizes, device)
+    loaded.model.train()
+    return EncoderDecoder(loaded, *max(LENGTHS), max(LENGTHS)[1])
 
 
 def sweep(bench: Bench, name: str, lengths: tuple[int, int], peak: float, budgets: Sequence[int]) -> None:

@@ -6,7 +6,8 @@ from functools import cached_property
 from typing import TypeVar
 
 from jobs.audit_wiring import AUDIT, AuditWiring
-from jobs.wiring import TEACHER, Wiring
+from jobs.teacher_wiring import TEACHER
+from jobs.wiring import Wiring
 from kd.audit_rows import Erasure, Measured
 from kd.errors import StageError
 from kd.evaluation.auditing import AuditSums, audit_sums

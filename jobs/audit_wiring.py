@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 from jobs.slices import model_slice, spread_rows
-from jobs.wiring import TEACHER, Wiring
+from jobs.teacher_wiring import TEACHER
+from jobs.wiring import Wiring
 from kd.audit_rows import Erasure, Measured
 from kd.evaluation.auditing import MeasureRationales, Reported
 from kd.evaluation.faithfulness import Faithfulness

@@ -3,11 +3,12 @@
 from contextlib import suppress
 
 from jobs.comparisons import Predictions
-from jobs.wiring import TEACHER, Wiring
+from jobs.teacher_wiring import TEACHER
+from jobs.wiring import Wiring
 from kd.errors import StageError, UserError
 from kd.evaluation.answers import ANSWERING_MS
+from kd.loading import count_parameters
 from kd.manifests import Manifest
-from kd.models import count_parameters
 from kd.origins import files_here, size_of
 from kd.reporting.cost_table import Cost
 from kd.training.runs import MODEL, trained

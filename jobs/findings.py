@@ -10,7 +10,8 @@ from jobs.agreements import is_wanted, looked, student_work
 from jobs.audit_findings import AuditFindings
 from jobs.comparisons import compared
 from jobs.costs import costs
-from jobs.wiring import EXAMPLES, TEACHER, Wiring
+from jobs.teacher_wiring import EXAMPLES, TEACHER
+from jobs.wiring import Wiring
 from kd.errors import StageError
 from kd.evaluation.answer_sums import COLUMNS, AnswerSums, answer_sums
 from kd.evaluation.metrics import About, Counts, chance, chance_metrics, is_near_chance, rationale_sums, wilson

@@ -7,7 +7,7 @@ from jobs.cli import Session, main
 def run(session: Session) -> None:
     """The plot of the project."""
     from jobs.stages import check_models
-    from jobs.wiring import EXAMPLES
+    from jobs.teacher_wiring import EXAMPLES
 
     if session.store.manifest(EXAMPLES) is None:
         check_models(session.config)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 def run(session: Session) -> None:
     """Sample, plan, print, and write plan.json. What is heavy is imported here, after the config was read."""
-    from jobs.wiring import EXAMPLES, Wiring
+    from jobs.teacher_wiring import EXAMPLES
+    from jobs.wiring import Wiring
     from kd.planning import sample
     from kd.planning.planner import make_plan
     from kd.planning.price import read_prices

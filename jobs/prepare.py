@@ -6,7 +6,7 @@ from jobs.cli import Session, main
 def run(session: Session) -> None:
     """The stage. What is heavy is imported here, after the config was read."""
     from jobs.stages import outcome
-    from jobs.wiring import EXAMPLES
+    from jobs.teacher_wiring import EXAMPLES
     from kd.ray_corpus import prepare
 
     line = session.console.stage("prepare")

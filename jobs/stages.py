@@ -10,8 +10,9 @@ from jobs.wiring import Wiring
 from kd import ray_data
 from kd.config import Config
 from kd.errors import StageError, UserError
+from kd.loading import count_parameters, load
 from kd.manifests import Manifest
-from kd.models import ModelSource, count_parameters, load, needs_tokenizer
+from kd.models import ModelSource, needs_tokenizer
 from kd.ray_data import Pool
 from kd.ray_train import train_queue
 from kd.shards import Work, is_finished
@@ -36,7 +37,7 @@ def check_models(config: Config) -> None:
     the corpus has nothing to open yet.
 
     Raises:
-        ConfigError, InputError: what `kd.models.load` or the family raises, said of the model.
+        ConfigError, InputError: what `kd.loading.load` or the family raises, said of the model.
     """
     from kd.families.opening import open_family
     from kd.training.adapters import adapted_layers

@@ -1,12 +1,14 @@
 """What holds for every test: one torch thread, no token for the cluster of a test; a local Ray and tiny models for those that ask."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import ray
 import torch
 
-from kd.models import Loaded
+from kd.loading import set_threads
+from kd.models import Loaded, ModelSource
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -19,6 +21,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
     from tests import tiny  # here, as most tests need no model
 
     return tiny.tiny_models(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    """A small T5 that knows six questions by heart; see `tests/tiny_answers.py`."""
+    from tests.tiny_answers import learnt
+
+    return learnt(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One torch thread while the tests of a module run, whatever stages before them have set."""
+    with set_threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")

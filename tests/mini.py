@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from jobs.audit_wiring import AuditWiring
-from jobs.wiring import EXAMPLES, Wiring
+from jobs.teacher_wiring import EXAMPLES
+from jobs.wiring import Wiring
 from kd.config import Config, validate
 from kd.corpus import find_splits
 from kd.examples import Stream, plan

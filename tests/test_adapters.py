@@ -13,7 +13,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from kd.errors import ConfigError
 from kd.families.base import Family
-from kd.models import Loaded, load, save
+from kd.loading import load, save
+from kd.models import Loaded
 from kd.training.adapters import Lora, add_adapters, merged
 from kd.training.config import LoopConfig
 from kd.training.engine import Engine

@@ -17,7 +17,7 @@ from kd.config import Config
 from kd.evaluation.agreement import AGREEMENT
 from kd.evaluation.sums import Sums
 from kd.families.opening import open_family
-from kd.models import load
+from kd.loading import load
 from kd.reporting.agreement_table import Looked, agreement_table
 from kd.reporting.cost_table import Cost, cost_table
 from kd.rows import RationaleRow, RowError

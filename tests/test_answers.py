@@ -3,10 +3,8 @@
 import dataclasses
 import pickle
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
-import torch
 
 from kd.evaluation.answers import Answerer
 from kd.models import ModelSource
@@ -14,20 +12,9 @@ from kd.rows import Example, RowError, Segment
 from kd.shards import count
 from kd.tasks.svamp import Svamp
 from tests import tiny
-from tests.tiny_answers import LEARNT, TOY, answered, learnt, outcome, question, recipe
+from tests.tiny_answers import LEARNT, TOY, answered, outcome, question, recipe
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
-    return learnt(tmp_path_factory.mktemp("run"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- what becomes of an answer --------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,13 @@ import torch
 
 from kd.evaluation.answers import Answerer, EvaluationConfig
 from kd.families.opening import open_family
-from kd.models import ModelSource, load
+from kd.loading import load
+from kd.models import ModelSource
 from kd.rows import Example, Prediction, RowError
 from tests import tiny
-from tests.tiny_answers import answered, learnt, outcome, question, recipe
+from tests.tiny_answers import answered, outcome, question, recipe
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
-    return learnt(tmp_path_factory.mktemp("run"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ranked(student: ModelSource, row: Example, **config: Any) -> Prediction:

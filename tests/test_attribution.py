@@ -3,8 +3,7 @@
 import math
 import pickle
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from kd.attribution.engine import Attribute, AttributionConfig, Engine
 from kd.attribution.methods import Case, Explanation, IntegratedGradients, MethodConfig
 from kd.families.base import Reading
 from kd.families.text import Encoded
+from kd.loading import set_threads
 from kd.models import Loaded
 from kd.rows import Attribution, Row, RowError, Segment, Span, text_of
 from tests import tiny
@@ -163,7 +163,7 @@ def test_batch_mates_padding_budget_and_threads_change_no_score(
     together = attribute(models[kind], rows, method=method)
     alone = [attribute(models[kind], [row], method=method)[0] for row in rows]
     small = attribute(models[kind], rows, method=method, batch_tokens=100)
-    with threads(2 if torch.get_num_threads() == 1 else 1):
+    with set_threads(2 if torch.get_num_threads() == 1 else 1):
         otherwise = attribute(models[kind], rows, method=method)
     for one, *others in zip(together, alone, small, otherwise, strict=True):
         for other in others:
@@ -171,14 +171,6 @@ def test_batch_mates_padding_budget_and_threads_change_no_score(
             assert one.choice_logprobs == pytest.approx(other.choice_logprobs, abs=1e-5)
             assert one.target_logprob == pytest.approx(other.target_logprob, abs=1e-5)
             assert one.generated == other.generated
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_the_order_of_rows_and_the_budget_change_no_score(models: dict[str, Loaded]) -> None:

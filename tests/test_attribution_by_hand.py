@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from kd.attribution.methods import InputXGradient, IntegratedGradients, MethodConfig, Occlusion, Saliency
-from kd.models import Loaded, load
+from kd.loading import load
+from kd.models import Loaded
 from kd.rows import Attribution, Span, text_of
 from kd.spans import overlap, words
 from tests import tiny

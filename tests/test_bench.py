@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from bench import attribution_gpu
 from bench.attribution import INSEQ, compare, in_turn
 from bench.competitors import Inseq
 from bench.processes import Watch
@@ -20,8 +19,6 @@ from bench.whole_rows import Clock
 from kd.rows import Attribution
 from kd.shards import Claimed, claim, finish, run_shard
 from kd.store import Store
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_a_bar_that_does_not_hold_makes_the_benchmark_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,29 +152,3 @@ def test_processor_time_of_a_process_that_has_ended_still_counts() -> None:
     assert watch.cpu_s >= seen
     assert watch.peaks_mib["all processes"] > watch.peaks_mib["the driver"] > 0
     assert watch.peaks_mib["the largest worker"] == 0, "no process here is Ray's"
-
-
-def test_the_gpu_benchmark_runs_without_ray_on_a_small_model() -> None:
-    code = """
-import sys
-sys.modules["ray"] = sys.modules["deepspeed"] = None
-sys.argv = ["bench", "--tiny", "--seconds", "0.01"]
-from bench.attribution_gpu import main
-main()
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    bars = [line for line in said if "bar" in line]
-    assert len(bars) == 2, done.stderr
-    assert done.returncode == (0 if all(line["holds"] for line in bars) else 1)
-    shares = [line["value"] for line in said if line.get("metric") == "share of the measured peak"]
-    assert len(shares) == 10
-    assert all(share > 0 for share in shares)
-    assert any(line.get("case") == "128 tokens, 64 rows, compiled" for line in said)
-
-
-def test_the_gpu_benchmark_says_in_one_line_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attribution_gpu.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["bench"])
-    with pytest.raises(SystemExit, match="expected a GPU.*--tiny"):
-        attribution_gpu.main()

@@ -1,20 +1,16 @@
 """The benchmarks on training: that all that is compared does the same work. How fast it does it is no business of the tests."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench import seq2seq, training_gpu
+from bench import seq2seq
 from bench.learning import TINY, Classroom, loop_config, steady_rate, taught_rows
 from bench.training import Bench, bare_loop, real_tokens
-from kd.models import load
+from kd.loading import load
 from kd.training.session import train_here
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -71,27 +67,3 @@ def test_the_bare_loop_learns_the_tokens_that_the_loop_counts(room: Classroom) -
     assert sum(step["tokens"] for step in timings) == sum(real_tokens(row.input_ids, row.target_ids) for row in room.rows)
     assert steady_rate(timings, 1) == sum(step["tokens"] for step in timings[1:]) / sum(step["seconds"] for step in timings[1:])
     assert bare_loop(queue) > 0
-
-
-def test_the_gpu_benchmark_runs_without_ray_on_a_small_model() -> None:
-    code = """
-import sys
-sys.modules["ray"] = sys.modules["deepspeed"] = None
-sys.argv = ["bench", "--tiny", "--seconds", "0.01"]
-from bench.training_gpu import main
-main()
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    shares = [line["value"] for line in said if line.get("metric") == "share of the measured peak"]
-    assert len(shares) == 4
-    assert all(share > 0 for share in shares)
-    assert sum(", checkpointing" in line["case"] and line["unit"] == "tokens/s" for line in said) == 2
-
-
-def test_the_gpu_benchmark_says_in_one_line_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_gpu.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["bench"])
-    with pytest.raises(SystemExit, match="expected a GPU.*--tiny"):
-        training_gpu.main()

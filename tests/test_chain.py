@@ -13,7 +13,8 @@ from jobs import attribute, pipeline
 from jobs.cli import Session
 from jobs.console import Console
 from jobs.stages import run_queue, run_works
-from jobs.wiring import EXAMPLES, TEACHER, Wiring
+from jobs.teacher_wiring import EXAMPLES, TEACHER
+from jobs.wiring import Wiring
 from kd.config import Config
 from kd.errors import StageError, StoreError
 from kd.examples import as_example

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pytest
 
 from kd.config import Config, read_config, read_yaml, validate
-from kd.models import load
+from kd.loading import load
 from kd.rows import Features, RationaleRow, Row
 from kd.shards import Work, completed
 from kd.store import Store

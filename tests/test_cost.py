@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd.cost import Shape, answered_row, explained_row, shape_of, written_row
 from kd.families.base import Family
-from kd.models import Loaded, ModelConfig, ModelSource, load
+from kd.loading import load
+from kd.models import Loaded, ModelConfig, ModelSource
 from tests import tiny
 
 T = TypeVar("T")

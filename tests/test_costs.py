@@ -9,7 +9,7 @@ import pytest
 from jobs.costs import costs
 from jobs.wiring import Wiring
 from kd.evaluation.answers import ANSWERING_MS
-from kd.models import save
+from kd.loading import save
 from kd.origins import size_of
 from kd.reporting.cost_table import cost_table
 from tests.mini import alone, mini_config, prepared, write_mini

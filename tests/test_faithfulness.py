@@ -6,7 +6,7 @@ import itertools
 import math
 import pickle
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,11 +23,13 @@ from kd.evaluation.metric_names import METRICS
 from kd.evaluation.metrics import About
 from kd.evaluation.sums import Tally
 from kd.families.opening import open_family
-from kd.models import load
+from kd.loading import load
 from kd.rationales import RationalesConfig
 from kd.rows import Example, RationaleRow, RowError, Segment
 from tests import tiny
 from tests.tiny_erasing import BASE, FRACTIONS, WEIGHTS, eraser, linear, measured, rationalised
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ABOUT = About("rationales", "audit", "attribution", None, "toy", "train")
 
@@ -192,14 +194,6 @@ def test_the_interval_of_a_mean_is_the_normal_one() -> None:
 
 
 # --- the teacher --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

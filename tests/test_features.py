@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kd.models import load, save
+from kd.loading import load, save
 from kd.rows import Example, Features, RowError, Segment
 from kd.training.features import Featurise
 from kd.training.objectives import AnyObjective, LabelOnly, MultiTask

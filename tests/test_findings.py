@@ -12,7 +12,8 @@ from jobs import report
 from jobs.cli import Session
 from jobs.console import Console
 from jobs.findings import Findings
-from jobs.wiring import TEACHER, Wiring
+from jobs.teacher_wiring import TEACHER
+from jobs.wiring import Wiring
 from kd.config import Config
 from kd.store import Store
 from tests.mini import TINY, alone, mini_config, plain, prepared, studied, taught, write_mini

@@ -31,6 +31,7 @@ LAYERS = [
         "kd.origins",
         "kd.pooling",
         "kd.models",
+        "kd.loading",
         "kd.cluster_config",
     ),
     ("kd.families", "kd.batching", "kd.cost", "kd.vocabulary", "kd.config_keys"),
@@ -50,7 +51,7 @@ LIBRARIES = {
     "captum": ("kd.attribution.methods",),
     "peft": ("kd.training.adapters",),
     "torch": (
-        "kd.models",
+        "kd.loading",
         "kd.pooling",
         "kd.families",
         "kd.batching",

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from kd.errors import ConfigError, StageError
-from kd.models import Loaded, load, save
+from kd.loading import load, save
+from kd.models import Loaded
 from kd.rows import Example, Features, RationaleRow, RowError
 from kd.training.config import LoopConfig
 from kd.training.engine import TorchEngine, adamw, clip_gradient

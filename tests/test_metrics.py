@@ -22,9 +22,11 @@ from kd.evaluation.metrics import (
     rationale_sums,
     wilson,
 )
-from kd.rows import Example, MetricRow, Prediction, RationaleRow, RowError, Segment, Span
+from kd.rows import Example, MetricRow, RationaleRow, RowError, Span
 from kd.shards import count
-from kd.spans import words
+from tests import tiny
+from tests.tiny_measures import rationale_row
+from tests.tiny_reports import prediction
 
 
 def about(variant: str = "plain", seed: int | None = 0) -> About:
@@ -35,86 +37,16 @@ def by_name(rows: list[MetricRow]) -> dict[str, MetricRow]:
     return {row.metric: row for row in rows}
 
 
-def prediction(uid: str, status: str, correct: bool | None, error: RowError | None = None) -> Prediction:
-    return Prediction(
-        uid=uid,
-        error=error,
-        task="toy",
-        split="test",
-        segments=[Segment("text", "x")],
-        target=None if correct is None else "yes",
-        label_set=["yes", "no"],
-        evidence=[],
-        llm_rationale=None,
-        llm_label=None,
-        student="toy",
-        variant="plain",
-        seed=0,
-        answer="yes" if status == "ok" else None,
-        raw="yes",
-        choice_logprobs=[],
-        status=status,
-        correct=correct,
-        truncated_tokens=0,
-    )
-
-
 def example(label_set: list[str], target: str | None = "a") -> Example:
-    return Example(
-        uid="e",
-        error=None,
-        task="toy",
-        split="test",
-        segments=[Segment("text", "x")],
-        target=target,
-        label_set=label_set,
-        evidence=[],
-        llm_rationale=None,
-        llm_label=None,
-    )
+    return tiny.example(choices=tuple(label_set), target=target)
 
 
 def rationale(text: str, hard: str, evidence: list[Span], error: RowError | None = None) -> RationaleRow:
     """A row of one segment; `hard` has an x under each word of the rationale."""
-    segments = [Segment("question", text)]
-    spans = words(segments)
     mask = [mark == "x" for mark in hard]
-    return RationaleRow(
-        uid="r",
-        error=error,
-        task="toy",
-        split="train",
-        segments=segments,
-        target="a",
-        label_set=["a", "b"],
-        evidence=evidence,
-        llm_rationale=None,
-        llm_label=None,
-        model="toy",
-        method="saliency",
-        explained="gold",
-        explained_answer="a",
-        generated="a",
-        ranked="a",
-        choice_logprobs=[],
-        target_logprob=0.0,
-        tokens=[],
-        token_segment=[],
-        token_start=[],
-        token_end=[],
-        scores=[],
-        completeness_gap=None,
-        truncated_tokens=0,
-        fold=0,
-        word_segment=[0] * len(spans),
-        word_start=[span.start for span in spans],
-        word_end=[span.end for span in spans],
-        importance=[0.0] * len(spans),
-        rationale=mask,
-        rationale_text=" ".join("w" for mark in mask if mark),
-        source="attribution",
-        provenance="{}",
-    )
+    row = rationale_row(("question", text), error=error)
+    text_of_words = " ".join("w" for mark in mask if mark)
+    return dataclasses.replace(row, evidence=evidence, rationale=mask, rationale_text=text_of_words)
 
 
 def every_word(row: RationaleRow) -> list[tuple[int, ...]]:
@@ -125,8 +57,8 @@ def every_word(row: RationaleRow) -> list[tuple[int, ...]]:
 
 
 def test_unparsed_and_truncated_count_against_accuracy_and_are_told_apart_from_wrong() -> None:
-    rows = [prediction(f"a{i}", "ok", True) for i in range(5)] + [prediction(f"b{i}", "ok", False) for i in range(2)]
-    rows += [prediction("c0", "unparsed", False), prediction("c1", "unparsed", False), prediction("d0", "truncated", False)]
+    rows = [prediction(f"a{i}", True) for i in range(5)] + [prediction(f"b{i}", False) for i in range(2)]
+    rows += [prediction(f"c{i}", False, status="unparsed") for i in range(2)] + [prediction("d0", False, status="truncated")]
     found = by_name(Counts.of(count(rows)).metrics(about()))
     assert (found["accuracy"].value, found["accuracy"].n) == (0.5, 10)
     assert found["parse_rate"].value == 0.7
@@ -134,14 +66,14 @@ def test_unparsed_and_truncated_count_against_accuracy_and_are_told_apart_from_w
 
 
 def test_unlabelled_rows_are_answered_but_not_judged() -> None:
-    rows = [prediction("a", "ok", True), prediction("b", "ok", None), prediction("c", "unparsed", None)]
+    rows = [prediction("a", True), prediction("b", None), prediction("c", None, status="unparsed")]
     found = by_name(Counts.of(count(rows)).metrics(about()))
     assert (found["accuracy"].value, found["accuracy"].n) == (1.0, 1)
     assert (found["parse_rate"].value, found["parse_rate"].n) == (2 / 3, 3)
 
 
 def test_rows_with_an_error_are_in_no_count() -> None:
-    rows = [prediction("a", "ok", True), prediction("b", "", None, RowError("too_long", "600 tokens"))]
+    rows = [prediction("a", True), prediction("b", None, RowError("too_long", "600 tokens"), status="")]
     assert Counts.of(count(rows)) == Counts(ok=1, correct=1)
 
 
@@ -152,7 +84,7 @@ def test_without_labels_there_is_no_accuracy_and_no_interval() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["ok", "unparsed", "truncated"]), st.sampled_from([True, False, None])), max_size=30))
 def test_counts_of_shards_add_up_to_the_counts_of_all_rows(answers: list[tuple[str, bool | None]]) -> None:
-    rows = [prediction(str(i), status, correct) for i, (status, correct) in enumerate(answers)]
+    rows = [prediction(str(i), correct, status=status) for i, (status, correct) in enumerate(answers)]
     half = len(rows) // 2
     assert Counts.of(count(rows[:half])) + Counts.of(count(rows[half:])) == Counts.of(count(rows))
     assert Counts.of(Counter(count(rows[:half])) + Counter(count(rows[half:]))) == Counts.of(count(rows))

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kd.errors import ConfigError, InputError
-from kd.models import ModelConfig, ModelSource, load, save
+from kd.loading import load, save
+from kd.models import ModelConfig, ModelSource
 from kd.store import Store
 from tests import tiny
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from kd.errors import InputError
-from kd.models import ModelConfig, ModelSource, identity, load, save
+from kd.loading import load, save
+from kd.models import ModelConfig, ModelSource, identity
 from kd.store import Store
 from tests import tiny
 
@@ -64,7 +65,8 @@ def test_a_hub_model_is_named_by_the_commit_that_its_revision_resolved_to(folder
     (cached / "snapshots").mkdir()
     folder.rename(cached / "snapshots" / commit)
     code = """
-from kd.models import ModelConfig, ModelSource, load
+from kd.loading import load
+from kd.models import ModelConfig, ModelSource
 print(load(ModelSource(ModelConfig(name="acme/tiny-t5")), "cpu").name)
 """
     offline = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "PATH": ""}

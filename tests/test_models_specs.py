@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from kd.errors import ConfigError
-from kd.models import ModelConfig, ModelSource, load, needs_tokenizer, save
+from kd.loading import load, save
+from kd.models import ModelConfig, ModelSource, needs_tokenizer
 from kd.specs import PooledClassifierSpec, T5Spec, WarmStartSpec
 from tests import tiny
 

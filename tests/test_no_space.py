@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kd.errors import StoreError
-from kd.models import save
+from kd.loading import save
 from kd.refusals import written
 from kd.training.data import open_features
 from tests import tiny

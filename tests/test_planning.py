@@ -15,8 +15,8 @@ from kd.config import Config
 from kd.corpus import SourceFile, find_splits
 from kd.errors import ConfigError, InputError
 from kd.evaluation.faithfulness import FaithfulnessConfig
+from kd.loading import save
 from kd.manifests import Manifest, Shard
-from kd.models import save
 from kd.planning import sample
 from kd.planning.lengths import measured
 from kd.planning.plan import Plan

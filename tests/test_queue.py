@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from kd import ray_train
 from kd.errors import StageError
-from kd.models import ModelConfig, ModelSource, load, save
+from kd.loading import load, save
+from kd.models import ModelConfig, ModelSource
 from kd.ray_train import groups_that_fit, train_queue
 from kd.ray_worker import RUNS_PER_GROUP_AT_STAGE_3
 from kd.training.objectives import LabelOnly

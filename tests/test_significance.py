@@ -18,35 +18,12 @@ from kd.evaluation.significance import (
     t_over_seeds,
     verdicts,
 )
-from kd.rows import Prediction, RowError, Segment
+from kd.rows import RowError
+from tests.tiny_reports import prediction
 
 AB = Comparison(variant="ours", against="plain")
 AC = Comparison(variant="ours", against="random")
 AD = Comparison(variant="ours", against="llm")
-
-
-def prediction(uid: str, correct: bool | None, error: RowError | None = None) -> Prediction:
-    return Prediction(
-        uid=uid,
-        error=error,
-        task="toy",
-        split="test",
-        segments=[Segment("text", "x")],
-        target=None if correct is None else "yes",
-        label_set=["yes", "no"],
-        evidence=[],
-        llm_rationale=None,
-        llm_label=None,
-        student="toy",
-        variant="plain",
-        seed=0,
-        answer="yes",
-        raw="yes",
-        choice_logprobs=[],
-        status="ok",
-        correct=correct,
-        truncated_tokens=0,
-    )
 
 
 def simulated(

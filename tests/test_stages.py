@@ -15,7 +15,7 @@ from jobs.stages import check_models
 from jobs.wiring import Wiring
 from kd.config import Config
 from kd.errors import ConfigError, InputError
-from kd.models import count_parameters, save
+from kd.loading import count_parameters, save
 from kd.store import Store
 from kd.tasks.planted import generate
 from kd.training.adapters import Lora

@@ -11,7 +11,8 @@ import torch
 
 from kd.deepspeed_engine import DeepSpeedEngine
 from kd.errors import ConfigError
-from kd.models import Loaded, ModelSource, load
+from kd.loading import load
+from kd.models import Loaded, ModelSource
 from kd.training import session
 from kd.training.config import LoopConfig
 from kd.training.session import open_run

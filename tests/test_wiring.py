@@ -13,8 +13,8 @@ from jobs.slices import first_rows
 from jobs.wiring import Wiring
 from kd.config import Config, validate
 from kd.errors import InputError, StageError, StoreError
+from kd.loading import save
 from kd.manifests import Shard
-from kd.models import save
 from kd.rows import Prediction
 from kd.shards import Work, completed
 from kd.training.runs import FAILURE, Failure

@@ -8,7 +8,8 @@ import torch
 from kd.families.base import Family
 from kd.families.opening import open_family
 from kd.families.text import Encoded
-from kd.models import Loaded, ModelConfig, ModelSource, load, save, seeded
+from kd.loading import load, save, seeded
+from kd.models import Loaded, ModelConfig, ModelSource
 from kd.rows import Example, Segment
 from kd.specs import T5Spec
 from kd.store import Store

@@ -9,11 +9,13 @@ import torch
 from kd.evaluation.answers import Answer, EvaluationConfig
 from kd.families.base import Family
 from kd.families.opening import open_family
-from kd.models import ModelConfig, ModelSource, load, save
+from kd.loading import load, save
+from kd.models import ModelConfig, ModelSource
 from kd.rows import Example, Prediction, Segment
 from kd.specs import T5Spec
 from kd.store import Store
-from kd.tasks.base import TaskConfig
+from kd.tasks.base import Files, TaskConfig
+from kd.tasks.columns import Columns, Part
 from kd.vocabulary import train_tokenizer
 
 LEARNT = {
@@ -25,22 +27,8 @@ LEARNT = {
     "say: is it blue": "( 2 +",
 }
 SPEC = T5Spec(d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, vocab_size=100)
-
-
-class Toy(TaskConfig):
-    """A task of no corpus: only how answers are judged matters here."""
-
-    type: str = "toy"
-    path: str = "nowhere"
-
-    def parse(self, record: Any) -> Any:
-        raise NotImplementedError
-
-    def needs(self) -> Any:
-        raise NotImplementedError
-
-
-TOY = Toy.model_validate({"files": {"test": "test"}})
+TOY = Columns(name="toy", path="nowhere", files=Files(test="test"), prompt=[Part(column="question", role="question")])
+"""A task of no corpus: only how answers are judged matters here."""
 
 
 def learnt(folder: Path) -> ModelSource:

@@ -7,8 +7,9 @@ from kd.evaluation.metrics import About, Counts, Mean, RationaleSums, chance_met
 from kd.manifests import Manifest
 from kd.rationales import AttributionSource, RationalesConfig, Rationalise, TopK
 from kd.reporting.report import Report
-from kd.rows import Attribution, Example, MetricRow, Prediction, RationaleRow, Segment
+from kd.rows import Attribution, Example, MetricRow, Prediction, RationaleRow, RowError, Segment
 from kd.spans import words
+from tests import tiny
 from tests.test_rationales import attributed
 
 
@@ -67,6 +68,12 @@ def predicted(example: Example, **fields: object) -> Prediction:
     base = {field.name: getattr(example, field.name) for field in dataclasses.fields(Example)}
     made = {"student": "s", "variant": "words", "seed": 1, "answer": "bank", "raw": "bank", "choice_logprobs": []}
     return Prediction(**base | made | {"status": "ok", "correct": True, "truncated_tokens": 0} | fields)
+
+
+def prediction(uid: str, correct: bool | None, error: RowError | None = None, status: str = "ok") -> Prediction:
+    """An answer to a question of yes or no: right, wrong, or (None) to one without a label."""
+    row = tiny.example(choices=(), target=None if correct is None else "yes", uid=uid, label_set=["yes", "no"])
+    return predicted(row, error=error, answer="yes" if status == "ok" else None, status=status, correct=correct)
 
 
 def report(metrics: list[MetricRow] | None = None, **fields: object) -> Report:

@@ -108,20 +108,14 @@ class Engine:
         return self._batches.run(rows, self._questions, self._explain, tally)
 
     def _questions(self, rows: Sequence[Example]) -> list[_Question | RowFault]:
-        encoded = self._family.encode_rows([row.segments for row in rows])
-        return [self._question(row, found) for row, found in zip(rows, encoded, strict=True)]
+        return self._family.questions(rows, self._question)
 
-    def _question(self, row: Example, encoded: Encoded | RowFault) -> _Question | RowFault:
-        if isinstance(encoded, RowFault):
-            return encoded
+    def _question(self, row: Example, encoded: Encoded) -> _Question:
         explained = "predicted" if row.target is None else self._config.explained
         candidates = list(row.label_set) if self._config.answers or explained == "predicted" else []
         if explained == "gold" and row.target is not None and row.target not in candidates:
             candidates.append(row.target)
-        try:
-            candidate_ids = [self._family.encode_answer(text) for text in candidates]
-        except RowFault as fault:
-            return fault
+        candidate_ids = [self._family.encode_answer(text) for text in candidates]
         return _Question(row, encoded, explained, candidates, candidate_ids, self._family.size(encoded, candidate_ids))
 
     def _explain(self, questions: list[_Question]) -> list[Attribution | RowError]:

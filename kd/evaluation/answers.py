@@ -121,16 +121,10 @@ class Answerer:
 
     def _questions(self, rows: Sequence[Example]) -> list[_Question | RowFault]:
         prefix = [Segment("prompt", self._recipe.prefix)] if self._recipe.prefix else []
-        encoded = self._family.encode_rows([[*prefix, *row.segments] for row in rows])
-        return [self._question(row, found) for row, found in zip(rows, encoded, strict=True)]
+        return self._family.questions(rows, self._question, prefix)
 
-    def _question(self, row: Example, encoded: Encoded | RowFault) -> _Question | RowFault:
-        if isinstance(encoded, RowFault):
-            return encoded
-        try:
-            choices = self._choices(row)
-        except RowFault as fault:
-            return fault
+    def _question(self, row: Example, encoded: Encoded) -> _Question:
+        choices = self._choices(row)
         return _Question(row, encoded, choices, self._family.size(encoded, choices))
 
     def _choices(self, row: Example) -> list[AnswerIds]:

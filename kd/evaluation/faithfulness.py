@@ -174,19 +174,13 @@ class Teacher:
         return self._batches.run(rows, self._questions, self._probabilities, tally)
 
     def _questions(self, rows: Sequence[Example]) -> list[_Question | RowFault]:
-        encoded = self._family.encode_rows([row.segments for row in rows])
-        return [self._question(row, found) for row, found in zip(rows, encoded, strict=True)]
+        return self._family.questions(rows, self._question)
 
-    def _question(self, row: Example, encoded: Encoded | RowFault) -> _Question | RowFault:
-        if isinstance(encoded, RowFault):
-            return encoded
+    def _question(self, row: Example, encoded: Encoded) -> _Question:
         target = row.target or ""
         # An option that is there twice is one answer: its probability is not halved by standing in two places.
         texts = list(dict.fromkeys(row.label_set)) if target in row.label_set else [target]
-        try:
-            answers = [self._family.encode_answer(text) for text in texts]
-        except RowFault as fault:
-            return fault
+        answers = [self._family.encode_answer(text) for text in texts]
         return _Question(encoded, answers, texts.index(target), self._family.size(encoded, answers))
 
     def _probabilities(self, questions: list[_Question]) -> list[float | RowError]:

@@ -18,7 +18,7 @@ then taken from the rest), and whether the model that gave the rationale was rig
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,27 +29,28 @@ from kd.spans import words
 from kd.tasks.base import reads_alike
 
 _OURS = "ours; after the analysis in arXiv 2409.12586"
-_BY_CHANCE = "hypergeometric"
+
+
+def _beside_chance(name: str, meaning: str, source: str, *drawn: str) -> Iterator[Measure]:
+    """A share of rows, then the same for what may be drawn at random instead; `source` says how that is reckoned."""
+    yield Measure(name, 0, 1, True, "rows", f"share of rows {meaning}", _OURS)
+    for ending, what in zip(("chance", "option_chance"), drawn, strict=False):
+        yield Measure(f"{name}_{ending}", 0, 1, True, "rows", f"the same for {what}", source)
+
+
+_AS_MANY = ("hypergeometric", "as many random words", "random words of the options")
+_ONE = ("hypergeometric", "a random word", "a random word of the options")
 WORDS = (
-    Measure("overlap_any", 0, 1, True, "rows", "share of rows in which a word of the k belongs to the answer", _OURS),
-    Measure("overlap_any_chance", 0, 1, True, "rows", "the same for as many random words", _BY_CHANCE),
-    Measure("overlap_any_option_chance", 0, 1, True, "rows", "the same for random words of the options", _BY_CHANCE),
-    Measure("overlap_top1", 0, 1, True, "rows", "share of rows in which the heaviest word belongs to the answer", _OURS),
-    Measure("overlap_top1_chance", 0, 1, True, "rows", "the same for a random word", _BY_CHANCE),
-    Measure("overlap_top1_option_chance", 0, 1, True, "rows", "the same for a random word of the options", _BY_CHANCE),
-    Measure("overlap_all", 0, 1, True, "rows", "share of rows in which all of the k words belong to the answer", _OURS),
-    Measure("overlap_all_chance", 0, 1, True, "rows", "the same for as many random words", _BY_CHANCE),
-    Measure("overlap_all_option_chance", 0, 1, True, "rows", "the same for random words of the options", _BY_CHANCE),
+    *_beside_chance("overlap_any", "in which a word of the k belongs to the answer", *_AS_MANY),
+    *_beside_chance("overlap_top1", "in which the heaviest word belongs to the answer", *_ONE),
+    *_beside_chance("overlap_all", "in which all of the k words belong to the answer", *_AS_MANY),
 )
 """Measures of the words of a rationale. More overlap is not better in itself: it says what a rationale is made of."""
-_AN_OPTION = "mean over the row's options, put in place of the answer"
+_AN_OPTION = ("mean over the row's options, put in place of the answer", "a random option")
 TEXT = (
-    Measure("cot_any", 0, 1, True, "rows", "share of rows whose chain of thought has a word of the answer", _OURS),
-    Measure("cot_any_chance", 0, 1, True, "rows", "the same for a random option", _AN_OPTION),
-    Measure("cot_all", 0, 1, True, "rows", "share of rows whose chain of thought has all words of the answer", _OURS),
-    Measure("cot_all_chance", 0, 1, True, "rows", "the same for a random option", _AN_OPTION),
-    Measure("cot_whole", 0, 1, True, "rows", "share of rows whose chain of thought has the answer as it stands", _OURS),
-    Measure("cot_whole_chance", 0, 1, True, "rows", "the same for a random option", _AN_OPTION),
+    *_beside_chance("cot_any", "whose chain of thought has a word of the answer", *_AN_OPTION),
+    *_beside_chance("cot_all", "whose chain of thought has all words of the answer", *_AN_OPTION),
+    *_beside_chance("cot_whole", "whose chain of thought has the answer as it stands", *_AN_OPTION),
 )
 """Measures of a chain of thought: the words that count are the same, but it is a text of any length, so nothing is ranked."""
 

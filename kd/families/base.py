@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -17,11 +17,13 @@ from torch import Tensor
 from kd.errors import ConfigError, RowFault
 from kd.families.text import Encoded, Reader, as_fault
 from kd.models import Loaded
-from kd.rows import Segment
+from kd.rows import Example, Segment
 from kd.tasks.base import reads_alike
 
 Answer = list[int]
 """Target ids of an answer: what the model is to write, its end-of-sequence token included; a classifier's is its class."""
+
+Q = TypeVar("Q")
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,21 @@ class Family(ABC):
         if isinstance(found, RowFault):
             raise found
         return found
+
+    def questions(
+        self, rows: Sequence[Example], ask: Callable[[Example, Encoded], Q], prefix: Sequence[Segment] = ()
+    ) -> list[Q | RowFault]:
+        """Each row made ready for the model by `ask`, from itself and what the model reads of it behind a prefix, or its fault.
+
+        The fault is that of reading the row, or one that `ask` raises.
+        """
+        made: list[Q | RowFault] = []
+        for row, found in zip(rows, self.encode_rows([[*prefix, *row.segments] for row in rows]), strict=True):
+            try:
+                made.append(found if isinstance(found, RowFault) else ask(row, found))
+            except RowFault as fault:
+                made.append(fault)
+        return made
 
     def encode_answer(self, text: str) -> Answer:
         """The target ids of an answer.

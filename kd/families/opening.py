@@ -8,7 +8,8 @@ from kd.families.base import Family
 from kd.families.decoder_only import DecoderOnly
 from kd.families.encoder_classifier import ChoiceScorer, EncoderClassifier
 from kd.families.encoder_decoder import EncoderDecoder
-from kd.models import Loaded, ModelConfig, ModelSource, load
+from kd.loading import load
+from kd.models import Loaded, ModelConfig, ModelSource
 
 
 def open_family(loaded: Loaded, limits: ModelConfig) -> Family:
@@ -17,7 +18,7 @@ def open_family(loaded: Loaded, limits: ModelConfig) -> Family:
 
 
 def load_family(source: ModelSource, device: str, threads: int) -> Family:
-    """Load a model onto a device of `kd.models.load` in a process of its own, which from now on computes with so many threads."""
+    """Load a model onto a device of `kd.loading.load` in its own process, which from now on computes with so many threads."""
     torch.set_num_threads(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)

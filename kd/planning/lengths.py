@@ -79,8 +79,8 @@ def measured(family: "Family", rows: Sequence[Example]) -> Lengths:
     """The lengths of these rows for this model."""
     faults: Counter[str] = Counter()
     taken, lengths = [], []
-    for row, found in zip(rows, family.encode_rows([row.segments for row in rows]), strict=True):
-        length = found if isinstance(found, RowFault) else _length(family, row, found)
+    found = family.questions(rows, lambda row, encoded: _length(family, row, encoded))
+    for row, length in zip(rows, found, strict=True):
         if isinstance(length, RowFault):
             faults[length.reason] += 1
         else:
@@ -89,12 +89,9 @@ def measured(family: "Family", rows: Sequence[Example]) -> Lengths:
     return Lengths(taken, lengths, faults)
 
 
-def _length(family: "Family", row: Example, encoded: "Encoded") -> Length | RowFault:
+def _length(family: "Family", row: Example, encoded: "Encoded") -> Length:
     candidates = [*row.label_set, *([row.target] if row.target and row.target not in row.label_set else [])]
-    try:
-        ids = {text: family.encode_answer(text) for text in candidates}
-    except RowFault as fault:
-        return fault
+    ids = {text: family.encode_answer(text) for text in candidates}
     target = len(ids[row.target]) if row.target else None
     size = family.size(encoded, list(ids.values()))
     return Length(encoded, len(words(row.segments)), target, [len(own) for own in ids.values()], size)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from kd.attribution.engine import Attribute, AttributionConfig, Engine
 from kd.cluster_config import ClusterConfig
 from kd.errors import ConfigError, StageError
-from kd.models import check_device, gpus_here
+from kd.loading import check_device, gpus_here
 from kd.planning.rows import bytes_per_row
 from kd.rows import Attribution, Example, RowError
 

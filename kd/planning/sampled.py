@@ -8,7 +8,8 @@ from kd.config import Config
 from kd.errors import InputError
 from kd.families.base import Family
 from kd.families.opening import open_family
-from kd.models import ModelSource, load
+from kd.loading import load
+from kd.models import ModelSource
 from kd.planning.lengths import Lengths, measured
 from kd.planning.rows import attributions, done, rationales
 from kd.planning.sample import SplitSample

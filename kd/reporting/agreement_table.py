@@ -25,11 +25,7 @@ class Looked:
     def metrics(self, task: str) -> list[MetricRow]:
         """The results as rows of the report."""
         about = About("student", "agreement", self.variant, self.seed, task, self.split)
-        return [about.row(each.measure, each.value, each.n, _interval(each)) for each in self.results]
-
-
-def _interval(result: Result) -> tuple[float, float] | None:
-    return None if result.ci_low is None or result.ci_high is None else (result.ci_low, result.ci_high)
+        return [about.row(each.measure, each.value, each.n, each.interval) for each in self.results]
 
 
 def agreement_table(found: Sequence[Looked], is_void: bool) -> Table:

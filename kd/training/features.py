@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from kd.errors import RowFault
 from kd.families.base import Family
 from kd.families.opening import open_family
-from kd.models import ModelSource, load
+from kd.loading import load
+from kd.models import ModelSource
 from kd.rows import Example, Features, RowError, Segment
 from kd.shards import Apply
 from kd.training.objectives import Answers, AnyObjective, Target, taught

@@ -21,7 +21,8 @@ from kd.batching import one_ahead
 from kd.errors import StageError
 from kd.families.base import Family
 from kd.families.opening import open_family
-from kd.models import Loaded, ModelConfig, save
+from kd.loading import save
+from kd.models import Loaded, ModelConfig
 from kd.refusals import allowed
 from kd.training.adapters import merged
 from kd.training.config import LoopConfig

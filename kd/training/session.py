@@ -3,17 +3,14 @@
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from kd.errors import ConfigError
 from kd.families.opening import open_family
+from kd.loading import check_device, load, seeded, set_threads
 from kd.manifests import Manifest
-from kd.models import Loaded, check_device, load, seeded
+from kd.models import Loaded
 from kd.refusals import tolerated
 from kd.training.adapters import add_adapters
 from kd.training.config import LoopConfig
@@ -153,20 +150,9 @@ def train_here(queue: Queue) -> None:
     if todo:
         progress.start()
     for item in todo:
-        with _threads(queue.training.threads_per_worker), tempfile.TemporaryDirectory(prefix="kd-train-") as scratch:
+        with set_threads(queue.training.threads_per_worker), tempfile.TemporaryDirectory(prefix="kd-train-") as scratch:
             opened = open_run(queue, item.run, Path(scratch), rank=0, world=1)
             engine = TorchEngine(opened.student.model, queue.training, queue.device)
             trainer = opened.trainer(engine, queue, item.run, Path(scratch))
             trainer.train(progress.of(item), checkpoint=lambda: None)
             publish_run(queue, item, opened, trainer)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many torch threads inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

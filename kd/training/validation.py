@@ -101,7 +101,8 @@ def open_validation(
     Raises:
         StageError: it can read none of the rows.
     """
-    asked = [_ask(row, family, prefix) for row in rows]
+    before = [Segment("prompt", prefix)] if prefix else []
+    asked = family.questions(rows, lambda row, encoded: _question(row, encoded, family), before)
     questions = [question for question in asked if isinstance(question, Question)]
     faults = [fault for fault in asked if isinstance(fault, RowFault)]
     if faults and not questions:
@@ -120,10 +121,6 @@ def _is_usable(row: Example) -> bool:
     return row.error is None and row.target is not None
 
 
-def _ask(row: Example, family: Family, prefix: str) -> Question | RowFault:
+def _question(row: Example, encoded: Encoded, family: Family) -> Question:
     assert row.target is not None  # only rows with a target are sampled
-    try:
-        encoded = family.encode([Segment("prompt", prefix), *row.segments] if prefix else row.segments)
-        return Question(encoded, family.encode_answer(row.target), row.target, family.size(encoded, []))
-    except RowFault as fault:
-        return fault
+    return Question(encoded, family.encode_answer(row.target), row.target, family.size(encoded, []))
