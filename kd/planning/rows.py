@@ -64,7 +64,9 @@ def findings(config: RationalesConfig, source: SourceConfig, top_k: int, rows: S
     single = config.model_copy(update={"merge_duplicates": False})
     options = config.model_copy(update={"roles": tuple(dict.fromkeys((*config.roles, "choice")))})
     k = top_k if isinstance(source, AttributionSource) else None
-    return done(MeasureRationales(config.units, single.units, options.units, k, isinstance(source, LlmSource), eq), rows, Measured)
+    return done(
+        MeasureRationales(config.units, single.units, options.units, k, isinstance(source, LlmSource), eq), rows, Measured
+    )
 
 
 def erasures(config: FaithfulnessConfig, source: SourceConfig, rows: Sequence[RationaleRow]) -> list[Erasure]:
