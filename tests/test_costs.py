@@ -13,7 +13,7 @@ from kd.loading import save
 from kd.origins import size_of
 from kd.reporting.cost_table import cost_table
 from tests.mini import alone, mini_config, prepared, write_mini
-from tests.tiny import saved_t5, tiny_t5
+from tests.tiny import cached, saved_t5, tiny_t5
 from tests.tiny_reports import manifest
 
 ANSWERED = {("teacher", 0): ("predictions/teacher/0", manifest(rows=20, counts={ANSWERING_MS: 4000}))}
@@ -54,11 +54,7 @@ def test_the_size_of_a_hub_model_is_that_of_its_snapshot(tmp_path: Path) -> None
     """A cache as the hub's client leaves it, read by a process that is told to stay offline."""
     commit, folder = "0123456789abcdef0123456789abcdef01234567", saved_t5(tmp_path)
     size = size_of(folder)
-    cached = tmp_path / "cache" / "models--acme--tiny-t5"
-    (cached / "refs").mkdir(parents=True)
-    (cached / "refs" / "main").write_text(commit)
-    (cached / "snapshots").mkdir()
-    folder.rename(cached / "snapshots" / commit)
+    cached(folder, tmp_path / "cache", commit)
     code = """
 from kd.origins import files_here, size_of
 print(size_of(files_here("acme/tiny-t5", "main")), files_here("acme/other", "main"))

@@ -59,11 +59,7 @@ def test_a_folder_is_told_by_what_is_in_it_and_no_weights_are_loaded(folder: Pat
 def test_a_hub_model_is_named_by_the_commit_that_its_revision_resolved_to(folder: Path, tmp_path: Path) -> None:
     """A cache as the hub's client leaves it, read by a process that is told to stay offline."""
     commit = "0123456789abcdef0123456789abcdef01234567"
-    cached = tmp_path / "cache" / "models--acme--tiny-t5"
-    (cached / "refs").mkdir(parents=True)
-    (cached / "refs" / "main").write_text(commit)
-    (cached / "snapshots").mkdir()
-    folder.rename(cached / "snapshots" / commit)
+    tiny.cached(folder, tmp_path / "cache", commit)
     code = """
 from kd.loading import load
 from kd.models import ModelConfig, ModelSource

@@ -232,3 +232,12 @@ def _bert_like_tokenizer() -> Any:
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
     names = dict(zip(("pad_token", "cls_token", "sep_token", "unk_token"), special, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def cached(folder: Path, cache: Path, commit: str) -> None:
+    """Move a model folder to where the hub's client keeps the commit of `acme/tiny-t5` that its branch `main` names."""
+    model = cache / "models--acme--tiny-t5"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(commit)
+    (model / "snapshots").mkdir()
+    folder.rename(model / "snapshots" / commit)
