@@ -150,14 +150,16 @@ def in_turn(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def measure(bench: Bench, rounds: int) -> dict[str, list[float]]:
-    """All cases. Ray is up only for those that need it."""
-    found = in_turn({OURS: bench.ours, USUAL: bench.usual}, rounds)
+    """All cases. Those under Ray come first, and Ray is up for them only: the others leave this process gigabytes, which the
+    kernel would look through while workers work.
+    """
     ray.init(address="local", num_cpus=4, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
     try:
-        under_ray = {BARE: bench.bare, ONE: lambda: bench.under_ray(1), TWO: lambda: bench.under_ray(2)}
-        return found | in_turn(under_ray, rounds)
+        cases = {BARE: bench.bare, ONE: lambda: bench.under_ray(1), TWO: lambda: bench.under_ray(2)}
+        under_ray = in_turn(cases, rounds)
     finally:
         ray.shutdown()
+    return in_turn({OURS: bench.ours, USUAL: bench.usual}, rounds) | under_ray
 
 
 def say(record: Record, bench: Bench, found: Mapping[str, list[float]]) -> None:

@@ -1,4 +1,4 @@
-"""What holds for every test: one torch thread, no token for the cluster of a test; a local Ray and tiny models for those that ask."""
+"""What holds for every test: one torch thread, no token for the cluster of a test, short waits; a local Ray and tiny models for those that ask."""
 
 import os
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from kd.models import Loaded, ModelSource
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # how soon the end of a group is seen; Ray's own is 2
 torch.set_num_threads(1)
 
 

@@ -102,7 +102,7 @@ def open_features(store: Store, folder: str, shards: Sequence[Shard], cache: Pat
     try:
         dataset = datasets.Dataset.from_parquet(paths, columns=_COLUMNS, cache_dir=str(cache))
     except (OSError, ValueError, DatasetGenerationError) as error:  # a file that is not whole is a ValueError
-        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+        cause = error.__cause__ or error  # a DatasetGenerationError only says that there was another one
         raise StoreError(
             f"cannot read {store.path(folder)} into {cache}: {cause}; check that the files are whole and the free space there,"
             " then run it again"
