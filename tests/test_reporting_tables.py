@@ -6,6 +6,8 @@ from kd.reporting.tables import (
     accuracy_table,
     as_markdown,
     as_text,
+    hundredfold,
+    percent,
     rationale_table,
     stage_table,
     terminal_table,
@@ -89,3 +91,13 @@ def test_a_run_shows_its_best_step_and_its_last_one() -> None:
     assert len(table.rows) == 2
     assert table.notes == ["Not validated, so the last step is kept: train a/0."]
     assert training_table({"train": None}).notes == ["Nothing has been trained."]
+
+
+def test_the_same_difference_is_the_same_number_however_it_was_summed_up() -> None:
+    means, pairs = (0.729 + 0.565) / 2 - (0.568 + 0.577) / 2, 0.0745
+    assert f"{100 * means:.1f}" == "7.5"
+    assert f"{100 * pairs:.1f}" == "7.4"
+    assert hundredfold(means) == hundredfold(pairs) == 7.5
+    assert hundredfold(-pairs) == -7.5
+    assert percent(pairs) == "7.5"
+    assert percent(0.5725) == "57.2", "an exact tie goes to the even digit"

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kd.evaluation.significance import SignificanceConfig, Verdict
-from kd.reporting.tables import MISSING, Score, Table, percent
+from kd.reporting.tables import MISSING, Score, Table, hundredfold, percent
 
 TITLE = "Comparisons"
 COLUMNS = ("comparison", "difference", "interval", "p", "verdict", "smallest", "seeds", "rows")
@@ -56,7 +56,7 @@ def _line(verdict: Verdict) -> tuple[str, ...]:
 
 def _smallest(verdict: Verdict) -> str:
     if verdict.detectable is not None:
-        return f"{100 * verdict.detectable:.1f}"
+        return f"{hundredfold(verdict.detectable):.1f}"
     return MISSING if verdict.p_value is None else "none"
 
 
@@ -101,7 +101,7 @@ def in_words(verdict: Verdict) -> str:
 
 def points(difference: float | None) -> str:
     """A difference in percentage points, with its sign; a dash for None."""
-    return MISSING if difference is None else f"{100 * difference:+.1f}"
+    return MISSING if difference is None else f"{hundredfold(difference):+.1f}"
 
 
 def p_value(value: float | None) -> str:
@@ -146,11 +146,11 @@ def _power_in_words(verdict: Verdict, config: SignificanceConfig) -> str:
     sure = f"with a probability of {100 * config.power:g}%"
     if verdict.detectable is None:
         return f"This run would not have shown even a difference of 100 points {sure}: so much do its seeds and rows scatter."
-    return f"The smallest difference that this run would have shown {sure} is {100 * verdict.detectable:.1f} points."
+    return f"The smallest difference that this run would have shown {sure} is {hundredfold(verdict.detectable):.1f} points."
 
 
 def _apart(difference: float) -> str:
-    size = f"{abs(100 * difference):.1f}"
+    size = f"{abs(hundredfold(difference)):.1f}"
     return "level with it" if size == "0.0" else f"{size} points {'better' if difference > 0 else 'worse'}"
 
 

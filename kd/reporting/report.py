@@ -32,6 +32,7 @@ from kd.reporting.tables import (
     accuracy_table,
     as_markdown,
     chance_level,
+    hundredfold,
     percent,
     rationale_table,
     scores,
@@ -138,8 +139,8 @@ def _distances(best: Score, others: Sequence[Score], baseline: str | None) -> st
 
 
 def _distance(best: Score, other: Score, called: str) -> str:
-    points = 100 * ((best.mean or 0.0) - (other.mean or 0.0))
-    far = f"{points:.1f} points above" if round(points, 1) else "level with"
+    points = hundredfold((best.mean or 0.0) - (other.mean or 0.0))
+    far = f"{points:.1f} points above" if points else "level with"
     return f"{far} {called} ({other.variant}, {percent(other.mean)}%)"
 
 

@@ -243,7 +243,15 @@ def _short(value: float | str | None) -> str:
 
 def percent(share: float | None) -> str:
     """A share in percent with one decimal; a dash for None."""
-    return MISSING if share is None else f"{100 * share:.1f}"
+    return MISSING if share is None else f"{hundredfold(share):.1f}"
+
+
+def hundredfold(share: float) -> float:
+    """A share, or the difference of two, in percent or points with one decimal.
+
+    Rounded twice, so that the same difference, summed up in another order, is not 7.4 in one place and 7.5 in another.
+    """
+    return round(round(100 * share, 9), 1)
 
 
 # --- their forms --------------------------------------------------------------------------------------------------------
