@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd.batching import cut
-from kd.training.cutting import MicroBatch, cost, deal
+from kd.training.cutting import MicroBatch, cost, deal, work
 
 SIZES = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 20)), max_size=40)
 BUDGET = st.integers(1, 400)
@@ -84,6 +84,24 @@ def test_workers_compute_alike(world: int, budget: int) -> None:
     passes = deal(sizes, budget, world)
     loads = [load(passes, rank, sizes) for rank in range(world)]
     assert max(loads) < 1.1 * sum(loads) / world
+
+
+@pytest.mark.parametrize("budget", [1024, 2048, 4096])
+def test_workers_that_do_not_wait_in_every_pass_are_done_no_later(budget: int) -> None:
+    sizes = batch()
+
+    def times(in_step: bool) -> tuple[float, float]:
+        taken = [[work(each.group, sizes) for each in dealt] for dealt in deal(sizes, budget, 2, in_step)]
+        return sum(map(max, taken)), max(map(sum, zip(*taken, strict=True)))
+
+    waiting, free = times(True), times(False)
+    assert waiting[0] <= free[0], "in every pass"
+    assert free[1] <= waiting[1], "in the step"
+
+
+def test_what_is_done_first_depends_on_how_often_workers_wait() -> None:
+    sizes = batch()
+    assert any(deal(sizes, budget, 2, True) != deal(sizes, budget, 2, False) for budget in range(512, 4096, 256))
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -130,6 +130,12 @@ class LoopConfig(Frozen):
         return self.zero_stage == 0
 
     @property
+    def is_in_step(self) -> bool:
+        """Whether workers wait for each other in every pass through the model: each keeps a part of the gradient, or of the
+        weights too. Where they do not, it is once in a step."""
+        return self.zero_stage >= 2
+
+    @property
     def loop(self) -> dict[str, Any]:
         """What one run's outcome depends on, apart from which run it is: these fields, without how failures are met, by how
         many a batch is shared, and what only says how much is logged or read at once."""
