@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,7 +24,7 @@ Moment = Literal["never", "a file is published", "before the manifest", "before 
 @dataclass(frozen=True)
 class Deadly(Store):
     """`victim` is the rank that dies by SIGKILL, in the checkpoint after `step`; if it `refuses`, it lives and is refused access
-    once. Notes are left in the folder `notes`.
+    once. Every checkpoint takes `pause_s` longer. Notes are left in the folder `notes`.
     """
 
     notes: str = ""
@@ -31,6 +32,7 @@ class Deadly(Store):
     victim: int = 0
     step: int = 0
     refuses: bool = False
+    pause_s: float = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -47,6 +49,7 @@ class Deadly(Store):
 
     def publish_json(self, relative: str, value: Mapping[str, Any]) -> None:
         if relative.endswith(CHECKPOINT_MANIFEST):
+            time.sleep(self.pause_s)
             self._strike("before the manifest", relative)
         super().publish_json(relative, value)
         if relative.endswith(CHECKPOINT_MANIFEST):

@@ -180,7 +180,8 @@ train_queue(pickle.loads(Path(sys.argv[1]).read_bytes()))
 @pytest.mark.parametrize("seed", range(2))
 def test_the_driver_is_killed_and_the_stage_started_again(undisturbed: Queue, tmp_path: Path, seed: int) -> None:
     queue, draw = queue_at(tmp_path), random.Random(seed)
-    (tmp_path / "queue").write_bytes(pickle.dumps(queue))
+    slow = deadly(queue, pause_s=5.0)  # or the workers would finish the run before they see that their driver is dead
+    (tmp_path / "queue").write_bytes(pickle.dumps(slow))
     program = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path / "queue")], cwd=ROOT)
     try:
         with struck(queue, draw, program.kill) as hit:
