@@ -1,4 +1,6 @@
-"""What holds for every test: one torch thread, no token for the cluster of a test, short waits; a local Ray and tiny models for those that ask."""
+"""What holds for every test: one torch thread, no token for the cluster of a test, short waits. A local Ray and tiny models for
+those that ask.
+"""
 
 import os
 from collections.abc import Iterator
