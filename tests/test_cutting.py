@@ -77,6 +77,16 @@ def test_the_same_groups_have_the_same_numbers_however_many_share_them() -> None
     assert alone == shared
 
 
+@given(SIZES, BUDGET, WORLD, WORLD, st.booleans())
+def test_what_is_cut_for_some_workers_is_the_same_for_any_number_that_shares_it(
+    sizes: list[tuple[int, int]], budget: int, world: int, cut_for: int, in_step: bool
+) -> None:
+    meant = {each.number: each.group for dealt in deal(sizes, budget, cut_for, in_step) for each in dealt if each.group}
+    passes = deal(sizes, budget, world, in_step, cut_for)
+    assert {each.number: each.group for dealt in passes for each in dealt if each.group} == meant
+    assert {len(dealt) for dealt in passes} == {world}
+
+
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("budget", [1024, 4096, 100_000])
 def test_workers_compute_alike(world: int, budget: int) -> None:

@@ -69,9 +69,13 @@ class LoopConfig(Frozen):
     """Train low-rank adapters and leave the model as it is; they are merged into the exported model. Null: train it whole."""
     num_workers: int = Field(default=1, ge=1)
     """Workers of the group, one GPU each where the cluster's device is cuda. No part of what a run is recognised by: global
-    batches are the same, and a run that was interrupted goes on with another number of workers. They cut the batches in
-    another way: without dropout losses stay what they were, with dropout the curve goes on from the same state, but draws
-    differ."""
+    batches are the same, and a run that was interrupted goes on with another number of workers. Without dropout its losses
+    stay what they were, with dropout too where `cut_for_workers` is set."""
+    cut_for_workers: int | None = Field(default=None, ge=1)
+    """For how many workers a global batch is cut into micro-batches, each of which draws its own dropout. Null: for as many as
+    there are, so that with dropout a run that goes on with another number goes on from the same state, but with other draws.
+    Set it where the number may change, to the largest one: then draws and losses are the same with any number of workers. A
+    number that does not divide it leaves workers without work in some passes."""
     threads_per_worker: int = Field(default=1, ge=1)
     """CPUs and torch threads of a worker."""
     max_error_frac: float = Field(default=0.01, ge=0, le=1)

@@ -5,7 +5,8 @@ sequences for that, some take a stand-in, whose loss is a differentiable zero. S
 of workers: a batch that does not divide is no case of its own.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -15,8 +16,11 @@ Group = list[int]
 """Sequences that go through the model together, as indices, in order."""
 Sizes = Sequence[tuple[int, int]]
 """Input and target tokens of each sequence."""
-TARGET_WORK = 1.75
-"""The work of a target token in input tokens: it is scored against the vocabulary too (T5-small's FLOP; larger models less)."""
+SCORING_WORK = 0.75
+"""What a real target token costs besides its position, in positions: it is scored against the vocabulary, which padding is not
+(T5-small's FLOP; larger models less)."""
+_FEW_PARTS = 8
+"""Up to so many parts it is tried which of the two lengths to divide by at first; of more it would take too long."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,9 @@ class MicroBatch:
     group: Group
 
 
-def deal(sizes: Sizes, budget_tokens: int, world: int, in_step: bool = True) -> list[list[MicroBatch]]:
+def deal(
+    sizes: Sizes, budget_tokens: int, world: int, in_step: bool = True, cut_for: int | None = None
+) -> list[list[MicroBatch]]:
     """The sequences of a global batch in micro-batches, pass by pass and worker by worker.
 
     Label and rationale are cut together, each sequence beside others of its lengths, so that little is padded. The micro-
@@ -39,11 +45,16 @@ def deal(sizes: Sizes, budget_tokens: int, world: int, in_step: bool = True) -> 
         budget_tokens: no micro-batch of several sequences has more padded tokens.
         world: how many workers share the batch.
         in_step: whether workers wait for each other in every pass, and not only when all of them are done.
+        cut_for: for how many workers the batch is cut, `world` unless given. Whoever shares it then, the micro-batches are the
+            same; where there are too few of them for a pass, some workers take a stand-in.
 
     Returns:
         For every pass what each worker takes; at least one pass. An empty group is a stand-in.
     """
-    return min((_dealt(groups, sizes, world) for groups in _ways(sizes, budget_tokens, world)), key=_time_of(sizes, in_step))
+    meant = cut_for or world
+    time = _time_of(sizes, in_step)
+    groups = min(_ways(sizes, budget_tokens, meant), key=lambda groups: time(_dealt(groups, sizes, meant)))
+    return _dealt(groups, sizes, world)
 
 
 def _dealt(groups: Sequence[Group], sizes: Sizes, world: int) -> list[list[MicroBatch]]:
@@ -60,7 +71,7 @@ def _dealt(groups: Sequence[Group], sizes: Sizes, world: int) -> list[list[Micro
 
 
 def _time_of(sizes: Sizes, in_step: bool) -> Callable[[list[list[MicroBatch]]], float]:
-    """How long passes take, in input tokens: that of the worker for whom the others wait, in every pass or over all of them."""
+    """How long passes take, in positions: that of the worker for whom the others wait, in every pass or over all of them."""
 
     def time(passes: list[list[MicroBatch]]) -> float:
         taken = [[work(each.group, sizes) for each in dealt] for dealt in passes]
@@ -75,26 +86,27 @@ def cost(group: Group, sizes: Sizes) -> int:
 
 
 def work(group: Group, sizes: Sizes) -> float:
-    """How long a group takes, in input tokens: workers that wait for each other should have equally much of it."""
-    return padded_tokens(_weighed(sizes[index] for index in group)) if group else 0.0
+    """How long a group takes, in positions: workers that wait for each other should have equally much of it."""
+    return cost(group, sizes) + SCORING_WORK * sum(sizes[index][1] for index in group)
 
 
 def _ways(sizes: Sizes, budget_tokens: int, world: int) -> list[list[Group]]:
     """Groups within the budget, as many as a multiple of the workers where there are sequences enough; the largest first.
 
-    One worker takes them as they are cut. For several the largest are halved until all have one in every pass: those of the
-    cut, or those of the batch as one group.
+    One worker takes them as they are cut. For several the largest are halved until all have one in every pass; or the batch is
+    divided in so many parts of like work, whatever the cut was.
     """
     groups = cut(sizes, budget_tokens)
     if world == 1 or not groups:
         return [groups or [[]]]
     most = -(-len(groups) // world) * world
-    ways = [_filled(start, most, sizes) for start in (groups, [list(range(len(sizes)))])]
-    return [way for way in ways if all(len(group) == 1 or cost(group, sizes) <= budget_tokens for group in way)]
+    ways = [_filled(groups, most, sizes), _parts(list(range(len(sizes))), min(most, len(sizes)), sizes)]
+    fitting = [way for way in ways if all(len(group) == 1 or cost(group, sizes) <= budget_tokens for group in way)]
+    return [sorted(way, key=lambda group: (-work(group, sizes), group)) for way in fitting]
 
 
 def _filled(groups: Sequence[Group], most: int, sizes: Sizes) -> list[Group]:
-    """The groups, the largest of them halved until there are `most` or no two sequences are together; the largest first."""
+    """The groups, the largest of them halved until there are `most` or no two sequences are together."""
 
     def entry(group: Group) -> tuple[float, Group]:
         return (-work(group, sizes) if len(group) > 1 else 0.0), group
@@ -102,22 +114,34 @@ def _filled(groups: Sequence[Group], most: int, sizes: Sizes) -> list[Group]:
     queue = [entry(group) for group in groups]
     heapify(queue)
     while len(queue) < most and queue[0][0]:
-        for half in _halves(heappop(queue)[1], sizes):
+        for half in _parts(heappop(queue)[1], 2, sizes):
             heappush(queue, entry(half))
-    return sorted((group for _, group in queue), key=lambda group: (-work(group, sizes), group))
+    return [group for _, group in queue]
 
 
-def _halves(group: Group, sizes: Sizes) -> tuple[Group, Group]:
-    """A group in two, sorted by one of its lengths, at the place where the larger part is smallest."""
-    places, weighed = [], _weighed(sizes)
-    for by in (0, 1):
-        ordered = sorted(group, key=lambda index: (-sizes[index][by], -sizes[index][1 - by], index))
-        firsts, lasts = widths(ordered, weighed), widths(ordered[::-1], weighed)[::-1]
-        for at in range(1, len(ordered)):
-            places.append((max(at * firsts[at - 1], (len(ordered) - at) * lasts[at]), by, at, ordered))
-    _, _, at, ordered = min(places, key=lambda place: place[:3])
-    return sorted(ordered[:at]), sorted(ordered[at:])
+def _parts(group: Group, count: int, sizes: Sizes) -> list[Group]:
+    """A group in `count` parts of like work, at most as many as it has sequences: divided in two, these again, and so on."""
+    if count == 1:
+        return [sorted(group)]
+    first, last = count // 2, count - count // 2
+    places = sorted(_place(group, by, first, last, sizes) for by in (0, 1))
+    tried = places if count <= _FEW_PARTS else places[:1]
+    ways = [[*_parts(ordered[:at], first, sizes), *_parts(ordered[at:], last, sizes)] for _, at, ordered in tried]
+    return min(ways, key=lambda way: max(work(part, sizes) for part in way))
 
 
-def _weighed(sizes: Iterable[tuple[int, int]]) -> list[tuple[float, float]]:
-    return [(inputs, TARGET_WORK * targets) for inputs, targets in sizes]
+def _place(group: Group, by: int, first: int, last: int, sizes: Sizes) -> tuple[float, int, Group]:
+    """Where to divide a group that is sorted by one of its lengths into so many parts to come: where the side that has more than
+    its share has the least. How much that is for each of its parts comes first.
+    """
+    ordered = sorted(group, key=lambda index: (-sizes[index][by], -sizes[index][1 - by], index))
+    heads, tails = _works(ordered, sizes), _works(ordered[::-1], sizes)[::-1]
+    shares = ((max(heads[at - 1] / first, tails[at] / last), at) for at in range(first, len(ordered) - last + 1))
+    return (*min(shares), ordered)
+
+
+def _works(ordered: Group, sizes: Sizes) -> list[float]:
+    """The work of the first sequence, of the first two together, and so on."""
+    scored = itertools.accumulate(sizes[index][1] for index in ordered)
+    padded = (rows * width for rows, width in enumerate(widths(ordered, sizes), 1))
+    return [positions + SCORING_WORK * targets for positions, targets in zip(padded, scored, strict=True)]

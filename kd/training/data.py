@@ -56,12 +56,14 @@ class Batch:
 
     table: Any
 
-    def share(self, rank: int, world: int, budget_tokens: int, terms: int, in_step: bool = True) -> Share:
+    def share(
+        self, rank: int, world: int, budget_tokens: int, terms: int, in_step: bool = True, cut_for: int | None = None
+    ) -> Share:
         """A rank's part of the batch, cut under a budget of padded tokens; see `kd.training.cutting.deal`."""
         term = self.table.column("term").combine_chunks().flatten().to_numpy(zero_copy_only=False)
         inputs, targets = _Lists.of(self.table, "input_ids"), _Lists.of(self.table, "target_ids")
         sizes = list(zip(inputs.lengths.tolist(), targets.lengths.tolist(), strict=True))
-        passes = deal(sizes, budget_tokens, world, in_step)
+        passes = deal(sizes, budget_tokens, world, in_step, cut_for)
         mine = [(dealt[rank].number, dealt[rank].group) for dealt in passes]
         tokens = sum(map(sum, sizes))
         return Share(

@@ -163,8 +163,9 @@ class Trainer:
     def _share(self, step: int) -> Share:
         """This rank's part of a step's global batch. Runs in a thread of its own, one step ahead of the model."""
         batch = self.lessons.table.batch(self.lessons.order.rows_of_batch(step))
-        budget_tokens, terms = self.config.micro_batch_tokens, len(self.lessons.terms)
-        return batch.share(self.engine.rank, self.engine.world, budget_tokens, terms, self.config.is_in_step)
+        engine, config, terms = self.engine, self.config, len(self.lessons.terms)
+        budget_tokens = config.micro_batch_tokens
+        return batch.share(engine.rank, engine.world, budget_tokens, terms, config.is_in_step, config.cut_for_workers)
 
     def _awaited(self, shares: Iterator[Share]) -> Share:
         """The next share; the time until it is there is noted."""
