@@ -6,12 +6,14 @@ target, in the steady state, by the worker's own clock.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,12 +23,12 @@ import ray
 import torch
 
 from bench import seq2seq
-from bench.learning import SIZES, Classroom, loop_config, quantiles, steady_rate, taught_rows
+from bench.learning import MICRO_BATCH_TOKENS, SIZES, Classroom, loop_config, quantiles, steady_rate, taught_rows
 from bench.record import Record, ratio
 from bench.setting import end
 from kd.families.opening import open_family
 from kd.loading import load
-from kd.ray_train import train_queue
+from kd.ray_train import KEEP_MEMORY, train_queue
 from kd.training.engine import adamw
 from kd.training.objectives import coefficients, sums_per_term
 from kd.training.order import Order
@@ -77,15 +79,21 @@ class Bench:
         return tokens / (clock.ended_s[-1] - clock.ended_s[WARM - 1])
 
     def bare(self) -> float:
-        """Forward, backward, clipping and AdamW over batches that were cut before, in a process of its own."""
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
-            return other.submit(bare_loop, self._queue(threads=1)).result()
+        """Forward, backward, clipping and AdamW over batches that were cut before, in a process of its own, which keeps the
+        memory that it frees as a worker does.
+        """
+        with variables(KEEP_MEMORY), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+            return other.submit(bare_loop, self.lone_queue()).result()
 
     def under_ray(self, workers: int) -> float:
         """The product as it is started on a cluster, with one thread per worker."""
         queue = self._queue(threads=1, workers=workers)
         train_queue(queue)
         return self._rate(ONE if workers == 1 else TWO, queue)
+
+    def lone_queue(self) -> Queue:
+        """A run of a lone worker with one thread."""
+        return self._queue(threads=1)
 
     def _queue(self, threads: int, workers: int = 1) -> Queue:
         """The same run again and again, each time as a stage of its own."""
@@ -140,6 +148,34 @@ def cut_before(opened: Opened, queue: Queue, step: int) -> tuple[list[Any], torc
     return share.micro_batches, torch.tensor(coefficients(terms, share.target_tokens))
 
 
+def readying_ms(queue: Queue) -> float:
+    """How long the median batch takes to be read and cut for a lone worker, in milliseconds: a loop whose steps are no longer
+    would wait for data.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        opened = open_run(queue, queue.items[0].run, Path(scratch), rank=0, world=1)
+        ended_s = [time.perf_counter()]
+        for step in range(queue.training.steps):
+            cut_before(opened, queue, step)
+            ended_s.append(time.perf_counter())
+    return 1000 * statistics.median(end - begin for begin, end in itertools.pairwise(ended_s))
+
+
+@contextmanager
+def variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables that processes started inside have."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def in_turn(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Every case's own rate in every round; the cases take turns, so that a slow spell hits all of them."""
     found: dict[str, list[float]] = {case: [] for case in cases}
@@ -170,6 +206,7 @@ def say(record: Record, bench: Bench, found: Mapping[str, list[float]]) -> None:
         record.figure(case, "padding_frac", statistics.median(noted["padding"]), "share")
         record.figure(case, "waiting_frac", statistics.median(noted["waiting"]), "share")
         record.figure(case, "time of a step", statistics.median(noted["step"]), "s")
+    record.figure(BARE, "time to read and cut a batch", readying_ms(bench.lone_queue()), "ms")
     for case, loss in bench.first_losses.items():
         record.figure(case, "loss of the first step", loss, "nats")
     record.bar("our loop / Seq2SeqTrainer", ratio(found, OURS, USUAL), "at_least", 1.5)
@@ -192,6 +229,7 @@ def main() -> None:
             input_tokens=quantiles([len(ids) for row in room.rows for ids in row.input_ids]),
             target_tokens=quantiles([len(ids) for row in room.rows for ids in row.target_ids]),
             batch_rows=given.batch_rows,
+            micro_batch_tokens=MICRO_BATCH_TOKENS,
             steps=f"{given.steps}, the first {WARM} not counted",
             rounds=given.rounds,
             threads_of_a_and_b=given.threads,

@@ -1,6 +1,7 @@
 """The benchmarks on training: that all that is compared does the same work. How fast it does it is no business of the tests."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from bench import seq2seq
 from bench.learning import TINY, Classroom, loop_config, steady_rate, taught_rows
-from bench.training import Bench, bare_loop, real_tokens
+from bench.training import Bench, bare_loop, readying_ms, real_tokens, variables
 from kd.loading import load
 from kd.training.session import train_here
 
@@ -67,3 +68,12 @@ def test_the_bare_loop_learns_the_tokens_that_the_loop_counts(room: Classroom) -
     assert sum(step["tokens"] for step in timings) == sum(real_tokens(row.input_ids, row.target_ids) for row in room.rows)
     assert steady_rate(timings, 1) == sum(step["tokens"] for step in timings[1:]) / sum(step["seconds"] for step in timings[1:])
     assert bare_loop(queue) > 0
+    assert readying_ms(queue) > 0
+
+
+def test_variables_are_there_inside_and_as_before_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KD_BENCH_OLD", "before")
+    with variables({"KD_BENCH_OLD": "inside", "KD_BENCH_NEW": "1"}):
+        assert (os.environ["KD_BENCH_OLD"], os.environ["KD_BENCH_NEW"]) == ("inside", "1")
+    assert os.environ["KD_BENCH_OLD"] == "before"
+    assert "KD_BENCH_NEW" not in os.environ
