@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from kd.attribution.engine import Attribute, AttributionConfig, Engine
-from kd.attribution.methods import Case, Explanation, IntegratedGradients, MethodConfig
+from kd.attribution.methods import Case, Explanation, IntegratedGradients, MethodConfig, Occlusion
 from kd.families.base import Reading
 from kd.families.text import Encoded
 from kd.loading import set_threads
@@ -202,6 +202,30 @@ def test_what_runs_out_of_memory_is_halved_and_gives_the_same_scores(
     for one, other in zip(found, expected, strict=True):
         assert isinstance(one, Attribution)
         assert one.scores == pytest.approx(other.scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", [IntegratedGradients(n_steps=8), Occlusion()], ids=lambda method: method.type)
+@pytest.mark.parametrize("count", [6, 1], ids=["a batch", "a row"])
+def test_versions_of_a_row_that_run_out_of_memory_are_taken_fewer_at_once_and_give_the_same_scores(
+    models: dict[str, Loaded], method: MethodConfig, count: int
+) -> None:
+    rows, taken = tiny.examples()[:count], list[int]()
+    expected = attribute(models["t5"], rows, method=method)
+
+    def short_of_memory(_: object, args: object, given: dict[str, torch.Tensor]) -> None:
+        taken.append(len(given["inputs_embeds"]))
+        if taken[-1] > count:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = models["t5"].model.get_encoder().register_forward_pre_hook(short_of_memory, with_kwargs=True)
+    try:
+        found = attribute(models["t5"], rows, method=method)
+    finally:
+        hook.remove()
+    assert max(taken) > count
+    for one, other in zip(found, expected, strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-5)
+        assert one.completeness_gap == pytest.approx(other.completeness_gap, abs=1e-5)
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------
