@@ -78,9 +78,9 @@ class Generative(Family):
 
     @contextmanager
     def _head_at(self, wanted: Bool[Tensor, "b a"]) -> Iterator[None]:
-        """Inside, logits come at the wanted ones of the last positions alone, one row of them each, and for nothing else.
+        """Inside, the model's logits are [n, v]: those at the wanted ones of its last positions, and no others.
 
-        The head, on a small model a third of the work, is handed no others: padding costs nothing there, and no logits are
+        Its head, on a small model a third of the work, is handed these alone: padding costs nothing there, and no logits are
         copied.
         """
 
