@@ -70,8 +70,8 @@ def explaining(family: EncoderDecoder, rows: int, input_tokens: int, answers: bo
 
 def made_up(rows: int, tokens: int) -> list[Encoded]:
     """So many inputs of so many tokens."""
-    ids, spans = [3 + place % 90 for place in range(tokens)], [Span(0, place, place + 1) for place in range(tokens)]
-    return [Encoded(ids, spans, [""] * tokens, 0)] * rows  # type: ignore[arg-type]
+    spans: list[Span | None] = [Span(0, place, place + 1) for place in range(tokens)]
+    return [Encoded([3 + place % 90 for place in range(tokens)], spans, [""] * tokens, 0)] * rows
 
 
 def sweep(bench: Bench, input_tokens: int, peak: float, budgets: tuple[int, ...]) -> float | None:

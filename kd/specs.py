@@ -82,7 +82,8 @@ class WarmStartSpec(_FromEncoder):
         if None in (start, end, tokenizer.pad_token_id):
             raise InputError(f"{self.origin}: expected a tokenizer with first, last and padding token, as BERT's has")
         of_both: dict[str, Any] = {}
-        for half in ("encoder", "decoder"):  # each has a config of its own: made by the model, it would forget trust_remote_code
+        for half in ("encoder", "decoder"):
+            # Given with its config: where transformers reads that here by itself, it forgets trust_remote_code for the weights.
             own = AutoConfig.from_pretrained(self.origin, is_decoder=False, add_cross_attention=False, **asked)
             of_both |= {f"{half}_{key}": value for key, value in {**asked, "config": own}.items()}
         model = EncoderDecoderModel.from_encoder_decoder_pretrained(self.origin, self.origin, **of_both)
