@@ -9,6 +9,7 @@ import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ SCORES_BF16 = "a: engine, scores only, bf16"
 WHOLE = "a': engine, whole rows"
 CAPTUM = "c: captum, row by row"
 INSEQ = {mode: f"d: inseq{',' if number else ''} {mode}" for number, mode in enumerate(Inseq.MODES)}
-"""The case of each of inseq's modes. The first is what the bars are about."""
+"""The case of each of inseq's modes. The bars are about the first, in which it is fast: calls of many texts, no progress bars."""
 
 
 def main() -> None:
@@ -41,23 +42,36 @@ def main() -> None:
         shard = model_and_rows(folder, given.data)
         rows = shard[: given.rows]
         describe(record, given, len(rows))
+        answer_tokens(record, folder, rows)
         padding(record, folder, shard, rows, given.budget)
         alone(record, folder, rows, given)
     end(record, given)
+
+
+def answer_tokens(record: Record, folder: Path, rows: Sequence[Example]) -> None:
+    """How long the explained answers are; inseq runs backward once for each token of them."""
+    family = open_model(folder, device="meta")
+    mean = statistics.mean(len(family.encode_answer(row.target or "")) for row in rows)
+    record.figure("explained answers", "mean length", mean, "tokens")
 
 
 def padding(record: Record, folder: Path, shard: Sequence[Example], rows: Sequence[Example], budget: int) -> None:
     """What is padded, counted through the engine's own batches; no model is needed for it."""
     family = open_model(folder, device="meta")
     for case, part, tokens in (("shard", shard, SHARD_BUDGET_TOKENS), ("bench", rows, budget)):
-        tally: Counter[str] = Counter()
-        counting = engine(family, tokens, answers=False)
-        counting._batches.run(part, counting._questions, lambda batch: [None] * len(batch), tally)
-        frac = tally["padding_tokens"] / tally.total()
         record.figure(f"padding, {case}", "rows", len(part), "rows")
-        record.figure(f"padding, {case}", "padding_frac", frac, "share")
+        scores, whole = (padding_frac(engine(family, tokens, answers), part) for answers in (False, True))
+        record.figure(f"padding, {case}", "padding_frac", scores, "share")
+        record.figure(f"padding, {case}, whole rows", "padding_frac", whole, "share")
         if case == "shard":
-            record.bar("padding wasted over a shard", frac, "at_most", 0.05)
+            record.bar("padding wasted over a shard", scores, "at_most", 0.05)
+
+
+def padding_frac(counting: Engine, rows: Sequence[Example]) -> float:
+    """The share of padding in the engine's batches of these rows."""
+    tally: Counter[str] = Counter()
+    counting._batches.run(rows, counting._questions, lambda batch: [None] * len(batch), tally)
+    return tally["padding_tokens"] / tally.total()
 
 
 def alone(record: Record, folder: Path, rows: Sequence[Example], given: argparse.Namespace) -> None:
@@ -78,6 +92,7 @@ def alone(record: Record, folder: Path, rows: Sequence[Example], given: argparse
     run_engine(scores, rows[:64])
     with Inseq(given.inseq, folder, rows) as inseq:
         found = in_turn(cases, inseq, given.rounds)
+    versions(record, inseq)
     for case, each in found.items():
         record.figure(case, "rate", statistics.median(each) if each else None, "rows/s")
     parts(record, WHOLE, job)
@@ -92,22 +107,32 @@ def alone(record: Record, folder: Path, rows: Sequence[Example], given: argparse
 
 
 def in_turn(cases: Mapping[str, Callable[[], float]], inseq: Inseq, rounds: int) -> dict[str, list[float]]:
-    """Rows per second of every case in every round; inseq's modes for information in the first round only."""
+    """Rows per second of every case in every round; of inseq's modes the last one, for information, in the first only."""
     found: dict[str, list[float]] = {case: [] for case in [*cases, *INSEQ.values()]}
     for number in range(rounds):
         measured = {case: each[0] for case, each in rates(cases, 1).items()}
-        asked = Inseq.MODES if number == 0 else Inseq.MODES[:1]
+        asked = Inseq.MODES if number == 0 else Inseq.MODES[:2]
         for case, rate in [*measured.items(), *((INSEQ[mode], inseq.rate(mode)) for mode in asked)]:
             found[case] += [] if rate is None else [rate]
     return found
 
 
 def compare(record: Record, found: Mapping[str, list[float]], case: str, dtype: str, captum: float, times: float) -> None:
-    """The bars beside the usual tools; inseq's has no value where a round lacks its rate."""
-    inseq = INSEQ[Inseq.MODES[0]]
-    beside = ratio(found, case, inseq) if len(found[inseq]) == len(found[case]) else None
+    """The bars beside the usual tools, and a figure beside inseq as its quickstart calls it; none where a round lacks a rate."""
+    fast, quickstart = (
+        ratio(found, case, INSEQ[mode]) if len(found[INSEQ[mode]]) == len(found[case]) else None for mode in Inseq.MODES[:2]
+    )
+    record.figure(case, f"rate over that of {INSEQ[Inseq.MODES[1]]}", quickstart, "times")
     record.bar(f"a / c, a in {dtype}", ratio(found, case, CAPTUM), "at_least", captum)
-    record.bar(f"a / d, a in {dtype}", beside, "at_least", times)
+    record.bar(f"a / d, a in {dtype}", fast, "at_least", times)
+
+
+def versions(record: Record, inseq: Inseq) -> None:
+    """Of the libraries that are compared, here and in inseq's environment."""
+    for name in ("captum", "transformers"):
+        record.figure("machine", name, version(name), "version")
+    for name, value in inseq.versions.items():
+        record.figure("machine", f"{name}, beside inseq" if name != "inseq" else name, value, "version")
 
 
 def run_engine(attributing: Engine, rows: Sequence[Example]) -> float:

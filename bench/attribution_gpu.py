@@ -6,6 +6,7 @@ run, by the FLOP count of `kd/cost.py`. `--tiny` runs the same script small, on 
 GPU is kept yet.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def main() -> None:
     for input_tokens in INPUT_TOKENS:
         best = sweep(bench, input_tokens, peak, BUDGETS[:2] if given.tiny else BUDGETS)
         record.bar(f"share of the measured peak, {input_tokens} input tokens", best, "at_least", AIM)
-    unfrozen(bench, peak)
+    frozen(bench, peak)
     compiled(bench, peak, "aot_eager" if given.tiny else "inductor")  # the former needs no compiler
     record.end()
 
@@ -51,23 +52,26 @@ def model(sizes: dict[str, int], device: str) -> EncoderDecoder:
     return EncoderDecoder(loaded, max(INPUT_TOKENS), ANSWER_TOKENS, ANSWER_TOKENS)
 
 
-def explain(family: EncoderDecoder, rows: int, input_tokens: int, answers: bool = False) -> None:
-    """One micro-batch: read, answer if asked, explain."""
-    batch = [made_up(input_tokens) for _ in range(rows)]
-    target = [3 + place for place in range(ANSWER_TOKENS - 1)] + [family.ends[0]]
-    reading = family.read(batch, differentiable=True)
-    if answers:
-        reading.generate()
-        reading.logprobs([[target]] * rows)
-    scores = Saliency().explain(Case(reading.explained([target] * rows), lambda: torch.zeros(0), rows)).scores
-    assert scores.shape == (rows, input_tokens)
+def explaining(family: EncoderDecoder, rows: int, input_tokens: int, answers: bool = False) -> Callable[[], None]:
+    """One micro-batch of rows that are there already: read, answer if asked, explain."""
+    batch = made_up(rows, input_tokens)
+    targets = [[*range(3, 2 + ANSWER_TOKENS), family.ends[0]]] * rows
+
+    def explain() -> None:
+        reading = family.read(batch, differentiable=True)
+        if answers:
+            reading.generate()
+            reading.logprobs([[target] for target in targets])
+        scores = Saliency().explain(Case(reading.explained(targets), lambda: torch.zeros(0), rows)).scores
+        assert scores.shape == (rows, input_tokens)
+
+    return explain
 
 
-def made_up(tokens: int) -> Encoded:
-    """An input of so many tokens."""
-    return Encoded(
-        [3 + place % 90 for place in range(tokens)], [Span(0, place, place + 1) for place in range(tokens)], [""] * tokens, 0
-    )
+def made_up(rows: int, tokens: int) -> list[Encoded]:
+    """So many inputs of so many tokens."""
+    spans: list[Span | None] = [Span(0, place, place + 1) for place in range(tokens)]
+    return [Encoded([3 + place % 90 for place in range(tokens)], spans, [""] * tokens, 0)] * rows
 
 
 def sweep(bench: Bench, input_tokens: int, peak: float, budgets: tuple[int, ...]) -> float | None:
@@ -78,7 +82,7 @@ def sweep(bench: Bench, input_tokens: int, peak: float, budgets: tuple[int, ...]
     for budget in budgets:
         rows = max(1, budget // (input_tokens + ANSWER_TOKENS))
         case = f"{input_tokens} tokens, budget {budget}"
-        share = bench.rate(case, rows, input_tokens, lambda rows=rows: explain(bench.family, rows, input_tokens), cost, peak)  # type: ignore[misc]
+        share = bench.rate(case, rows, input_tokens, explaining(bench.family, rows, input_tokens), cost, peak)
         shares |= {} if share is None else {budget: share}
     if not shares:
         return None
@@ -86,25 +90,24 @@ def sweep(bench: Bench, input_tokens: int, peak: float, budgets: tuple[int, ...]
     rows = max(1, best // (input_tokens + ANSWER_TOKENS))
     whole = cost + written_row(shape, input_tokens, ANSWER_TOKENS, answers=2)
     case = f"{input_tokens} tokens, budget {best}, with answers"
-    bench.rate(case, rows, input_tokens, lambda: explain(bench.family, rows, input_tokens, answers=True), whole, peak)
+    bench.rate(case, rows, input_tokens, explaining(bench.family, rows, input_tokens, answers=True), whole, peak)
     return shares[best]
 
 
-def unfrozen(bench: Bench, peak: float) -> None:
-    """The same with trainable weights whose gradients are computed, as tools do that call backward on the model."""
-    rows, input_tokens = 32, INPUT_TOKENS[0]
-    cost = explained_row(shape_of(bench.family.loaded), input_tokens, ANSWER_TOKENS, frozen=False).both
+def frozen(bench: Bench, peak: float) -> None:
+    """Bare forward and backward with trainable weights, whose gradients are computed too, and with frozen ones."""
+    rows, input_tokens, model = 32, INPUT_TOKENS[0], bench.family.model
     given = inputs(bench.family, rows, input_tokens)
 
     def backward() -> None:
-        bench.family.model(**given).loss.backward()
-        bench.family.model.zero_grad(set_to_none=True)
+        model(**given).loss.backward()
+        model.zero_grad(set_to_none=True)
+        given["inputs_embeds"].grad = None
 
-    bench.family.model.requires_grad_(True)
-    bench.rate("128 tokens, 32 rows, unfrozen", rows, input_tokens, backward, cost, peak)
-    bench.family.model.requires_grad_(False)
-    frozen = explained_row(shape_of(bench.family.loaded), input_tokens, ANSWER_TOKENS).both
-    bench.rate("128 tokens, 32 rows, frozen", rows, input_tokens, lambda: explain(bench.family, rows, input_tokens), frozen, peak)
+    for case, is_frozen in (("unfrozen", False), ("frozen", True)):
+        model.requires_grad_(not is_frozen)
+        cost = explained_row(shape_of(bench.family.loaded), input_tokens, ANSWER_TOKENS, frozen=is_frozen).both
+        bench.rate(f"{input_tokens} tokens, {rows} rows, {case}", rows, input_tokens, backward, cost, peak)
 
 
 def compiled(bench: Bench, peak: float, backend: str) -> None:
@@ -122,7 +125,7 @@ def compiled(bench: Bench, peak: float, backend: str) -> None:
 
 def inputs(family: EncoderDecoder, rows: int, input_tokens: int) -> dict[str, Tensor]:
     """A batch as the model itself takes it."""
-    ids, mask = family.batch([made_up(input_tokens).ids] * rows)
+    ids, mask = family.batch([row.ids for row in made_up(rows, input_tokens)])
     labels = torch.full((rows, ANSWER_TOKENS), 3, device=ids.device)
     embeds = family.embed(ids).to(torch.bfloat16).requires_grad_()
     return {"inputs_embeds": embeds, "attention_mask": mask, "labels": labels}

@@ -82,11 +82,13 @@ class Inseq:
     """inseq in an environment of its own, where there is one: a process that has loaded the model and waits to be asked.
 
     See `bench/inseq_rate.py`; what that says beside its answers goes to stderr. Once it has failed it has no rates any more.
+    `versions` are those of the libraries in its environment, as far as it has started.
     """
 
-    MODES = ("as it comes", "batch_size=8", "row by row, every eighth row")
+    MODES = ("as it comes", "one text a call, its defaults", "batch_size=8")
 
     def __init__(self, python: Path | None, folder: Path, rows: Sequence[Example]) -> None:
+        self.versions: dict[str, str] = {}
         self._process: subprocess.Popen[str] | None = None
         if python is None:
             return
@@ -97,8 +99,12 @@ class Inseq:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Self:
-        if self._process and self._answer() is None:
-            print("note: inseq did not start; see above", file=sys.stderr)
+        if self._process:
+            started = self._answer()
+            if started is None:
+                print("note: inseq did not start; see above", file=sys.stderr)
+            else:
+                self.versions = json.loads(started)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

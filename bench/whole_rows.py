@@ -120,7 +120,7 @@ def parts(record: Record, case: str, job: ShardJob) -> None:
         patches.enter_context(patch.object(family, "read", clock.timed("read by the model", _reading(clock, family.read))))
         with clock.part("the rest"):
             job.run()
-    beside = {f"{part} (beside the model)": seconds for part, seconds in clock.beside.items()}
+    beside = {f"{part} (in a thread of its own)": seconds for part, seconds in clock.beside.items()}
     for part, seconds in (clock.spent | {"all of the above": sum(clock.spent.values())} | beside).items():
         record.figure(case, f"time, {part}", seconds / job.shard.rows * 1000, "ms/row")
 

@@ -21,7 +21,7 @@ WINDOW_ROWS = 8192
 BATCH_COST = 0.02
 """What another micro-batch costs beside its tokens, as a share of a full one; else padding would be saved row by row."""
 
-_NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What torch says where memory runs out and it raises no OutOfMemoryError."""
 
 log = logging.getLogger(__name__)
@@ -77,21 +77,26 @@ class MicroBatches:
     def _batches(
         self, ready: dict[int, S], work: Callable[[list[S]], Sequence[R | RowError]], tally: Counter[str]
     ) -> Iterator[tuple[list[int], Sequence[R | RowError]]]:
-        """The rows' places, micro-batch by micro-batch, with their results."""
+        """The rows' places, micro-batch by micro-batch, with their results.
+
+        Work may fill the whole budget with versions of a few rows. So a budget over the batch's own tokens is halved first, and
+        only what does not fit within its own is divided, or is an error.
+        """
         waiting = self._cut(ready, list(ready))
         while waiting:
             batch = waiting.pop()
             sizes = [ready[index].size for index in batch]
+            padded = padded_tokens(sizes)
             found = _attempt(work, [ready[index] for index in batch])
             if found is not None:
-                tally.update(tokens=sum(map(sum, sizes)), padding_tokens=padded_tokens(sizes) - sum(map(sum, sizes)))
+                tally.update(tokens=sum(map(sum, sizes)), padding_tokens=padded - sum(map(sum, sizes)))
                 yield batch, found
-            elif len(batch) == 1:
+            elif len(batch) == 1 and self.budget_tokens <= padded:
                 detail = f"{sizes[0][0]} input and {sizes[0][1]} answer tokens do not fit into memory, even alone"
                 yield batch, [RowError("out_of_memory", detail)]
             else:
-                self.budget_tokens = padded_tokens(sizes) // 2
-                log.warning("out of memory with %d padded tokens: the budget is now %d", padded_tokens(sizes), self.budget_tokens)
+                self.budget_tokens = max(padded, self.budget_tokens // 2) if self.budget_tokens > padded else padded // 2
+                log.warning("out of memory in a batch of %d padded tokens: the budget is now %d", padded, self.budget_tokens)
                 waiting = self._cut(ready, [index for rest in [*waiting, batch] for index in rest])
 
     def _cut(self, ready: dict[int, S], places: list[int]) -> list[list[int]]:

@@ -16,7 +16,7 @@ from kd.architectures import FamilyName, family_of, loader_of
 from kd.errors import ConfigError, InputError
 from kd.manifests import digest
 from kd.models import Loaded, ModelConfig, ModelSource
-from kd.origins import check_there, check_tokenizer_files, commit_of, content_of, explained
+from kd.origins import check_not_pickled, check_there, check_tokenizer_files, commit_of, content_of, explained
 from kd.refusals import written
 from kd.specs import PooledClassifierSpec, Spec, T5Spec
 from kd.store import Store
@@ -88,6 +88,8 @@ def _from_name(config: ModelConfig, name: str, called: str, device: str) -> Load
         loader = loader_of(family)
         check_tokenizer_files(name)
         tokenizer = AutoTokenizer.from_pretrained(name, **asked)
+        if not config.allow_pickle:
+            check_not_pickled(name, commit)
         if device == "meta":
             with torch.device("meta"):
                 model = loader.from_config(architecture, trust_remote_code=config.trust_remote_code)
@@ -107,20 +109,23 @@ def _from_name(config: ModelConfig, name: str, called: str, device: str) -> Load
 
 def _from_spec(source: ModelSource, spec: Spec, device: str) -> Loaded:
     """A new model; its tokenizer was trained for it, or is that of the encoder it starts from."""
+    from transformers import AutoTokenizer
+
     config = source.config
     if isinstance(spec, T5Spec):
         if source.tokenizer_folder is None:
             raise ConfigError("a model from a t5 spec needs a tokenizer: train one on the corpus and give its folder")
         with _fetched(source.store, source.tokenizer_folder) as local:
-            tokenizer, start = _tokenizer_in(str(local)), content_of(str(local), "")
+            tokenizer, start = AutoTokenizer.from_pretrained(str(local), trust_remote_code=False), content_of(str(local), "")
         with _weightless(device == "meta"):
             model = spec.build(tokenizer)
     else:
         check_there(spec.origin)
         commit = commit_of(spec.origin, config.revision)
+        asked = {"revision": commit, "trust_remote_code": config.trust_remote_code}
         with explained(spec.origin, config.revision):
-            tokenizer = _tokenizer_in(spec.origin, commit)
-            model = spec.build(tokenizer, commit, None if config.allow_pickle else True)
+            tokenizer = AutoTokenizer.from_pretrained(spec.origin, **asked)
+            model = spec.build(tokenizer, asked | {"use_safetensors": None if config.allow_pickle else True})
         start = content_of(spec.origin, commit)
     called = f"spec:{digest(spec.model_dump(), start)}@seed{source.seed}"
     family: FamilyName = "encoder_classifier" if isinstance(spec, PooledClassifierSpec) else "encoder_decoder"
@@ -134,12 +139,6 @@ def _weightless(meta: bool) -> Iterator[None]:
 
     with torch.device("meta") if meta else nullcontext():
         yield
-
-
-def _tokenizer_in(where: str, revision: str = "main") -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(where, revision=revision)
 
 
 def _dtype(config: ModelConfig) -> Any:

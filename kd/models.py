@@ -41,9 +41,11 @@ class ModelConfig(Frozen):
     """Whether weights may be a pickle (`pytorch_model.bin`), which can run code, where there are no safetensors."""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "ModelConfig":
+    def _fits_together(self) -> "ModelConfig":
         if (self.name is None) == (self.spec is None):
             raise ValueError("expected exactly one of name (a hub id or a local folder) and spec (a model to build)")
+        if self.spec is not None and self.chat_template:
+            raise ValueError("chat_template is for causal models, and no spec builds one; leave it out")
         return self
 
     @property

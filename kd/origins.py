@@ -35,6 +35,21 @@ def check_tokenizer_files(name: str) -> None:
         raise InputError(f"{name} holds no tokenizer; expected a tokenizer.json beside config.json")
 
 
+def check_not_pickled(name: str, commit: str) -> None:
+    """A hub id or folder holds no pickle as its only weights. Where there are none at all, there is nothing to refuse."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+    from transformers.utils.hub import has_file
+
+    def holds(*files: str) -> bool:
+        return any(has_file(name, file, revision=commit) for file in files)
+
+    if not holds(SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME) and holds(WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+        raise InputError(
+            f"{name}: its weights are a pickle ({WEIGHTS_NAME}), which can run code; expected {SAFE_WEIGHTS_NAME}."
+            " Set allow_pickle = true where the pickle is trusted"
+        )
+
+
 def content_of(name: str, commit: str) -> str:
     """Sixteen hex digits of what a model folder holds; the commit of a hub id."""
     if not Path(name).is_dir():

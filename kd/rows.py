@@ -110,9 +110,10 @@ class Attribution(Example):
 
     `explained` says which answer was explained; `explained_answer` is its text. `generated` is the teacher's greedy
     answer, `ranked` the most probable entry of the label set (null where there is none), `choice_logprobs` the
-    log-probability of every entry in nats. `target_logprob` is that of the explained answer: the attributed scalar.
-    `completeness_gap` is the error of methods that claim completeness, else null. `scores` are as the method gave them.
-    `fold` names the teacher's fold, 0 where there is one teacher.
+    log-probability of every entry in nats. `target_logprob` is that of the explained answer: of a model that writes, the
+    number that `scores` are about; of a classifier they are about the logit. `completeness_gap` is the error of methods that
+    claim completeness, else null. `scores` are as the method gave them. `fold` names the teacher's fold, 0 where there is one
+    teacher.
     """
 
     model: str

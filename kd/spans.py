@@ -4,7 +4,7 @@ A word is the unit that teacher and student share, since their tokenizers differ
 segment's text, half-open, so they hold for every script.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import regex
 
@@ -48,17 +48,26 @@ def pool(tokens: Sequence[Span], scores: Sequence[float], onto: Sequence[Span]) 
     """
     pooled = [0.0] * len(onto)
     unassigned = 0.0
-    first = 0
-    for token, score in zip(tokens, scores, strict=True):
-        while first < len(onto) and _before(onto[first], token):
-            first += 1
-        touched = _touched(token, onto, first)
-        total = sum(shared for _, shared in touched)
+    for found, score in zip(touched(tokens, onto), scores, strict=True):
+        total = sum(shared for _, shared in found)
         if not total:
             unassigned += score
-        for index, shared in touched:
+        for index, shared in found:
             pooled[index] += score * shared / total
     return pooled, unassigned
+
+
+def touched(tokens: Sequence[Span], onto: Sequence[Span]) -> Iterator[list[tuple[int, int]]]:
+    """For each token, the places of the words that it touches, each with the code points in common.
+
+    Args:
+        tokens: spans in reading order; onto: the words, in reading order, not overlapping.
+    """
+    first = 0
+    for token in tokens:
+        while first < len(onto) and _before(onto[first], token):
+            first += 1
+        yield _touched(token, onto, first)
 
 
 def _before(word: Span, token: Span) -> bool:
@@ -67,11 +76,11 @@ def _before(word: Span, token: Span) -> bool:
 
 
 def _touched(token: Span, onto: Sequence[Span], first: int) -> list[tuple[int, int]]:
-    touched = []
+    found = []
     for index in range(first, len(onto)):
         if (onto[index].segment, onto[index].start) >= (token.segment, token.end):
             break
         shared = overlap(token, onto[index])
         if shared:
-            touched.append((index, shared))
-    return touched
+            found.append((index, shared))
+    return found

@@ -1,6 +1,7 @@
 """Models that are built instead of loaded. Each spec is a small config object that builds its architecture."""
 
 import importlib.util
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
@@ -69,16 +70,22 @@ class WarmStartSpec(_FromEncoder):
 
     type: Literal["warm_start"] = "warm_start"
 
-    def build(self, tokenizer: "PreTrainedTokenizerFast", revision: str, safetensors: Literal[True] | None) -> "PreTrainedModel":
-        """Two copies of the encoder. An answer is framed by the first and last token of the encoder's own tokenizer."""
-        from transformers import EncoderDecoderModel
+    def build(self, tokenizer: "PreTrainedTokenizerFast", asked: Mapping[str, Any]) -> "PreTrainedModel":
+        """Two copies of the encoder. An answer is framed by the first and last token of the encoder's own tokenizer.
+
+        `asked` is what transformers is told whenever it reads the encoder: revision, trust_remote_code, use_safetensors.
+        """
+        from transformers import AutoConfig, EncoderDecoderModel
 
         start = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         if None in (start, end, tokenizer.pad_token_id):
             raise InputError(f"{self.origin}: expected a tokenizer with first, last and padding token, as BERT's has")
-        of_both: dict[str, Any] = {f"{half}_revision": revision for half in ("encoder", "decoder")}
-        of_both |= {f"{half}_use_safetensors": safetensors for half in ("encoder", "decoder")}
+        of_both: dict[str, Any] = {}
+        for half in ("encoder", "decoder"):
+            # Given with its config: where transformers reads that here by itself, it forgets trust_remote_code for the weights.
+            own = AutoConfig.from_pretrained(self.origin, is_decoder=False, add_cross_attention=False, **asked)
+            of_both |= {f"{half}_{key}": value for key, value in {**asked, "config": own}.items()}
         model = EncoderDecoderModel.from_encoder_decoder_pretrained(self.origin, self.origin, **of_both)
         for config in (model.config, model.generation_config):
             config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = start, end, tokenizer.pad_token_id
@@ -94,13 +101,13 @@ class PooledClassifierSpec(_FromEncoder):
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout before the head while training."""
 
-    def build(self, tokenizer: "PreTrainedTokenizerFast", revision: str, safetensors: Literal[True] | None) -> "PreTrainedModel":  # noqa: ARG002
-        """The encoder as it is, under a new head."""
+    def build(self, tokenizer: "PreTrainedTokenizerFast", asked: Mapping[str, Any]) -> "PreTrainedModel":  # noqa: ARG002
+        """The encoder as it is, under a new head; `asked` as above."""
         from transformers import AutoModel
 
         from kd.pooling import AttentionPoolingClassifier, AttentionPoolingConfig
 
-        encoder = AutoModel.from_pretrained(self.origin, revision=revision, use_safetensors=safetensors)
+        encoder = AutoModel.from_pretrained(self.origin, **asked)
         config = AttentionPoolingConfig(
             encoder.config.to_dict(), self.dropout, id2label=dict(enumerate(self.labels)), label2id=None
         )

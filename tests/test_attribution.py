@@ -11,10 +11,10 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from kd.attribution.engine import Attribute, AttributionConfig, Engine
-from kd.attribution.methods import Case, Explanation, IntegratedGradients, MethodConfig
+from kd.attribution.methods import Case, Explanation, IntegratedGradients, MethodConfig, Occlusion, Saliency
 from kd.families.base import Reading
 from kd.families.text import Encoded
-from kd.loading import set_threads
+from kd.loading import load, set_threads
 from kd.models import Loaded
 from kd.rows import Attribution, Row, RowError, Segment, Span, text_of
 from tests import tiny
@@ -95,6 +95,20 @@ def test_without_the_teacher_s_answers_scores_are_the_same_and_only_unlabelled_r
         assert bool(other.choice_logprobs) == has_answers
 
 
+def test_a_scorer_reads_all_choices_only_where_an_answer_is_asked(models: dict[str, Loaded]) -> None:
+    rows, taken = [row for row in tiny.rows_for("scorer") if row.target], list[int]()
+    hook = models["scorer"].model.register_forward_pre_hook(
+        lambda _, args, given: taken.append(len(given["inputs_embeds"])), with_kwargs=True
+    )
+    try:
+        attribute(models["scorer"], rows, answers=False)
+        assert sum(taken) == len(rows)
+        attribute(models["scorer"], rows)
+        assert sum(taken) == len(rows) + len(rows) + sum(len(row.label_set) for row in rows)
+    finally:
+        hook.remove()
+
+
 # --- rows with errors -------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +187,29 @@ def test_batch_mates_padding_budget_and_threads_change_no_score(
             assert one.generated == other.generated
 
 
+@pytest.mark.parametrize("method", [Saliency(), IntegratedGradients(n_steps=2), Occlusion()], ids=lambda method: method.type)
+def test_threads_that_share_a_tensor_change_no_score(tmp_path: Path, method: MethodConfig) -> None:
+    """Torch gives a thread of its own to 32,768 elements of a tensor; of the other models every tensor is smaller."""
+    spec = tiny.SPEC.model_copy(update={"d_model": 128, "d_kv": 32, "d_ff": 256})
+    loaded, rows = load(tiny.tiny_source(tmp_path, spec), "cpu"), tiny.examples() * 4
+    elements: list[int] = []
+    hook = loaded.model.get_encoder().register_forward_pre_hook(
+        lambda _, args, given: elements.append(given["inputs_embeds"].numel()), with_kwargs=True
+    )
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            with set_threads(threads):
+                found.append(attribute(loaded, rows, method=method))
+    finally:
+        hook.remove()
+    assert min(elements) > 2 * 32_768
+    for one, *others in zip(*found, strict=True):
+        for other in others:
+            assert one.scores == pytest.approx(other.scores, abs=1e-5)
+            assert one.choice_logprobs == pytest.approx(other.choice_logprobs, abs=1e-5)
+
+
 def test_the_order_of_rows_and_the_budget_change_no_score(models: dict[str, Loaded]) -> None:
     rows = tiny.examples()
     expected = {row.uid: row.scores for row in attribute(models["t5"], rows)}
@@ -202,6 +239,30 @@ def test_what_runs_out_of_memory_is_halved_and_gives_the_same_scores(
     for one, other in zip(found, expected, strict=True):
         assert isinstance(one, Attribution)
         assert one.scores == pytest.approx(other.scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", [IntegratedGradients(n_steps=8), Occlusion()], ids=lambda method: method.type)
+@pytest.mark.parametrize("count", [6, 1], ids=["a batch", "a row"])
+def test_versions_of_a_row_that_run_out_of_memory_are_taken_fewer_at_once_and_give_the_same_scores(
+    models: dict[str, Loaded], method: MethodConfig, count: int
+) -> None:
+    rows, taken = tiny.examples()[:count], list[int]()
+    expected = attribute(models["t5"], rows, method=method)
+
+    def short_of_memory(_: object, args: object, given: dict[str, torch.Tensor]) -> None:
+        taken.append(len(given["inputs_embeds"]))
+        if taken[-1] > count:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = models["t5"].model.get_encoder().register_forward_pre_hook(short_of_memory, with_kwargs=True)
+    try:
+        found = attribute(models["t5"], rows, method=method)
+    finally:
+        hook.remove()
+    assert max(taken) > count
+    for one, other in zip(found, expected, strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-5)
+        assert one.completeness_gap == pytest.approx(other.completeness_gap, abs=1e-5)
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kd.attribution.engine import _words_of
 from kd.attribution.methods import InputXGradient, IntegratedGradients, MethodConfig, Occlusion, Saliency
 from kd.loading import load
 from kd.models import Loaded
@@ -75,6 +76,13 @@ def test_the_teacher_generates_and_ranks() -> None:
     assert found.choice_logprobs == pytest.approx([2 * math.log(1 / 8), math.log(1 / 2) + math.log(1 / 8)])
     assert found.ranked == "yes"
     assert found.generated == "yes yes yes yes yes yes yes yes"
+
+
+def test_a_token_is_part_of_the_word_that_has_most_of_it_or_a_word_by_itself() -> None:
+    found = [Span(0, 0, 4), Span(0, 5, 7)]
+    tokens = [None, Span(0, 0, 2), Span(0, 2, 4), Span(0, 3, 6), Span(0, 3, 7), Span(0, 4, 5), Span(1, 0, 3), None]
+    assert _words_of(tokens, found) == [0, 0, 0, 0, 1, 2, 3, 0]
+    assert _words_of(tokens[1:3], []) == [0, 1]
 
 
 # --- what a method promises, on random models ------------------------------------------------------------------------

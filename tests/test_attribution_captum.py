@@ -92,6 +92,30 @@ def test_scores_equal_row_by_row_captum(models: dict[str, Loaded], kind: str, me
         assert any(abs(score) > 1e-3 for score in row.scores)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
+def test_scores_of_a_causal_model_are_those_of_the_model_padded_by_hand_on_either_side(
+    models: dict[str, Loaded], kind: str, left: bool
+) -> None:
+    loaded, family, rows = models[kind], tiny.family(models[kind]), tiny.examples()[:2]
+    found, _ = attribute(loaded, rows)  # the second is longer
+    encoded, target = family.encode(rows[0].segments), family.encode_answer(rows[0].target or "")
+    ids, blank = [*encoded.ids, *target[:-1]], [loaded.tokenizer.pad_token_id] * 7
+    ones, zeros = [1] * len(ids), [0] * len(blank)
+    mask = torch.tensor([[*zeros, *ones] if left else [*ones, *zeros]])
+    padded = torch.tensor([[*blank, *ids] if left else [*ids, *blank]])
+    embeds = embedding(loaded)(padded).detach().requires_grad_()
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = loaded.model(inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False).logits
+    begin = len(blank) if left else 0
+    written = range(begin + len(encoded.ids) - 1, begin + len(ids))
+    number = logits.log_softmax(-1)[0, written, target].sum()
+    (gradient,) = torch.autograd.grad(number, [embeds])
+    expected = gradient[0, begin : begin + len(encoded.ids)].abs().sum(-1).tolist()
+    assert found.scores == pytest.approx([score for score, span in zip(expected, encoded.spans, strict=True) if span], abs=1e-5)
+    assert found.target_logprob == pytest.approx(number.item(), abs=1e-5)
+
+
 def test_on_t5_the_encoder_s_tokens_are_attributed(models: dict[str, Loaded]) -> None:
     """A score is what happens to the answer when the encoder's embedding of that token is stretched a little."""
     loaded = models["t5"]

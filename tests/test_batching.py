@@ -111,10 +111,12 @@ NO_MEMORY = [
     RuntimeError(
         "[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
     ),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
 
 
-@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: f"{type(error).__name__}: {error!s:.50}")
 def test_a_batch_that_does_not_fit_is_halved_and_the_budget_found_is_kept(error: Exception) -> None:
     model, batches = Model(20, error), MicroBatches(80)
     assert batches.run(rows_of(*[9] * 8), prepare, model, Counter()) == [f"row {place}" for place in range(8)]
@@ -132,6 +134,41 @@ def test_a_row_that_does_not_fit_alone_is_an_error_and_the_others_go_on() -> Non
         RowError("out_of_memory", "30 input and 1 answer tokens do not fit into memory, even alone"),
         "row 2",
     ]
+
+
+class Filling:
+    """Fills the budget with versions of its rows, as methods do that look at many; more than fits is out of memory."""
+
+    def __init__(self, batches: MicroBatches, memory_tokens: int) -> None:
+        self.batches, self.memory_tokens = batches, memory_tokens
+        self.asked: list[int] = []
+
+    def __call__(self, items: list[Item]) -> list[str]:
+        width = max(sum(item.size) for item in items)
+        self.asked.append(max(len(items), self.batches.budget_tokens // width))
+        if self.asked[-1] * width > self.memory_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [f"row {item.row.uid}" for item in items]
+
+
+@pytest.mark.parametrize(
+    ("rows", "memory_tokens", "versions", "budget"),
+    [
+        (1, 300, [80, 40, 20, 10, 5, 2], 250),
+        (5, 4000, [80, 40], 4000),
+        (5, 500, [80, 40, 20, 10, 5], 500),
+        (5, 250, [80, 40, 20, 10, 5, 2, 2, 2], 250),
+        (1, 99, [80, 40, 20, 10, 5, 2, 1, 1], 100),
+    ],
+)
+def test_a_budget_over_the_tokens_of_a_batch_is_halved_before_the_batch_is(
+    rows: int, memory_tokens: int, versions: list[int], budget: int
+) -> None:
+    batches = MicroBatches(8000)
+    model = Filling(batches, memory_tokens)
+    found = batches.run(rows_of(*[99] * rows), prepare, model, Counter())
+    assert [isinstance(one, RowError) for one in found] == [memory_tokens < 100] * rows
+    assert (model.asked, batches.budget_tokens) == (versions, budget)
 
 
 def test_another_error_of_the_model_is_not_taken_for_lack_of_memory() -> None:

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from bench.attribution import INSEQ, compare, in_turn
-from bench.competitors import Inseq
+from bench.attribution import CAPTUM, INSEQ, answer_tokens, compare, in_turn, padding
+from bench.competitors import Floor, Inseq
 from bench.processes import Watch
 from bench.record import Record, ratio
 from bench.texts import questions
@@ -19,6 +20,8 @@ from bench.whole_rows import Clock
 from kd.rows import Attribution
 from kd.shards import Claimed, claim, finish, run_shard
 from kd.store import Store
+from tests import tiny
+from tests.tiny_attribution import attribute
 
 
 def test_a_bar_that_does_not_hold_makes_the_benchmark_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,26 +80,74 @@ def test_a_ratio_compares_rates_of_the_same_round() -> None:
 def test_inseq_takes_turns_with_the_others_in_a_process_that_loads_once(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(
-        f'#!/bin/sh\necho loaded >> {tmp_path}/said\necho ready\nwhile read mode; do echo "$mode" >> {tmp_path}/said; echo 2.5; done\n'
+        f'#!/bin/sh\necho loaded >> {tmp_path}/said\necho \'{{"inseq": "0.7"}}\'\n'
+        f'while read mode; do echo "$mode" >> {tmp_path}/said; echo 2.5; done\n'
     )
     python.chmod(0o755)
     with Inseq(python, tmp_path / "model", questions(None, 3)) as inseq:
         found = in_turn({"a": lambda: 1.0}, inseq, rounds=3)
-    as_it_comes, *information = Inseq.MODES
-    assert (tmp_path / "said").read_text().splitlines() == ["loaded", as_it_comes, *information, as_it_comes, as_it_comes]
-    assert {case: len(each) for case, each in found.items()} == {"a": 3, INSEQ[as_it_comes]: 3} | {
-        INSEQ[mode]: 1 for mode in information
+    fast, quickstart, information = Inseq.MODES
+    asked = ["loaded", fast, quickstart, information, fast, quickstart, fast, quickstart]
+    assert (tmp_path / "said").read_text().splitlines() == asked
+    assert inseq.versions == {"inseq": "0.7"}
+    assert {case: len(each) for case, each in found.items()} == {
+        "a": 3,
+        INSEQ[fast]: 3,
+        INSEQ[quickstart]: 3,
+        INSEQ[information]: 1,
     }
-    assert found[INSEQ[as_it_comes]] == [2.5, 2.5, 2.5]
+    assert found[INSEQ[fast]] == [2.5, 2.5, 2.5]
+
+
+def test_the_bar_beside_inseq_is_about_its_fast_mode_and_its_quickstart_is_a_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    fast, quickstart, _ = (INSEQ[mode] for mode in Inseq.MODES)
+    record = Record("toy")
+    compare(record, {"a": [8.0], CAPTUM: [4.0], fast: [2.0], quickstart: [1.0]}, "a", "fp32", captum=2, times=4)
+    assert [(bar["value"], bar["holds"]) for bar in record.bars] == [(2.0, True), (4.0, True)]
+    (said,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert said["metric"] == "rate over that of d: inseq, one text a call, its defaults"
+    assert (said["value"], said["unit"]) == (8.0, "times")
 
 
 @pytest.mark.parametrize("python", [None, Path(sys.executable)], ids=["none", "one that has no inseq"])
 def test_without_inseq_its_bar_does_not_hold_and_the_others_are_judged(python: Path | None, tmp_path: Path) -> None:
     with Inseq(python, tmp_path / "model", questions(None, 3)) as inseq:
-        found = in_turn({"a": lambda: 1.0, "c: captum, row by row": lambda: 1.0}, inseq, rounds=2)
+        found = in_turn({"a": lambda: 1.0, CAPTUM: lambda: 1.0}, inseq, rounds=2)
     record = Record("toy")
     compare(record, found, "a", "fp32", captum=0, times=0)
     assert [(bar["value"] is None, bar["holds"]) for bar in record.bars] == [(False, True), (True, False)]
+
+
+def test_the_floor_takes_the_gradients_whose_sizes_are_the_engine_s_scores(tmp_path: Path) -> None:
+    """So it does the same work, with nothing beside it."""
+    rows = [row for row in tiny.examples() if row.target]
+    loaded = tiny.tiny_t5(tmp_path)
+    floor, taken = Floor(tiny.family(loaded), rows, budget=120), list[torch.Tensor]()
+    for embeds, *_ in floor.batches:
+        embeds.requires_grad_().register_hook(taken.append)
+    assert floor.run() == len(rows)
+    assert len(taken) == len(floor.batches) > 1
+    sizes = [
+        row[own.bool()][:-1].tolist()  # without the end-of-sequence token
+        for gradient, (_, mask, *_) in zip(taken, floor.batches, strict=True)
+        for row, own in zip(gradient.abs().sum(-1), mask, strict=True)
+    ]
+    found = [row.scores for row in attribute(loaded, rows, answers=False)]
+    for one, other in zip(sorted(sizes), sorted(found), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_padding_is_counted_of_scores_alone_and_of_whole_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, rows = tiny.saved_t5(tmp_path), tiny.examples()
+    capsys.readouterr()
+    record = Record("toy")
+    answer_tokens(record, folder, rows[:3])
+    padding(record, folder, rows, rows[:2], budget=60)
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (said[0]["value"], said[0]["unit"]) == (2.0, "tokens")  # "money" or "no", and the end
+    shares = {line["case"]: line["value"] for line in said if line["metric"] == "padding_frac"}
+    assert list(shares) == ["padding, shard", "padding, shard, whole rows", "padding, bench", "padding, bench, whole rows"]
+    assert [bar["value"] for bar in record.bars] == [shares["padding, shard"]]
 
 
 def test_the_parts_of_a_run_make_up_the_whole_and_what_goes_on_beside_it_is_no_part() -> None:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import unicodedata
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from kd.errors import ConfigError, RowFault
 from kd.families.base import Family
 from kd.families.opening import open_family
 from kd.families.text import Encoded
-from kd.models import Loaded, ModelConfig
+from kd.loading import load, save
+from kd.models import Loaded, ModelConfig, ModelSource
 from kd.rows import Segment, Span
 from kd.vocabulary import train_tokenizer
 from tests import tiny
@@ -199,6 +201,25 @@ def test_a_chat_template_surrounds_the_text_and_has_no_spans(models: dict[str, L
     assert covered(encoded, segments) == [None, None, "the", "river", "bank", None, None]
     assert encoded.tokens[0] == "▁yes"
     assert encoded.tokens[-1] == "▁1"
+
+
+def test_a_model_that_keeps_more_than_keys_and_values_is_refused_when_it_is_opened(
+    models: dict[str, Loaded], tmp_path: Path
+) -> None:
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    sizes = {"vocab_size": 120, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Lfm2Config(**sizes, num_hidden_layers=2, layer_types=["full_attention", "conv"], eos_token_id=1, pad_token_id=0)
+    save(Loaded(Lfm2ForCausalLM(config), models["llama"].tokenizer, "lfm2", "decoder_only"), tmp_path)
+    outline = load(ModelSource(ModelConfig(name=str(tmp_path))), "meta")
+    with pytest.raises(ConfigError, match="the model keeps LinearAttentionLayer of what it reads; expected plain attention"):
+        tiny.family(outline)
+
+
+@pytest.mark.parametrize("kind", ["t5", "classifier"])
+def test_a_chat_template_for_a_model_that_is_not_causal_is_refused(models: dict[str, Loaded], kind: str) -> None:
+    with pytest.raises(ConfigError, match="is an encoder-.* chat_template = true is for causal models"):
+        tiny.family(dataclasses.replace(models[kind], chat_template=True))
 
 
 def test_a_chat_template_that_is_not_there_is_an_error(models: dict[str, Loaded]) -> None:

@@ -6,9 +6,11 @@ import dataclasses
 import pytest
 import torch
 
+from kd.attribution.methods import Case, MethodConfig
 from kd.families.encoder_classifier import Alternatives
 from kd.models import Loaded
 from tests import tiny
+from tests.tiny_attribution import METHODS
 
 
 def plain_logprob(loaded: Loaded, ids: list[int], answer: list[int]) -> float:
@@ -50,23 +52,12 @@ def test_a_scorer_shares_out_the_probability_over_the_choices_of_a_row(models: d
     assert found == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_the_side_on_which_a_tokenizer_pads_changes_nothing(models: dict[str, Loaded], kind: str) -> None:
-    found = []
-    for side in ("left", "right"):
-        tokenizer = copy.deepcopy(models[kind].tokenizer)
-        tokenizer.padding_side = side
-        family = tiny.family(dataclasses.replace(models[kind], tokenizer=tokenizer))
-        reading = family.read(family.encode_rows([row.segments for row in tiny.examples()]))
-        found.append((reading.generate(), reading.logprobs([[family.encode_answer("money")] for _ in tiny.examples()])))
-    assert found[0] == found[1]
-
-
 @pytest.mark.parametrize("kind", [*tiny.WRITERS, "classifier", "pooled"])
-@pytest.mark.parametrize("differentiable", [True, False])
+@pytest.mark.parametrize("method", METHODS, ids=str)
 def test_the_input_is_read_once_for_answer_ranking_and_explanation(
-    models: dict[str, Loaded], kind: str, differentiable: bool
+    models: dict[str, Loaded], kind: str, method: MethodConfig
 ) -> None:
+    """So a method reads as often as it says, the reading included; those at the input never again."""
     family, rows, model = tiny.family(models[kind]), tiny.rows_for(kind), models[kind].model
     batch = family.encode_rows([row.segments for row in rows])
     widths: list[int] = []
@@ -78,17 +69,33 @@ def test_the_input_is_read_once_for_answer_ranking_and_explanation(
         with_kwargs=True,
     )
     try:
-        reading = family.read(batch, differentiable)
+        reading = family.read(batch, differentiable=method.at_the_input)
         reading.generate()
         reading.logprobs([[family.encode_answer(label) for label in row.label_set] for row in rows])
         what = reading.explained([family.encode_answer(row.target or row.label_set[0]) for row in rows])
-        with torch.set_grad_enabled(differentiable):
-            numbers = what.forward(what.embeds, what.rows)
-        if differentiable:
-            assert torch.autograd.grad(numbers.sum(), [what.embeds])[0].abs().sum() > 0
-        assert widths == [max(len(row.ids) for row in batch)]
+        words = what.laid_out([[place % 3 for place in range(len(row.ids))] for row in batch])
+        found = method.explain(Case(what, lambda: words, rows_at_once=len(rows)))
     finally:
         hook.remove()
+    assert widths == [max(len(row.ids) for row in batch)] * method.passes(words=3).forward
+    assert found.scores.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", tiny.WRITERS)
+def test_the_head_sees_only_what_is_asked_of_a_given_answer(models: dict[str, Loaded], kind: str) -> None:
+    """Neither padding nor the answer's first token, of which the reading knows."""
+    family, head = tiny.family(models[kind]), models[kind].model.get_output_embeddings()
+    answers = [family.encode_answer(text) for text in ("river", "coffee cake", "money in the bank")]
+    what = family.read(family.encode_rows([row.segments for row in tiny.examples()[:3]])).explained(answers)
+    seen: list[torch.Size] = []
+    hook = head.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:-1]))
+    try:
+        with torch.no_grad():
+            what.forward(what.embeds, what.rows)
+    finally:
+        hook.remove()
+    assert seen == [(sum(len(answer) - 1 for answer in answers),)]
+    assert not head._forward_pre_hooks
 
 
 @pytest.mark.parametrize("kind", [*tiny.WRITERS, "classifier", "pooled"])

@@ -1,11 +1,13 @@
 """Models from folders: the same weights and tokenizer as were saved, and clear refusals."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from kd.errors import ConfigError, InputError
 from kd.loading import load, save
@@ -31,8 +33,6 @@ def test_what_is_saved_loads_with_the_same_weights_and_tokenizer(tmp_path: Path)
 
 
 def test_what_is_saved_loads_with_plain_transformers(folder: Path) -> None:
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert (folder / "model.safetensors").exists()
     assert model.generate(**tokenizer("river bank", return_tensors="pt"), max_new_tokens=2).shape == (1, 3)
@@ -47,6 +47,31 @@ def test_a_model_of_another_family_is_loaded_as_what_it_is(tmp_path: Path, kind:
     assert tiny.same_weights(loaded, made)
     outline = load(ModelSource(ModelConfig(name=str(tmp_path / "model"))), "meta")
     assert (outline.family, outline.model.device.type) == (made.family, "meta")
+
+
+def test_a_t5_in_float32_has_fused_attention(folder: Path) -> None:
+    assert load(ModelSource(ModelConfig(name=str(folder))), "cpu").model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_of_a_folder_is_spread_as_it_is_loaded_and_not_moved_afterwards(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU is needed to see what transformers is asked for."""
+    asked: list[str | None] = []
+    places: list[object] = []
+    from_pretrained = AutoModelForSeq2SeqLM.from_pretrained
+
+    def noted(*args: object, device_map: str | None, **given: object) -> object:
+        asked.append(device_map)
+        return from_pretrained(*args, **given)
+
+    monkeypatch.setattr(AutoModelForSeq2SeqLM, "from_pretrained", noted)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.random, "fork_rng", nullcontext)
+    monkeypatch.setattr(PreTrainedModel, "to", lambda model, *_, device=None, **__: places.append(device) or model)
+    for device in ("spread", "cuda"):
+        load(ModelSource(ModelConfig(name=str(folder))), device)
+    assert (asked, places) == (["auto", None], ["cuda"])
 
 
 def test_loading_says_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +130,6 @@ def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
 
 
 def test_a_tokenizer_without_offsets_is_refused(folder: Path) -> None:
-    from transformers import AutoTokenizer
     from transformers.models.byt5 import ByT5Tokenizer
 
     for path in folder.glob("tokenizer*"):
@@ -123,8 +147,10 @@ def test_a_pickle_is_loaded_only_where_it_is_allowed(folder: Path) -> None:
     before = load(ModelSource(ModelConfig(name=str(folder))), "cpu")
     torch.save(before.model.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="allow_pickle = true"):
-        load(ModelSource(ModelConfig(name=str(folder))), "cpu")
+    for device in ("cpu", "meta"):
+        with pytest.raises(InputError, match=r"its weights are a pickle .*Set allow_pickle = true"):
+            load(ModelSource(ModelConfig(name=str(folder))), device)
+    load(ModelSource(ModelConfig(name=str(folder), allow_pickle=True)), "meta")
     assert tiny.same_weights(before, load(ModelSource(ModelConfig(name=str(folder), allow_pickle=True)), "cpu"))
 
 
@@ -147,7 +173,6 @@ def as_published(folder: Path) -> Path:
 
 def test_a_sentencepiece_model_alone_becomes_a_tokenizer_with_offsets_that_cuts_as_it_did(as_published: Path) -> None:
     import sentencepiece
-    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(as_published)
     assert tokenizer.is_fast
@@ -173,10 +198,32 @@ def test_a_broken_sentencepiece_model_is_named_and_no_other_error_speaks_of_one(
     assert "SentencePiece" not in str(caught.value)
 
 
-def test_code_of_a_model_does_not_run_unless_it_is_allowed(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForSeq2SeqLM": "own.OwnModel"}}
-    (folder / "config.json").write_text(json.dumps(config))
+@pytest.fixture
+def own_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with code beside the model that leaves the program when it runs; nobody is there to be asked whether it may."""
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("a question on the terminal"))
     (folder / "own.py").write_text("raise SystemExit('code of the model ran')")
-    with pytest.raises(InputError, match="trust_remote_code = true"):
-        load(ModelSource(ModelConfig(name=str(folder))), "cpu")
+    return folder
+
+
+def named_in_config(folder: Path, **changes: object) -> str:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return str(folder)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("named", ["AutoConfig", "AutoModelForSeq2SeqLM"])
+def test_code_of_a_model_runs_only_where_it_is_allowed(own_code: Path, named: str, device: str) -> None:
+    name = named_in_config(own_code, auto_map={named: "own.Own"})
+    assert load(ModelSource(ModelConfig(name=name)), device).family == "encoder_decoder"  # transformers knows the type itself
+    with pytest.raises(SystemExit, match="code of the model ran"):
+        load(ModelSource(ModelConfig(name=name, trust_remote_code=True)), device)
+
+
+def test_a_model_that_needs_code_of_its_own_is_refused_without_leave(own_code: Path) -> None:
+    name = named_in_config(own_code, model_type="own", auto_map={"AutoConfig": "own.Own"})
+    with pytest.raises(InputError, match=r"contains custom code which must be executed .*trust_remote_code = true"):
+        load(ModelSource(ModelConfig(name=name)), "cpu")
+    with pytest.raises(SystemExit, match="code of the model ran"):
+        load(ModelSource(ModelConfig(name=name, trust_remote_code=True)), "cpu")

@@ -1,16 +1,18 @@
 """Models built from a spec: by their seed alone, from nothing or from an encoder."""
 
+import json
 import pickle
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 from transformers import PreTrainedModel
 
-from kd.errors import ConfigError
+from kd.errors import ConfigError, InputError
 from kd.loading import load, save
 from kd.models import ModelConfig, ModelSource, needs_tokenizer
 from kd.specs import PooledClassifierSpec, T5Spec, WarmStartSpec
@@ -21,6 +23,8 @@ def test_a_config_names_a_model_or_builds_one() -> None:
     for wrong in ({}, {"name": "google/flan-t5-base", "spec": {"type": "t5"}}):
         with pytest.raises(ValidationError, match="exactly one of name"):
             ModelConfig.model_validate(wrong)
+    with pytest.raises(ValidationError, match="chat_template is for causal models, and no spec builds one"):
+        ModelConfig.model_validate({"spec": {"type": "t5"}, "chat_template": True})
     with pytest.raises(ValidationError, match=r"'t5', 'warm_start'"):
         ModelConfig.model_validate({"spec": {"type": "gpt"}})
 
@@ -126,6 +130,51 @@ def test_a_pooled_classifier_starts_from_the_encoder_and_survives_saving(tmp_pat
     ids = torch.tensor([[1, 4, 5, 2]])
     assert torch.equal(again.model(input_ids=ids).logits, loaded.model(input_ids=ids).logits)
     assert again.model.config.id2label == {0: "no", 1: "yes"}
+
+
+FROM_ENCODER = [{"type": "warm_start"}, {"type": "pooled_classifier", "labels": ["no", "yes"]}]
+
+
+def started_from(spec: dict[str, Any], folder: Path, **more: bool) -> ModelSource:
+    return ModelSource(ModelConfig.model_validate({"spec": spec | {"encoder": str(folder)}, **more}))
+
+
+def changed(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An encoder with code beside it that leaves the program when it runs; nobody is there to be asked whether it may."""
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("a question on the terminal"))
+    folder = bert_folder(tmp_path / "bert")
+    (folder / "own.py").write_text("raise SystemExit('code of the encoder ran')")
+    return folder
+
+
+@pytest.mark.parametrize("spec", FROM_ENCODER, ids=lambda spec: spec["type"])
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [
+        ("config.json", {"AutoConfig": "own.Own"}),
+        ("config.json", {"AutoModel": "own.Own"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["own.Own", "own.Own"]}),
+    ],
+)
+def test_code_of_an_encoder_runs_only_where_it_is_allowed(
+    own_code: Path, spec: dict[str, Any], file: str, named: dict[str, Any]
+) -> None:
+    changed(own_code / file, auto_map=named)
+    load(started_from(spec, own_code), "cpu")  # transformers knows the type itself
+    with pytest.raises(SystemExit, match="code of the encoder ran"):
+        load(started_from(spec, own_code, trust_remote_code=True), "cpu")
+
+
+@pytest.mark.parametrize("spec", FROM_ENCODER, ids=lambda spec: spec["type"])
+def test_an_encoder_that_needs_code_of_its_own_is_refused_without_leave(own_code: Path, spec: dict[str, Any]) -> None:
+    changed(own_code / "config.json", model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModel": "own.Own"})
+    with pytest.raises(InputError, match="contains custom code which must be executed"):
+        load(started_from(spec, own_code), "cpu")
 
 
 def test_attention_pooling_is_a_mean_weighted_by_the_learned_query() -> None:

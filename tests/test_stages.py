@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from jobs import attribute, pipeline, stages, teach
 from jobs.cli import Session
@@ -61,6 +62,25 @@ def test_a_student_is_opened_without_its_weights_and_one_from_a_spec_not_at_all(
     (tmp_path / "student" / "model.safetensors").unlink()
     config = mini_config(write_mini(tmp_path / "corpus"), student={"name": str(tmp_path / "student")})
     check_models(config)
+
+
+def test_a_teacher_whose_weights_are_a_pickle_is_refused_before_the_corpus_is_read(tmp_path: Path) -> None:
+    made = tiny_t5(tmp_path)
+    save(made, tmp_path / "teacher")
+    torch.save(made.model.state_dict(), tmp_path / "teacher" / "pytorch_model.bin")
+    path, teacher = write_mini(tmp_path / "corpus"), {"name": str(tmp_path / "teacher")}
+    check_models(mini_config(path, teacher=teacher))
+    (tmp_path / "teacher" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"the teacher: .* its weights are a pickle .*allow_pickle = true"):
+        check_models(mini_config(path, teacher=teacher))
+    check_models(mini_config(path, teacher=teacher | {"allow_pickle": True}))
+
+
+def test_a_chat_template_for_a_model_that_is_not_causal_is_refused_before_the_corpus_is_read(tmp_path: Path) -> None:
+    save(tiny_t5(tmp_path), tmp_path / "student")
+    config = mini_config(write_mini(tmp_path / "corpus"), student={"name": str(tmp_path / "student"), "chat_template": True})
+    with pytest.raises(ConfigError, match="the student: .* is an encoder-decoder, and chat_template = true is for causal models"):
+        check_models(config)
 
 
 def test_adapters_without_a_layer_are_refused_before_the_corpus_is_read(tmp_path: Path) -> None:

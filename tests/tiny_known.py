@@ -27,6 +27,7 @@ class ToyTeacher(nn.Module):
         with torch.no_grad():
             self.embedding.weight.zero_()
             self.embedding.weight[3, 3] = math.log(4)
+        self.head = nn.Identity()
         self.config = self.generation_config = _ToyConfig(decoder_start_token_id=0, eos_token_id=1)
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
@@ -38,6 +39,9 @@ class ToyTeacher(nn.Module):
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding
+
+    def get_output_embeddings(self) -> nn.Identity:
+        return self.head
 
     def forward(
         self,
@@ -55,7 +59,7 @@ class ToyTeacher(nn.Module):
         if decoder_input_ids is None:
             return BaseModelOutput(last_hidden_state=states)
         logits = (states * attention_mask.unsqueeze(-1)).sum(1, keepdim=True)
-        return SimpleNamespace(logits=logits.expand(-1, decoder_input_ids.shape[1], -1), past_key_values=None)
+        return SimpleNamespace(logits=self.head(logits.expand(-1, decoder_input_ids.shape[1], -1)), past_key_values=None)
 
 
 def toy_teacher() -> Loaded:
@@ -74,11 +78,13 @@ class Steered(nn.Module):
         self.config, self.generation_config = inner.config, inner.generation_config
         self.device, self.dtype = inner.device, inner.dtype
         self.get_encoder, self.get_decoder = inner.get_encoder, inner.get_decoder
+        self.get_output_embeddings = inner.get_output_embeddings
 
     def forward(self, use_cache: bool, past_key_values: Any = None, **given: Any) -> Any:
         written = past_key_values.get_seq_length() if past_key_values is not None else 0
         out = self.inner(use_cache=use_cache, past_key_values=past_key_values, **given)
-        for row in range(len(out.logits) if use_cache else 0):
+        generates = out.logits.dim() == 3 and use_cache  # an answer that is given is asked about at its own tokens alone
+        for row in range(len(out.logits) if generates else 0):
             answer = self.answers[min(row, len(self.answers) - 1)]
             out.logits[row, -1, answer[min(written, len(answer) - 1)]] = 1e4
         return out

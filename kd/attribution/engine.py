@@ -19,7 +19,7 @@ from kd.errors import RowFault
 from kd.frozen import Frozen
 from kd.models import ModelSource
 from kd.rows import Attribution, Example, RowError, Span, Split, extended
-from kd.spans import overlap, words
+from kd.spans import touched, words
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -73,11 +73,15 @@ class Attribute:
 
 @dataclass(frozen=True)
 class _Question:
-    """A row ready for the model. `candidates` are its label set, then the answer to explain if that is none of them."""
+    """A row ready for the model. `asked` says whether the teacher answers it too, because that is wanted or explained.
+
+    `candidates` are then its label set, and behind it the answer to explain if that is none of them; else that answer alone.
+    """
 
     row: Example
     encoded: Encoded
     explained: Literal["gold", "predicted"]
+    asked: bool
     candidates: list[str]
     candidate_ids: list[Answer]
     size: tuple[int, int]
@@ -112,11 +116,12 @@ class Engine:
 
     def _question(self, row: Example, encoded: Encoded) -> _Question:
         explained = "predicted" if row.target is None else self._config.explained
-        candidates = list(row.label_set) if self._config.answers or explained == "predicted" else []
+        asked = self._config.answers or explained == "predicted"
+        candidates = list(row.label_set) if asked else []
         if explained == "gold" and row.target is not None and row.target not in candidates:
             candidates.append(row.target)
         candidate_ids = [self._family.encode_answer(text) for text in candidates]
-        return _Question(row, encoded, explained, candidates, candidate_ids, self._family.size(encoded, candidate_ids))
+        return _Question(row, encoded, explained, asked, candidates, candidate_ids, self._family.size(encoded, candidate_ids))
 
     def _explain(self, questions: list[_Question]) -> list[Attribution | RowError]:
         """One micro-batch."""
@@ -133,17 +138,13 @@ class Engine:
         return [self._attribution(*parts) for parts in zip(questions, what.encoded, answers, scores, gaps, strict=True)]
 
     def _answers(self, questions: list[_Question], reading: Reading) -> list[_Answers]:
-        """What the teacher answers, where that is wanted or decides what is explained."""
-        own = [self._config.answers or question.row.target is None for question in questions]
-        if not any(own) and all(question.explained == "gold" for question in questions):
+        """What the teacher answers, where it is asked; all rows go through the model where one is."""
+        if not any(question.asked for question in questions):
             return [_gold(question) for question in questions]
         said = reading.generate()
         logprobs = reading.logprobs([question.candidate_ids or [one.ids] for question, one in zip(questions, said, strict=True)])
         found = [_explained(*parts) for parts in zip(questions, said, logprobs, strict=True)]
-        return [
-            answer if wanted or question.explained == "predicted" else _gold(question)
-            for question, answer, wanted in zip(questions, found, own, strict=True)
-        ]
+        return [answer if question.asked else _gold(question) for question, answer in zip(questions, found, strict=True)]
 
     def _attribution(
         self, question: _Question, encoded: Encoded, answers: _Answers, scores: list[float], gap: float | None
@@ -201,13 +202,14 @@ def _word_places(what: Explained, found: Sequence[list[Span]]) -> Int[Tensor, "b
 
 
 def _words_of(tokens: Sequence[Span | None], found: Sequence[Span]) -> list[int]:
-    places: list[int] = []
     numbers: dict[Span, int] = {}
-    for token in tokens:
-        word = max(found, key=lambda word: overlap(token, word), default=token) if token else None
-        owner = word if token and word and overlap(token, word) else token
-        places.append(numbers.setdefault(owner, len(numbers)) if owner else 0)
-    return places
+    own = touched([token for token in tokens if token], found)
+    return [numbers.setdefault(_owner(token, next(own), found), len(numbers)) if token else 0 for token in tokens]
+
+
+def _owner(token: Span, shares: Sequence[tuple[int, int]], found: Sequence[Span]) -> Span:
+    """The word that has most of a token, the first of equals; the token itself where none has any."""
+    return found[max(shares, key=lambda share: share[1])[0]] if shares else token
 
 
 def _argmax(values: Sequence[float]) -> int:

@@ -53,11 +53,13 @@ class Passes(NamedTuple):
 
 
 class Saliency(Frozen):
-    """How strongly the answer reacts to a token: the norm of the gradient at its embedding. Never negative.
+    """How strongly the explained number reacts to a token: the norm of the gradient at its embedding. Never negative.
 
-    It says how much, not in which direction. As the answer's log-probability is a sum, the gradient is the sum of its
-    tokens' gradients, and the score is the norm of that sum. Methods that run one backward per answer token report the
-    sum of the norms instead, which is larger where answer tokens pull in opposite directions.
+    The number is the log-probability (nats) of the answer if the model writes it, the logit of its class if the model
+    classifies; the answer is the gold or the predicted one, as `attribution.explained` says. A score says how much, not in
+    which direction. As a log-probability is a sum, its gradient is the sum of the answer tokens' gradients, and the score is
+    the norm of that sum. Methods that run one backward per answer token report the sum of the norms instead, which is larger
+    where answer tokens pull in opposite directions.
     """
 
     at_the_input: ClassVar[bool] = True
@@ -78,10 +80,12 @@ class Saliency(Frozen):
 
 
 class InputXGradient(Frozen):
-    """What a token adds to the answer's log-probability, to first order: embedding times gradient, summed. Signed.
+    """What a token adds to the explained number, to first order: embedding times gradient, summed. Signed, in its unit.
 
-    Positive speaks for the answer. The score is linear in the gradient, so one backward for the whole answer gives
-    exactly the sum of the answer tokens' own scores.
+    The number is the log-probability (nats) of the answer if the model writes it, the logit of its class if the model
+    classifies; the answer is the gold or the predicted one, as `attribution.explained` says. Positive speaks for it. The
+    score is linear in the gradient, so one backward for the whole answer gives exactly the sum of the answer tokens' own
+    scores.
     """
 
     at_the_input: ClassVar[bool] = True
@@ -99,11 +103,13 @@ class InputXGradient(Frozen):
 
 
 class IntegratedGradients(Frozen):
-    """What a token adds to the answer's log-probability on the way from a blank input to the real one. Signed, in nats.
+    """What a token adds to the explained number on the way from a blank input to the real one. Signed, in its unit.
 
-    The blank input has the padding token's embedding for every token of a segment; special tokens stay. The path is
-    straight. A row's scores sum to the log-probability of the answer on the real input minus that on the blank one, up
-    to `completeness_gap` (sum minus difference), which shrinks with more steps. Linear in the gradient, like the above.
+    The number is the log-probability (nats) of the answer if the model writes it, the logit of its class if the model
+    classifies; the answer is the gold or the predicted one, as `attribution.explained` says. The blank input has the padding
+    token's embedding for every token of a segment; special tokens stay. The path is straight. A row's scores sum to the number
+    on the real input minus that on the blank one, up to `completeness_gap` (sum minus difference), which shrinks with more
+    steps. Linear in the gradient, like the above.
     """
 
     at_the_input: ClassVar[bool] = False
@@ -130,11 +136,12 @@ class IntegratedGradients(Frozen):
 
 
 class Occlusion(Frozen):
-    """What the answer's log-probability loses when a word is blanked out. Signed, in nats.
+    """What the explained number loses when a word is blanked out. Signed, in its unit.
 
-    A word's tokens are replaced together by the padding token's embedding, one word at a time, and share the loss
-    equally. Positive speaks for the answer. No gradient is used: the cost is one forward per word, and the scores of a
-    row sum to nothing in particular.
+    The number is the log-probability (nats) of the answer if the model writes it, the logit of its class if the model
+    classifies; the answer is the gold or the predicted one, as `attribution.explained` says. A word's tokens are replaced
+    together by the padding token's embedding, one word at a time, and share the loss equally. Positive speaks for the answer.
+    No gradient is used: the cost is one forward per word, and the scores of a row sum to nothing in particular.
     """
 
     at_the_input: ClassVar[bool] = False

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from kd.errors import ConfigError, RowFault
 from kd.families.base import check_positions
-from kd.families.generative import Generative, Opening
+from kd.families.generative import Generative, Opening, branched
 from kd.families.text import Frame, Reader, as_fault
 
 LEAD = "\nAnswer:"
@@ -115,6 +115,7 @@ class DecoderOnly(Generative):
 
     def _check_model(self) -> None:
         said = self.model.config.to_dict() | self.model.generation_config.to_diff_dict()
+        branched(DynamicCache(config=self.model.config))  # refuses here what it would refuse in the first batch
         end = self.tokenizer.eos_token_id if said.get("eos_token_id") is None else said["eos_token_id"]
         if end is None:
             raise ConfigError(f"{self.name}: expected an eos_token_id, got none; set it in the model's generation_config.json")

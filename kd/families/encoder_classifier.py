@@ -6,6 +6,7 @@ good one choice is: it reads a row once for each of the row's choices, with the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -130,8 +131,8 @@ class ChoiceScorer(Family):
 
     def size(self, encoded: Encoded, answers: Sequence[Answer]) -> tuple[int, int]:  # noqa: ARG002
         """The tokens of all its inputs, each as long as the longest."""
-        assert isinstance(encoded, Alternatives)  # encode_rows makes nothing else
-        return len(encoded.inputs) * max(len(one.ids) for one in encoded.inputs.values()), 0
+        inputs = _by_choice(encoded).inputs.values()
+        return len(inputs) * max(len(one.ids) for one in inputs), 0
 
     def factors(self, answer: Answer) -> int:  # noqa: ARG002
         """One, a choice's share of the softmax, however many tokens it has."""
@@ -139,7 +140,7 @@ class ChoiceScorer(Family):
 
     def read(self, rows: Sequence[Encoded], differentiable: bool = False) -> Reading:  # noqa: ARG002
         """The gradient is taken at one choice's input only, so that is read again in `explained`."""
-        return ScorerReading(self, [row for row in rows if isinstance(row, Alternatives)])
+        return ScorerReading(self, [_by_choice(row) for row in rows])
 
     def sequence_nll(self, *_: Any) -> Float[Tensor, "n"]:
         raise ConfigError(f"{self.name} scores one choice at a time and cannot be trained here; expected a fixed set of classes")
@@ -172,15 +173,18 @@ class ChoiceScorer(Family):
 
 
 class ScorerReading(Reading):
-    """A batch of rows, each read once for each of its choices."""
+    """A batch of rows, each read once for each of its choices, where an answer is asked for."""
 
     def __init__(self, family: ChoiceScorer, rows: Sequence[Alternatives]) -> None:
         self._family = family
         self._rows = rows
-        ids, mask = family.batch([one.ids for row in rows for one in row.inputs.values()])
-        with torch.inference_mode():
-            scores = torch.split(family.score(family.embed(ids), mask), [len(row.inputs) for row in rows])
-            self._logprobs = [own.log_softmax(0).tolist() for own in scores]
+
+    @cached_property
+    @torch.inference_mode()
+    def _logprobs(self) -> list[list[float]]:
+        ids, mask = self._family.batch([one.ids for row in self._rows for one in row.inputs.values()])
+        scores = self._family.score(self._family.embed(ids), mask)
+        return [own.log_softmax(0).tolist() for own in torch.split(scores, [len(row.inputs) for row in self._rows])]
 
     def generate(self) -> list[Generated]:
         said = []
@@ -204,6 +208,11 @@ class ScorerReading(Reading):
             lambda embeds, places: family.score(embeds, mask[places]),
             lambda: family.embed(family.batch(family.blanked(rows))[0]),
         )
+
+
+def _by_choice(encoded: Encoded) -> Alternatives:
+    assert isinstance(encoded, Alternatives)  # a scorer's encode_rows makes nothing else
+    return encoded
 
 
 def _alone(segments: Sequence[Segment], choice: int) -> list[Segment]:

@@ -6,12 +6,13 @@ token. Generated answers, ranked answers and the explained answer branch off fro
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, EncoderDecoderCache
@@ -62,30 +63,35 @@ class Generative(Family):
         if targets.shape[1] == 1:
             return total
         wanted = mask[:, 1:].bool()
-        logits = self.write(opening, branched(opening.cache), 0, targets[:, :-1])
-        nll = functional.cross_entropy(logits[wanted].float(), targets[:, 1:][wanted], reduction="none")
-        return total - torch.zeros_like(wanted, dtype=nll.dtype).masked_scatter(wanted, nll).sum(1)
+        with self._head_at(wanted):
+            logits = self.write(opening, branched(opening.cache), 0, targets[:, :-1])
+        return total - _summed_nll(logits, targets[:, 1:], wanted)
 
     def target_nll(
         self, forward: Callable[..., Any], targets: Int[Tensor, "b a"], mask: Int[Tensor, "b a"], **inputs: Any
     ) -> Float[Tensor, "b"]:
-        """What each row's targets cost in nats, in float32.
-
-        `forward` is the model, wrapped or not, whose last positions write the targets. Its head, on a small model a third of
-        the work, is handed those of real targets alone: padding costs nothing there, and no logits are copied.
-        """
+        """What each row's targets cost in nats, in float32; `forward` is the model, wrapped or not, which ends on the targets."""
         wanted = mask.bool()
+        with self._head_at(wanted):
+            logits = forward(use_cache=False, **inputs).logits.to(mask.device)
+        return _summed_nll(logits, targets, wanted)
+
+    @contextmanager
+    def _head_at(self, wanted: Bool[Tensor, "b a"]) -> Iterator[None]:
+        """Inside, the model's logits are [n, v]: those at the wanted ones of its last positions, and no others.
+
+        Its head, on a small model a third of the work, is handed these alone: padding costs nothing there, and no logits are
+        copied.
+        """
 
         def narrowed(_: Any, hidden: tuple[Tensor, ...]) -> tuple[Tensor]:
             return (hidden[0][:, -wanted.shape[1] :][wanted.to(hidden[0].device)],)
 
         handle = self.model.get_output_embeddings().register_forward_pre_hook(narrowed)
         try:
-            logits = forward(use_cache=False, **inputs).logits.to(mask.device)
+            yield
         finally:
             handle.remove()
-        nll = functional.cross_entropy(logits.float(), targets[wanted], reduction="none")
-        return torch.zeros_like(wanted, dtype=nll.dtype).masked_scatter(wanted, nll).sum(1)
 
     def said(self, written: list[int]) -> Generated:
         """What stands up to the first end-of-sequence token. Unknown words stay visible, other special tokens do not."""
@@ -148,6 +154,12 @@ class GenerativeReading(Reading):
             forward=logprob,
             blank=lambda: family.embed(family.inputs(family.blanked(self._rows))[0]),
         )
+
+
+def _summed_nll(logits: Float[Tensor, "n v"], targets: Int[Tensor, "b a"], wanted: Bool[Tensor, "b a"]) -> Float[Tensor, "b"]:
+    """Each row's sum over its wanted targets in nats, in float32; there are logits for these alone."""
+    nll = functional.cross_entropy(logits.float(), targets[wanted], reduction="none")
+    return torch.zeros_like(wanted, dtype=nll.dtype).masked_scatter(wanted, nll).sum(1)
 
 
 def _longest_first(answers: Sequence[Answer]) -> list[int]:

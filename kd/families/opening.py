@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from kd.errors import ConfigError
 from kd.families.base import Family
 from kd.families.decoder_only import DecoderOnly
 from kd.families.encoder_classifier import ChoiceScorer, EncoderClassifier
@@ -13,7 +14,14 @@ from kd.models import Loaded, ModelConfig, ModelSource
 
 
 def open_family(loaded: Loaded, limits: ModelConfig) -> Family:
-    """A loaded model as its family, within the config's limits."""
+    """A loaded model as its family, within the config's limits.
+
+    Raises:
+        ConfigError: the family has no use for a chat template that is asked for, or what the family raises.
+    """
+    if loaded.chat_template and loaded.family != "decoder_only":
+        kind = loaded.family.replace("_", "-")
+        raise ConfigError(f"{loaded.name} is an {kind}, and chat_template = true is for causal models; leave it out")
     return _family_of(loaded)(loaded, limits.max_input_tokens, limits.max_answer_tokens, limits.generated_tokens)
 
 
