@@ -22,7 +22,8 @@ from kd.training.runs import MODEL, Queue
 from kd.training.session import open_run, train_here
 from kd.training.validation import Score, Validation, sample
 from tests import tiny
-from tests.deepspeed_worker import LORA, STOPPING, SWITCHES, work_together
+from tests.deepspeed_worker import LORA, STOPPING, SWITCHES
+from tests.processes import work_together
 from tests.tiny_runs import SHORT, figures, history, tiny_queue
 
 torch.set_num_threads(1)
@@ -213,7 +214,7 @@ def test_layers_are_recomputed_where_the_config_says_so(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("switches")
-    work_together(2, folder, ["two-zero2", *SWITCHES])
+    work_together("tests.deepspeed_worker", 2, folder, "two-zero2", *SWITCHES)
     return folder
 
 
