@@ -27,6 +27,7 @@ from tests.processes import work_together
 from tests.tiny_runs import SHORT, figures, history, tiny_queue
 
 torch.set_num_threads(1)
+MODEL_STATES = "mp_rank_00_model_states.pt"
 DROPPING = {"lora": {"rank": 4, "targets": ["q", "v"], "dropout": 0.3}}
 
 
@@ -250,6 +251,29 @@ def test_a_checkpoint_goes_on_exactly(outcomes: Path, case: str) -> None:
     assert entries(outcomes, case, "resumed") == entries(outcomes, case)
     first, second = [load_file(outcomes / case / name / "model.safetensors") for name in ("whole", "resumed")]
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("case", [case for case in SWITCHES if "lora" in case])
+def test_a_checkpoint_of_adapters_holds_them_and_their_optimizer_and_nothing_of_the_model(outcomes: Path, case: str) -> None:
+    # Of 1,536 numbers, each in 4 bytes: the weight, its copy in the optimizer, two moments; then counts of steps and padding.
+    held = sum(bytes_held(torch.load(path, weights_only=False)) for path in (outcomes / case / "saved").rglob("*.pt"))
+    assert 1536 * 4 * 3 <= held < 1536 * 4 * 4 + 1024
+    assert bytes_held(torch.load(outcomes / "two-zero2" / "saved" / "engine" / MODEL_STATES, weights_only=False)) >= 13376 * 4
+
+
+def bytes_held(content: Any) -> int:
+    """What all tensors of a file take, those that share their memory once."""
+    storages: dict[int, int] = {}
+
+    def look(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif isinstance(value, dict | list | tuple):
+            for each in value.values() if isinstance(value, dict) else value:
+                look(each)
+
+    look(content)
+    return sum(storages.values())
 
 
 @pytest.mark.parametrize("case", [case for case in SWITCHES if "stopping" not in case])
