@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 from kd.errors import StoreError
 from kd.training.config import LoopConfig
 from kd.training.deepspeed import deepspeed_json
-from kd.training.engine import adamw, clip_gradient, evaluating, set_learning_rate, write_state
+from kd.training.engine import adamw, clip_gradient, evaluating, learn_again, learned, set_learning_rate, write_state
 from kd.training.ranks import local_rank, together
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class DeepSpeedEngine:
         self.forward: Callable[..., Any] = self._engine
         self._unwritten: OSError | None = None
         self._engine.checkpoint_engine.save = self._write
+        self._engine.module_state_dict = lambda **_: learned(model)  # DeepSpeed's own keeps frozen weights that have two names
         self._engine._copy_recovery_script = lambda _: None  # a checkpoint holds data, no programs
 
     def backward(self, loss: Float[Tensor, ""], last: bool) -> None:
@@ -91,9 +92,9 @@ class DeepSpeedEngine:
             yield model
 
     def save(self, folder: Path) -> None:
-        """Raises OSError on the ranks that cannot write, after all of them have come to the end."""
+        """Write what is trained. Raises OSError on the ranks that cannot write, after all of them have come to the end."""
         self._unwritten = None
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
         if self._unwritten is not None:
             raise self._unwritten
 
@@ -107,7 +108,9 @@ class DeepSpeedEngine:
     def load(self, folder: Path) -> None:
         if self._is_recut:
             together(lambda: _make_universal(folder) if local_rank() == 0 else None)
-        if self._engine.load_checkpoint(str(folder), tag=_UNIVERSAL_TAG if self._is_recut else _TAG)[0] is None:
+        tag = _UNIVERSAL_TAG if self._is_recut else _TAG
+        found, _ = self._engine.load_checkpoint(str(folder), tag=tag, custom_load_fn=lambda src, dst: learn_again(dst, src))
+        if found is None:
             raise StoreError(f"{folder} holds no checkpoint of DeepSpeed; delete the run's checkpoints and start again")
         if self._is_recut:
             self._repair()

@@ -5,20 +5,15 @@ checkpoint on the way and goes on from it with another model.
 """
 
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
 from collections.abc import Iterable
-from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import distributed
 
 from kd.deepspeed_engine import DeepSpeedEngine
@@ -27,6 +22,7 @@ from kd.training.loop import BEST, LAST, Trainer
 from kd.training.order import Order
 from kd.training.runs import Queue
 from kd.training.session import Opened, open_run
+from tests.processes import forget, joined
 from tests.tiny_runs import SHORT, tiny_queue
 
 TOKENS = {"all": 10_000, "some": 40, "one": 1}
@@ -86,31 +82,6 @@ SWITCHES = {
 }
 """What saves memory and changes nothing, adapters, and a run that ends early."""
 EVERY = CASES | SWITCHES
-ROOT = Path(__file__).parents[1]
-
-
-def work_together(world: int, folder: Path, cases: Iterable[str]) -> None:
-    """Let so many processes make what they make of these cases, in a folder each. No compiler is on their PATH."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / "bin").mkdir(exist_ok=True)
-    command = [sys.executable, "-W", "ignore", "-m", "tests.deepspeed_worker"]
-    environment = os.environ | {"PATH": str(folder / "bin"), "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
-    logs = [folder / f"{world}-{rank}.log" for rank in range(world)]
-    with ExitStack() as stack:
-        workers = [
-            subprocess.Popen(
-                [*command, str(rank), str(world), str(port), str(folder), *cases],
-                cwd=ROOT,
-                env=environment,
-                stdout=stack.enter_context(log.open("w")),
-                stderr=subprocess.STDOUT,
-            )
-            for rank, log in enumerate(logs)
-        ]
-        codes = [worker.wait(timeout=600) for worker in workers]
-    assert set(codes) == {0}, "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 def train(opened: Opened, queue: Queue, name: str, folder: Path, saved: Path, resume: bool) -> Trainer:
@@ -138,15 +109,8 @@ def order(queue: Queue) -> Order:
     return Order([shard.rows for shard in run.shards], training.batch_rows, training.window_shards, run.seed)
 
 
-@torch.no_grad()
-def forget(model: torch.nn.Module) -> None:
-    """Other weights than those that were trained."""
-    for parameter in model.parameters():
-        parameter.fill_(0.5)
-
-
 def save(trainer: Trainer, saved: Path) -> None:
-    """What Ray Train does with a checkpoint: every rank's files are merged into one folder."""
+    """A checkpoint as a group finds it when it goes on: every rank's files, in one folder."""
     with TemporaryDirectory() as mine:
         trainer.save(Path(mine))
         shutil.copytree(mine, saved, dirs_exist_ok=True)
@@ -165,11 +129,7 @@ def run(name: str, opened: Opened, queue: Queue, folder: Path) -> None:
                     shutil.copytree(kept, folder / name / (attempt if kept.name == BEST else f"{attempt}-{LAST}"))
 
 
-def main(rank: int, world: int, port: int, folder: Path, cases: Iterable[str]) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def main(rank: int, world: int, folder: Path, cases: Iterable[str]) -> None:
     mine = {name: EVERY[name] for name in cases}
     queues = {
         dropout: tiny_queue(folder / f"corpus{world}-{rank}-{dropout}", SHORT, dropout=dropout)
@@ -179,8 +139,9 @@ def main(rank: int, world: int, port: int, folder: Path, cases: Iterable[str]) -
         queue = replace(queues[case.dropout], training=case.config)
         with TemporaryDirectory() as scratch:
             run(name, open_run(queue, queue.items[0].run, Path(scratch), rank, world), queue, folder)
-    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5:])
+    number, size, gate = (int(argument) for argument in sys.argv[1:4])
+    with joined(number, size, gate):
+        main(number, size, Path(sys.argv[4]), sys.argv[5:])

@@ -8,7 +8,6 @@ and at the end.
 
 import json
 import math
-import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from kd.deepspeed_engine import DeepSpeedEngine
 from kd.errors import StageError, StoreError
@@ -32,6 +31,7 @@ from kd.training.runs import Queue
 from kd.training.session import open_run
 from tests.deepspeed_worker import LORA
 from tests.full_disk import files_no_larger_than
+from tests.processes import forget, joined
 from tests.tiny_runs import SHORT, tiny_queue
 
 PARTS = {"micro_batch_tokens": 40, "zero3_whole_below_params": 0, "save_every_steps": 3}
@@ -63,14 +63,6 @@ def opened_at(queue: Queue, scratch: Path, checkpoints: Checkpoints | None = Non
         forget(opened.student.model)
     engine = DeepSpeedEngine(opened.student.model, queue.training, "cpu", found.checkpoint.world if found else None)
     return opened.trainer(engine, queue, queue.items[0].run, scratch), found
-
-
-@torch.no_grad()
-def forget(model: torch.nn.Module) -> None:
-    """Other weights in all that is trained. What is frozen is of the model that the run starts from, at every attempt."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.fill_(0.5)
 
 
 def train(queue: Queue, folder: Path, checkpoints: Checkpoints) -> None:
@@ -202,11 +194,7 @@ def spike(case: str, queue: Queue, folder: Path) -> None:
     (folder / case / f"spike{rank()}.txt").write_text(str(told.value))
 
 
-def main(number: int, size: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=size)
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def main(folder: Path) -> None:
     with TemporaryDirectory() as corpus:
         queue = tiny_queue(Path(corpus), SHORT)
         for case in CASES:
@@ -215,8 +203,9 @@ def main(number: int, size: int, port: int, folder: Path) -> None:
             spike(case, queue, folder)
     if world() == 2:
         fill_the_disk(folder)
-    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    number, size, gate = (int(argument) for argument in sys.argv[1:4])
+    with joined(number, size, gate):
+        main(Path(sys.argv[4]))

@@ -47,6 +47,30 @@ def test_that_of_training_runs_without_ray_on_a_small_model() -> None:
     assert len(shares(said)) == 4
     assert all(share > 0 for share in shares(said))
     assert sum(", checkpointing" in line["case"] and line["unit"] == "tokens/s" for line in said) == 2
+    left_out = [line["value"] for line in said if line.get("case", "").endswith("precision: bfloat16")]
+    assert left_out == ["not applicable: DeepSpeed is not installed"] * 2
+
+
+SMALL = """
+import sys
+sys.modules["ray"] = None
+from bench.gpu import TINY, Bench
+from bench.record import Record
+from bench.training_gpu import as_in_a_run, family, group_of_one
+record = Record("training_gpu", None)
+with group_of_one("cpu"):
+    for _ in range(2):
+        as_in_a_run(Bench(record, family(TINY, "cpu"), 0.01), "tiny", (12, 4), 64, 1e9)
+"""
+
+
+def test_that_of_training_takes_the_engine_of_a_run_for_its_precision() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", SMALL], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert {line["case"] for line in said} == {"tiny, 12 + 4 tokens, 4 rows, precision: bfloat16"}
+    assert len(shares(said)) == 2
+    assert all(share > 0 for share in shares(said))
 
 
 @pytest.mark.parametrize("bench", [attribution_gpu, training_gpu], ids=["attribution", "training"])

@@ -15,12 +15,15 @@ from kd.errors import StoreError
 from kd.fingerprints import Fingerprint
 from kd.store import Store
 from kd.training.checkpoints import Checkpoints
+from kd.training.config import LoopConfig
 from kd.training.engine import TorchEngine
 from kd.training.loop import State, Trainer
 from kd.training.runs import Queue
 from kd.training.saved import CHECKPOINTS, newest_step
 from kd.training.session import open_run
+from tests.deepspeed_worker import LORA
 from tests.full_disk import files_no_larger_than
+from tests.processes import forget
 from tests.tiny_runs import SHORT, tiny_queue
 
 torch.set_num_threads(1)
@@ -78,6 +81,42 @@ def test_a_run_goes_on_exactly_from_a_checkpoint_with_its_best_model(queue: Queu
     names = {path.relative_to(whole.folder) for path in whole.folder.glob("best/*")}
     assert Path("best/model.safetensors") in names
     assert all((resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes() for name in names)
+
+
+def adapted(folder: Path) -> Queue:
+    """A queue that trains adapters."""
+    return tiny_queue(folder / "run", LoopConfig.model_validate(OFTEN.model_dump() | LORA))
+
+
+def test_adapters_go_on_exactly_though_their_checkpoint_holds_nothing_of_the_model(tmp_path: Path) -> None:
+    queue = adapted(tmp_path)
+    whole, resumed = train(queue, tmp_path / "whole"), trainer(queue, tmp_path / "resumed")
+    forget(resumed.student.model)
+    found = checkpoints(queue).newest(tmp_path / "scratch")
+    assert found is not None
+    weights = torch.load(found.folder / "engine.pt", weights_only=True)["model"]
+    assert {name for name in weights if "lora_" not in name} == set()
+    assert sum(weight.numel() for weight in weights.values()) == 1536
+    found.load_into(resumed)
+    resumed.train(ignore, lambda: None)
+    assert resumed.state.history == whole.state.history
+
+
+def test_adapters_are_put_beside_no_other_model_than_they_were_trained_beside(tmp_path: Path) -> None:
+    queue = adapted(tmp_path)
+    train(queue, tmp_path / "whole")
+    found = checkpoints(queue).newest(tmp_path / "scratch")
+    assert found is not None
+    with pytest.raises(StoreError, match=r"the run started from spec:\w+@seed0, .* and this worker has spec:\w+@seed5"):
+        found.load_into(trainer(queue, tmp_path / "other", seed=5))
+
+
+def test_weights_of_another_model_than_the_one_that_is_trained_are_refused(queue: Queue, tmp_path: Path) -> None:
+    other = adapted(tmp_path / "adapted")
+    whole, adapters = trainer(queue, tmp_path / "whole"), trainer(other, tmp_path / "other")
+    whole.save(tmp_path)
+    with pytest.raises(StoreError, match=r"a checkpoint holds 54 weights, expected the 24 that are trained: "):
+        adapters.load(tmp_path)
 
 
 def test_a_run_without_checkpoints_starts_at_its_first_step(queue: Queue, tmp_path: Path) -> None:

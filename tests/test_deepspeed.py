@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from kd.training.config import LoopConfig
 from kd.training.runs import MODEL, Queue
 from kd.training.session import train_here
-from tests.deepspeed_worker import CASES, DROPOUT, ROOT, TOKENS, work_together
+from tests.deepspeed_worker import CASES, DROPOUT, TOKENS
+from tests.processes import ROOT, work_together
 from tests.tiny_runs import SHORT, figures, history, tiny_queue
 
 GOLDEN = ROOT / "tests" / "golden" / "losses.json"
@@ -28,7 +29,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process and two made of their cases. No compiler is on their PATH, so all of this needs none."""
     folder = tmp_path_factory.mktemp("deepspeed")
     for world in (1, 2):
-        work_together(world, folder, [name for name, case in CASES.items() if case.world == world])
+        work_together("tests.deepspeed_worker", world, folder, *(name for name, case in CASES.items() if case.world == world))
     return folder
 
 

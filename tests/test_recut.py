@@ -1,21 +1,16 @@
 """A checkpoint goes on with another number of workers: DeepSpeed's optimizer states are cut anew."""
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.processes import work_together
 from tests.recut_worker import CASES, SPIKED
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -26,31 +21,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for case in CASES:
         (folder / case).mkdir()
     for world in (1, 2, 1):
-        run_group(world, folder)
+        work_together("tests.recut_worker", world, folder)
     return folder
-
-
-def run_group(world: int, folder: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-W", "ignore", "-m", "tests.recut_worker"]
-    logs = [folder / f"{rank}.log" for rank in range(world)]
-    with ExitStack() as stack:
-        workers = [
-            subprocess.Popen(
-                [*command, str(rank), str(world), str(port), str(folder)],
-                cwd=ROOT,
-                env=os.environ | {"TORCH_EXTENSIONS_DIR": str(folder / "extensions")},
-                stdout=stack.enter_context(log.open("w")),
-                stderr=subprocess.STDOUT,
-            )
-            for rank, log in enumerate(logs)
-        ]
-        for worker in workers:
-            stack.callback(worker.kill)
-        codes = [worker.wait(timeout=800) for worker in workers]
-    assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 def figures(path: Path) -> list[float]:

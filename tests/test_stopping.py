@@ -1,9 +1,6 @@
 """Which step of a run is kept: the one that validates best, and the last one; and when a run ends before its steps are done."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -13,13 +10,12 @@ from transformers import AutoModelForSeq2SeqLM
 
 from kd.manifests import Manifest
 from kd.training.config import LoopConfig
-from kd.training.engine import TorchEngine
-from kd.training.loop import State, Trainer
+from kd.training.loop import State
 from kd.training.progress import read_progress
 from kd.training.runs import LAST_MODEL, MODEL, Queue
-from kd.training.session import open_run, train_here
+from kd.training.session import train_here
 from kd.training.validation import Score
-from tests.tiny_runs import SHORT, history, tiny_queue
+from tests.tiny_runs import SHORT, history, tiny_queue, trainer
 
 torch.set_num_threads(1)
 # It learns the label at once, and then a high learning rate drives it back and forth.
@@ -95,14 +91,6 @@ def test_a_last_step_that_is_the_best_is_written_once(tmp_path: Path) -> None:
     queue, manifest = trained(tmp_path, steps=4)
     assert (manifest.figures["best_step"], manifest.figures["last_step"], manifest.figures["last_model"]) == (4, 4, MODEL)
     assert not queue.store.exists(f"{queue.items[0].folder}/{LAST_MODEL}")
-
-
-@contextmanager
-def trainer(queue: Queue) -> Iterator[Trainer]:
-    run = queue.items[0].run
-    with TemporaryDirectory() as folder:
-        opened = open_run(queue, run, Path(folder), rank=0, world=1)
-        yield opened.trainer(TorchEngine(opened.student.model, queue.training, "cpu"), queue, run, Path(folder))
 
 
 def ignore(state: State) -> None:

@@ -204,6 +204,18 @@ def wait_until_gone(pids: list[int]) -> None:
 
 
 @pytest.mark.slow
+def test_a_kill_costs_nothing_where_weights_are_split_over_the_workers(cluster: None, tmp_path: Path) -> None:
+    split = {"zero_stage": 3, "zero3_whole_below_params": 0}
+    whole = queue_at(tmp_path / "whole", **split)
+    train_queue(whole)
+    queue = deadly(queue_at(tmp_path / "killed", **split), moment="a file is published", victim=1, step=12)
+    train_queue(queue)
+    assert was_struck(queue)
+    assert figures(queue) == figures(whole)
+    same_run(queue, whole)
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_fewer_workers_and_with_more(undisturbed: Queue, tmp_path: Path) -> None:
     whole = queue_at(tmp_path / "whole", dropout=0.0)
     train_queue(whole)

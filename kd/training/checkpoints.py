@@ -24,6 +24,7 @@ from kd.errors import StoreError, UserError
 from kd.fingerprints import Fingerprint
 from kd.refusals import tolerated
 from kd.store import Store
+from kd.training.engine import is_frozen
 from kd.training.loop import BEST, Trainer
 from kd.training.ranks import by_first, gathered, local_rank, rank, together, world
 from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS, Checkpoint, Harmed, Stored, clear
@@ -39,10 +40,23 @@ class Found:
     folder: Path
 
     def load_into(self, trainer: Trainer) -> None:
-        """Go on from it on every rank, then free the node's copy."""
+        """Go on from it on every rank, then free the node's copy.
+
+        Raises:
+            StoreError: weights that stay as they are came with another model than the run started from.
+        """
+        together(lambda: self._check_frozen(trainer))
         together(lambda: trainer.load(self.folder))
         if local_rank() == 0:
             shutil.rmtree(self.folder)
+
+    def _check_frozen(self, trainer: Trainer) -> None:
+        """A run's digest holds its model too, but as it was when the stage began; a branch of a hub can move after that."""
+        if is_frozen(trainer.student.model) and trainer.student.name != self.checkpoint.started_from:
+            raise StoreError(
+                f"the run started from {self.checkpoint.started_from}, of which it trains only a part, and this worker has"
+                f" {trainer.student.name}; make the former available, or start the stage again"
+            )
 
 
 @dataclass
@@ -133,9 +147,9 @@ class Checkpoints:
 
     def _commit(self, trainer: Trainer, name: str, files: Sequence[Stored]) -> None:
         """The first rank's part: the best model if it is a new one, and the manifest."""
-        state, stage = trainer.state, trainer.config.zero_stage
-        best = self._best(trainer, name)
-        checkpoint = Checkpoint(name, self.digest, state.step, world(), stage, files, state.best_step, best)
+        state, best = trainer.state, self._best(trainer, name)
+        started_from = trainer.student.name
+        checkpoint = Checkpoint(name, self.digest, state.step, world(), started_from, files, state.best_step, best)
         self.check_newest()
         self.store.publish_json(f"{self.folder}/{name}/{CHECKPOINT_MANIFEST}", dataclasses.asdict(checkpoint))
         self._whole = [*self._whole, checkpoint][-self.keep :]

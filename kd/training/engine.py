@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kd.errors import ConfigError
+from kd.errors import ConfigError, StoreError
 from kd.training.config import LoopConfig
 
 if TYPE_CHECKING:
@@ -90,12 +90,35 @@ class TorchEngine:
             yield self.model
 
     def save(self, folder: Path) -> None:
-        write_state({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / _STATE)
+        write_state({"model": learned(self.model), "optimizer": self.optimizer.state_dict()}, folder / _STATE)
 
     def load(self, folder: Path) -> None:
         state = torch.load(folder / _STATE, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
+        learn_again(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def is_frozen(model: torch.nn.Module) -> bool:
+    """Whether some of it is not trained, and so comes from the model that the run starts from at every attempt."""
+    return not all(parameter.requires_grad for parameter in model.parameters())
+
+
+def learned(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The state of a model without its frozen weights, by whichever of their names."""
+    frozen = {name for name, weight in model.named_parameters(remove_duplicate=False) if not weight.requires_grad}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+def learn_again(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put back what `learned` gave. Raises StoreError where that was of a model with other weights to train."""
+    expected = learned(model).keys()
+    if state.keys() != expected:
+        names = sorted(state.keys() ^ expected)
+        raise StoreError(
+            f"a checkpoint holds {len(state)} weights, expected the {len(expected)} that are trained: {names[0]} is in one of the"
+            " two only; delete the run's checkpoints and start again"
+        )
+    model.load_state_dict(state, strict=False)
 
 
 def write_state(state: Mapping[str, Any], path: Path) -> None:

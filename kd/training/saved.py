@@ -41,13 +41,16 @@ class Stored:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint's manifest says: whose it is, after which step and by how many ranks it was written, its files."""
+    """What a checkpoint's manifest says: whose it is, after which step and by how many ranks it was written, its files.
+
+    `started_from` is the name of the weights that the run started from; those of them that are frozen are in no checkpoint.
+    """
 
     name: str
     digest: str
     step: int
     world: int
-    zero_stage: int
+    started_from: str
     files: Sequence[Stored]
     best_step: int | None
     best: Sequence[Stored]
