@@ -3,7 +3,6 @@
 import gc
 import tempfile
 import time
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from ray.exceptions import RayTaskError
 from kd.deepspeed_engine import DeepSpeedEngine
 from kd.errors import Overtaken, StageError, StoreError, UserError
 from kd.training.checkpoints import Checkpoints
-from kd.training.loop import State
 from kd.training.progress import ProgressFile
 from kd.training.ranks import by_first, gathered, local_rank, rank, together, world
 from kd.training.runs import Claimed, Queue
@@ -41,7 +39,6 @@ def work(settings: dict[str, Any]) -> None:
     queue: Queue = settings["queue"]
     roster, group = settings["roster"], settings["group"]
     torch.set_num_threads(queue.training.threads_per_worker)
-    progress = ProgressFile(queue)
     with (
         Watchdog(queue.training.step_timeout_s, rank(), lambda beat: roster.beat.remote(group, beat)) as watch,
         tempfile.TemporaryDirectory(prefix="kd-features-") as cache,
@@ -55,7 +52,7 @@ def work(settings: dict[str, Any]) -> None:
             watch.run = item.run.name
             with tempfile.TemporaryDirectory(prefix="kd-train-") as scratch:
                 try:
-                    end, error = _train(queue, item, Path(scratch), features, progress.of(item), watch)
+                    end, error = _train(queue, item, Path(scratch), features, watch)
                 except torch.OutOfMemoryError as met:
                     if before:  # what earlier runs left may be in the way: new processes decide
                         raise
@@ -74,9 +71,7 @@ def _keep_what_is_loaded() -> None:
     gc.freeze()
 
 
-def _train(
-    queue: Queue, item: Claimed, scratch: Path, features: Path, progress: Callable[[State], None], watch: Watch
-) -> tuple[str, str | None]:
+def _train(queue: Queue, item: Claimed, scratch: Path, features: Path, watch: Watch) -> tuple[str, str | None]:
     """One run from its model to its manifest; or what went wrong, where every rank knows it and the group is as good as new.
 
     Back come what the roster is to be told, `over` or `lost`, and the error, as a text: it would hold on to what was opened.
@@ -103,7 +98,7 @@ def _train(
     try:
         if found:
             found.load_into(trainer)
-        trainer.train(progress, lambda: checkpoints.save(trainer), watch)
+        trainer.train(ProgressFile(queue).of(item), lambda: checkpoints.save(trainer), watch)
         watch("publish", trainer.state.step)
         by_first(publish)
         checkpoints.clear()

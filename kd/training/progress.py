@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -26,42 +25,23 @@ _TIMES_ITS_COST = 100
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, with `runs_done` of the queue's `runs` finished before it, and the process of the worker that says so.
+    """How far a run is.
 
     `figures` are the newest: `loss` (what is learned from), `loss_<term>` each, `validation_accuracy`. `seconds` is what the
     run's steps so far took, over all attempts, validations included. A run may be over before its last step.
     """
 
     run: str
-    runs_done: int
-    runs: int
     step: int
     steps: int
     figures: Mapping[str, float]
-    pid: int
     seconds: float
     is_over: bool
-    unix_s: float
-
-    @property
-    def steps_done(self) -> int:
-        """Steps done of the whole queue."""
-        return self.runs_done * self.steps + self.step
-
-    @property
-    def steps_in_all(self) -> int:
-        """Steps of the whole queue."""
-        return self.runs * self.steps
 
     @property
     def seconds_left(self) -> float | None:
         """What the run takes yet at its own mean rate, if no validation ends it early; None before the first step."""
         return (self.steps - self.step) * self.seconds / self.step if self.step else None
-
-
-def read_progress(store: Store, stage: str) -> Progress | None:
-    """What was written last of any run of the stage; None before the first."""
-    return max(read_runs(store, stage), key=lambda progress: progress.unix_s, default=None)
 
 
 def read_runs(store: Store, stage: str, without: Collection[str] = ()) -> list[Progress]:
@@ -84,10 +64,9 @@ class ProgressFile:
             self.queue.store.delete(f"{folder}/{name}")
 
     def of(self, item: Claimed) -> Callable[["State"], None]:
-        """What a trainer of this run calls after every step."""
-        before = len(self.queue.items) - len(self.queue.todo())
+        """What a trainer of this run calls after every step; the run directory is asked for nothing before the first one."""
         events = EventFile(self.queue.store, item.folder, item.run.objective.terms)
-        progress = _Seldom(_INTERVAL_S, lambda state: self._publish(item, before, state, is_over=False))
+        progress = _Seldom(_INTERVAL_S, lambda state: self._publish(item, state, is_over=False))
         drawn = _Seldom(_EVENTS_INTERVAL_S, events.publish)
 
         def written(state: "State") -> None:
@@ -98,12 +77,11 @@ class ProgressFile:
 
     def finish(self, item: Claimed, state: "State") -> None:
         """Say that a run is over; its manifest is there."""
-        self._publish(item, len(self.queue.items) - len(self.queue.todo()) - 1, state, is_over=True)
+        self._publish(item, state, is_over=True)
 
-    def _publish(self, item: Claimed, before: int, state: "State", is_over: bool) -> None:
-        name, steps, runs = item.run.name, self.queue.training.steps, len(self.queue.items)
-        figures, now_s = _figures(state, item), time.time()
-        said = Progress(name, before, runs, state.step, steps, figures, os.getpid(), state.seconds, is_over, now_s)
+    def _publish(self, item: Claimed, state: "State", is_over: bool) -> None:
+        name, steps, figures = item.run.name, self.queue.training.steps, _figures(state, item)
+        said = Progress(name, state.step, steps, figures, state.seconds, is_over)
         self.queue.store.publish_json(f"{_folder(self.queue.stage)}/{_file_of(name)}", dataclasses.asdict(said))
 
 
