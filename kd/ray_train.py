@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from kd.errors import Overtaken, StageError, StoreError, UserError
 from kd.ray_worker import work
 from kd.training.progress import ProgressFile
-from kd.training.roster import Roster
+from kd.training.roster import End, Roster
 from kd.training.runs import Failure, Queue
 from kd.training.saved import clear_finished
 
@@ -150,8 +150,8 @@ class _Group(threading.Thread):
         if isinstance(cause, Overtaken):
             raise cause from error
         if not isinstance(error, ray.train.ControllerError):
-            end = self.roster.over if is_final(error) else self.roster.lost
-            if ray.get(end.remote(self.number, str(cause))):
+            end = End(str(cause), again=not is_final(error))
+            if ray.get(self.roster.ended.remote(self.number, end)):
                 self._idle_losses = 0
                 return
         self._idle_losses += 1

@@ -16,6 +16,7 @@ from kd.errors import Overtaken, StageError, StoreError, UserError
 from kd.training.checkpoints import Checkpoints
 from kd.training.progress import ProgressFile
 from kd.training.ranks import by_first, gathered, local_rank, rank, together, world
+from kd.training.roster import End
 from kd.training.runs import Claimed, Queue
 from kd.training.saved import Harmed
 from kd.training.session import fetch_features, open_run, publish_run
@@ -52,15 +53,15 @@ def work(settings: dict[str, Any]) -> None:
             watch.run = item.run.name
             with tempfile.TemporaryDirectory(prefix="kd-train-") as scratch:
                 try:
-                    end, error = _train(queue, item, Path(scratch), features, watch)
+                    end = _train(queue, item, Path(scratch), features, watch)
                 except torch.OutOfMemoryError as met:
                     if before:  # what earlier runs left may be in the way: new processes decide
                         raise
                     raise StageError(_too_large(met)) from met
             watch("end", 0)
             if rank() == 0:
-                time.sleep(PAUSE_S if end == "lost" else 0.0)
-                _told(getattr(roster, end).remote(group, error))
+                time.sleep(PAUSE_S if end.again else 0.0)
+                _told(roster.ended.remote(group, end))
             if not before:
                 _keep_what_is_loaded()
 
@@ -71,10 +72,8 @@ def _keep_what_is_loaded() -> None:
     gc.freeze()
 
 
-def _train(queue: Queue, item: Claimed, scratch: Path, features: Path, watch: Watch) -> tuple[str, str | None]:
+def _train(queue: Queue, item: Claimed, scratch: Path, features: Path, watch: Watch) -> End:
     """One run from its model to its manifest; or what went wrong, where every rank knows it and the group is as good as new.
-
-    Back come what the roster is to be told, `over` or `lost`, and the error, as a text: it would hold on to what was opened.
 
     Raises:
         Overtaken: another group has begun the run since; every rank knows it.
@@ -106,15 +105,18 @@ def _train(queue: Queue, item: Claimed, scratch: Path, features: Path, watch: Wa
         return _end(error)
     finally:
         engine.close()
-    return "over", None
+    return End()
 
 
-def _end(error: UserError) -> tuple[str, str]:
-    """What a run ends with. A file system may be well again a little later: the run is begun again as after a lost worker."""
+def _end(error: UserError) -> End:
+    """What a run ends with: the error is a text there, as itself it would hold on to what was opened.
+
+    A file system may be well again a little later: the run is begun again as after a lost worker.
+    """
     if isinstance(error, Overtaken):
         raise error
     may_pass = isinstance(error, StoreError) and not isinstance(error, Harmed)
-    return "lost" if may_pass else "over", str(error)
+    return End(str(error), again=may_pass)
 
 
 def _of_this_node(mine: Path) -> Path:

@@ -16,6 +16,7 @@ from kd import ray_train
 from kd.errors import Overtaken, StageError, StoreError
 from kd.manifests import Manifest
 from kd.ray_train import train_queue
+from kd.training.roster import End
 from kd.training.runs import Queue, failure
 from tests.tiny_runs import SHORT, tiny_queue
 
@@ -55,7 +56,7 @@ def works(queue: Queue, roster: ActorHandle, group: int) -> None:
         item = queue.items[position]
         done = Manifest(stage="train", digest=item.digest, config={}, inputs={}, shards=[], rows=1, device="cpu", seconds=1.0)
         queue.store.publish_manifest(item.folder, done)
-        ray.get(roster.over.remote(group, None))
+        ray.get(roster.ended.remote(group, End()))
 
 
 def dies(error: Exception) -> Callable[[Queue, ActorHandle, int], None]:
