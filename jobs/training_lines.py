@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from jobs.console import Line, duration
 from kd.manifests import Manifest
 from kd.refusals import tolerated
-from kd.training.progress import Interruption, Progress, ProgressFile, read_interruptions, read_runs
+from kd.training.progress import Interruption, Progress, read_interruptions, read_runs
 from kd.training.runs import FAILURE, Claimed, Failure, Queue
 
 _LOOK_INTERVAL_S = 1.0
@@ -31,9 +31,8 @@ class TrainingLines:
     def following(self) -> Iterator[None]:
         """Inside, show what the workers write of their progress, for as long as they work.
 
-        What an earlier start has written is forgotten first. A look that the run directory refuses is left out.
+        What an earlier start has written is gone by then. A look that the run directory refuses is left out.
         """
-        ProgressFile(self.queue).start()
         ended = threading.Event()
 
         def follow() -> None:

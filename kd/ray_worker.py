@@ -57,7 +57,7 @@ def work(settings: dict[str, Any]) -> None:
                 except torch.OutOfMemoryError as met:
                     if before:  # what earlier runs left may be in the way: new processes decide
                         raise
-                    raise StageError(_too_large(met)) from met
+                    raise StageError(_too_large(queue, met)) from met
             watch("end", 0)
             if rank() == 0:
                 time.sleep(PAUSE_S if end.again else 0.0)
@@ -133,10 +133,10 @@ def _told(reference: ray.ObjectRef) -> Any:
         raise error.cause from None
 
 
-def _too_large(error: torch.OutOfMemoryError) -> str:
-    said = str(error).partition("\n")[0]
+def _too_large(queue: Queue, error: torch.OutOfMemoryError) -> str:
+    said, keys = str(error).partition("\n")[0], queue.section
     return (
-        f"the device has too little memory for this run: {said} Lower training.micro_batch_tokens"
-        " or training.eval_batch_tokens, set training.gradient_checkpointing: true, or spread the model over more workers"
-        " (training.num_workers with a higher zero_stage, offload)"
+        f"the device has too little memory for this run: {said} Lower {keys}.micro_batch_tokens or {keys}.eval_batch_tokens,"
+        f" set {keys}.gradient_checkpointing: true, train adapters alone ({keys}.lora), or spread the model over more workers"
+        f" ({keys}.num_workers with a higher {keys}.zero_stage, {keys}.offload)"
     )

@@ -1,6 +1,7 @@
 """Ray Train carries a queue of runs through."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from threading import Thread
 
 import pytest
 import ray
+import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from kd.errors import InputError, StageError
-from kd.ray_train import _trainer, root_cause, train_queue
+from kd.ray_train import KEEP_MEMORY, _trainer, root_cause, train_queue
+from kd.ray_worker import _too_large
 from kd.training.config import LoopConfig
 from kd.training.progress import read_runs
 from kd.training.runs import MODEL, TIMINGS, Queue
@@ -131,6 +134,22 @@ def test_training_workers_are_placed_by_label(tmp_path: Path) -> None:
     queue = tiny_queue(tmp_path, SHORT)
     assert _trainer(queue, {"market": "on-demand"}, None).scaling_config.label_selector == {"market": "on-demand"}
     assert _trainer(queue, {}, None).scaling_config.label_selector is None
+
+
+def test_workers_keep_the_memory_that_they_free_only_where_they_train_in_it(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT)
+    for device, kept in (("cpu", KEEP_MEMORY), ("cuda", {})):
+        config = _trainer(replace(queue, device=device), {}, None).run_config
+        assert config.worker_runtime_env == {"env_vars": kept}
+
+
+@pytest.mark.parametrize(("stage", "section"), [("teach", "teach"), ("train", "training")])
+def test_too_little_memory_is_told_with_the_keys_of_the_stages_own_section(tmp_path: Path, stage: str, section: str) -> None:
+    said = _too_large(tiny_queue(tmp_path, SHORT, stage=stage), torch.OutOfMemoryError("CUDA out of memory.\nAnd more"))
+    assert said.startswith("the device has too little memory for this run: CUDA out of memory. Lower ")
+    fields = ["micro_batch_tokens", "eval_batch_tokens", "gradient_checkpointing", "lora", "num_workers", "zero_stage", "offload"]
+    assert re.findall(r"(\w+)\.(\w+)", said) == [(section, field) for field in fields]
+    assert set(fields) < set(LoopConfig.model_fields)
 
 
 def test_of_a_failed_group_the_cause_is_told_and_not_its_echo() -> None:

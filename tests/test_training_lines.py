@@ -16,7 +16,7 @@ from kd.training.loop import State
 from kd.training.progress import ProgressFile
 from kd.training.roster import End, Roster
 from kd.training.runs import FAILURE, Failure, Queue
-from kd.training.session import train_here
+from kd.training.session import begin, train_here
 from kd.training.watchdog import Beat
 from tests.test_console import Terminal
 from tests.tiny_runs import SHORT, tiny_queue
@@ -129,6 +129,7 @@ def test_what_an_earlier_start_wrote_is_no_movement_of_this_one(tmp_path: Path) 
     queue = tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 400}))
     halfway(queue, 0, 100, 50.0, None)
     lines = TrainingLines(Console(io.StringIO(), lambda: 0.0).stage("train", "steps"), queue)
+    assert begin(queue) == list(queue.items)
     with lines.following():
         lines.show()
     assert not lines.line.moved
