@@ -114,7 +114,7 @@ class Trainer:
         """Train to the last step, or until patience ends.
 
         The first rank calls `progress` after every step, every rank `checkpoint` where it is due. `watch` hears what is begun: a
-        step, a validation, a checkpoint.
+        step, a validation, a checkpoint; and of every pass of a step that it is done.
 
         Raises:
             StageError: the loss or a gradient is no longer a number.
