@@ -161,9 +161,16 @@ def test_a_run_whose_group_ends_for_good_is_gone_on_with_by_another(tmp_path: Pa
 def test_a_run_that_is_left_when_the_others_have_no_more_to_do_is_gone_on_with_by_one_of_them(
     tmp_path: Path, live: Callable[[Lives], Lives]
 ) -> None:
+    begun = threading.Event()
+
+    def patient(queue: Queue, roster: ActorHandle, group: int) -> None:
+        assert begun.wait(WAIT_S)
+        works(queue, roster, group)
+
     def lasts(queue: Queue, roster: ActorHandle, group: int) -> None:
         """Until nothing is left but its own run, and the other group has seen that."""
         ray.get(roster.take.remote(group))
+        begun.set()
         deadline = time.monotonic() + WAIT_S
         while ray.get(roster.has_work.remote(1 - group)) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -171,7 +178,7 @@ def test_a_run_that_is_left_when_the_others_have_no_more_to_do_is_gone_on_with_b
         raise NO_START
 
     queue = queue_at(tmp_path, parallel_runs=2, max_failures=0)
-    lives = live(Lives(works, also=[lasts]))
+    lives = live(Lives(patient, also=[lasts]))
     train_queue(queue)
     assert queue.todo() == []
     assert lives.lived == [2, 1], "without work no workers are held"
