@@ -17,7 +17,6 @@ from kd.ray_data import Pool
 from kd.ray_train import train_queue
 from kd.shards import Work, is_finished
 from kd.training.runs import Queue
-from kd.training.saved import clear_finished
 
 
 def wiring(session: Session) -> Wiring:
@@ -91,16 +90,13 @@ def run_queue(session: Session, title: str, queue: Queue) -> list[Manifest]:
     lines = TrainingLines(line, queue)
     if todo:
         session.connect()
-        cluster = session.config.cluster
-        needs = of_workers("teach" if queue.stage == "teach" else "training", queue.training, cluster)
-        try:
-            with telling_of_waits(session, line, needs), lines.following():
-                train_queue(queue, cluster.training_labels)
-        except StageError:
-            line.close(f"failed: {len(_finished(queue))} of {len(queue.items)} models")
-            raise
-    else:
-        clear_finished(queue)
+    cluster = session.config.cluster
+    try:
+        with telling_of_waits(session, line, of_workers(queue.section, queue.training, cluster)):
+            train_queue(queue, cluster.training_labels, lines.following())
+    except StageError:
+        line.close(f"failed: {len(_finished(queue))} of {len(queue.items)} models")
+        raise
     finished = _finished(queue)
     line.close(("" if todo else "complete already: ") + f"{len(finished)} of {len(queue.items)} models")
     return finished

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from jobs.console import Line, duration
 from kd.manifests import Manifest
 from kd.refusals import tolerated
-from kd.training.progress import Progress, ProgressFile, read_runs
+from kd.training.progress import Interruption, Progress, read_interruptions, read_runs
 from kd.training.runs import FAILURE, Claimed, Failure, Queue
 
 _LOOK_INTERVAL_S = 1.0
@@ -22,6 +22,7 @@ class TrainingLines:
         self.queue = queue
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._over: set[str] = set()
+        self._told: set[Interruption] = set()
         self._width = max(len(item.run.name) for item in queue.items)
         for item in queue.items:
             self._settle(item, "  finished before")
@@ -30,9 +31,8 @@ class TrainingLines:
     def following(self) -> Iterator[None]:
         """Inside, show what the workers write of their progress, for as long as they work.
 
-        What an earlier start has written is forgotten first. A look that the run directory refuses is left out.
+        What an earlier start has written is gone by then. A look that the run directory refuses is left out.
         """
-        ProgressFile(self.queue).start()
         ended = threading.Event()
 
         def follow() -> None:
@@ -53,13 +53,14 @@ class TrainingLines:
                     self._settle_failed(item)
 
     def show(self) -> None:
-        """Look once: settle the runs that are over, rewrite the lines of the others."""
+        """Look once: settle the runs that are over, say which were interrupted, rewrite the lines of the others."""
         found = {progress.run: progress for progress in read_runs(self.queue.store, self.queue.stage, self._over)}
         for item in self.queue.items:
             if item.run.name in found and found[item.run.name].is_over:
                 self._settle(item, _early(found.pop(item.run.name)))
             elif item.run.name in found and self._settle_failed(item):
                 found.pop(item.run.name)
+        self._tell_interruptions()
         self.line.moved = self.line.moved or any(progress.step for progress in found.values())
         console = self.line.console
         if found and self.line.is_due(console.clock()):
@@ -86,6 +87,13 @@ class TrainingLines:
         name, why = f"{item.run.name:<{self._width}}", failure.error.partition("\n")[0]
         self.line.console.say(f"{self.line.title:<12} {name}  failed at step {failure.step:,}: {why}")
         return True
+
+    def _tell_interruptions(self) -> None:
+        """Say once of every one why a run is begun again, and from where."""
+        for said in read_interruptions(self.queue.store, self.queue.stage, self._over):
+            if said not in self._told:
+                self._told.add(said)
+                self.line.console.say(f"{self.line.title:<12} {said.run:<{self._width}}  {said}")
 
     def _text(self, progress: Progress) -> str:
         """How far a run is."""

@@ -3,7 +3,8 @@
 A start of a group costs 10-20 s and students are many, so a group works through many runs, and several groups work side
 by side where there is room. Each run has its own folder, and its manifest is written last: a run whose manifest is there
 is skipped. A group that loses a worker is started again and goes on from the last checkpoint of the run that it was in;
-a run that ends too many groups is given up, and the others go on. A group that cannot start leaves its work to the others.
+a run that ends too many groups is given up, and the others go on. A group that cannot start or live leaves its work to the
+others, also to those that had none left: as long as any run is not over, they look for work, and hold no workers meanwhile.
 """
 
 import math
@@ -11,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import ray.train
 from ray.actor import ActorHandle
@@ -23,10 +24,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kd.errors import Overtaken, StageError, StoreError, UserError
 from kd.ray_worker import work
-from kd.training.progress import ProgressFile
-from kd.training.roster import Roster
+from kd.training.roster import End, Roster
 from kd.training.runs import Failure, Queue
-from kd.training.saved import clear_finished
+from kd.training.session import begin
 
 RAY_FILES = "logs/ray"
 """The folder of the run directory for Ray Train's own notes. Checkpoints are no part of them: each run keeps its own."""
@@ -45,31 +45,32 @@ KEEP_MEMORY = {
 }
 """A worker keeps the memory that it frees. glibc would hand that of every large tensor back to the kernel, which clears it anew
 for the next one: on a CPU a tenth of a step, and more where several workers do so at once. It costs 3 % more memory, measured
-over ten steps of a small model."""
+over ten steps of a small model. A worker with a GPU does not: all that it would keep is the model that it has moved there."""
 
 
-def train_queue(queue: Queue, labels: Mapping[str, str] | None = None) -> None:
-    """Train the runs of a queue that are not finished yet. Ray is initialised.
+def train_queue(
+    queue: Queue, labels: Mapping[str, str] | None = None, following: AbstractContextManager[None] | None = None
+) -> None:
+    """Train the runs of a queue that are not finished yet. Where there are any, Ray is initialised.
 
     Args:
         queue: The runs.
         labels: What a node must be labelled with for a worker to run on it; none: any node.
+        following: What is open while workers write of their progress, from before the first to after the last of them.
 
     Raises:
         StageError: some runs failed; each has its `kd.training.runs.Failure` in its folder. All others are finished.
         Overtaken: the stage was started once more, on the same run directory.
         UserError: no group of workers could be kept alive to finish the runs.
     """
-    queue.check()
-    clear_finished(queue)
-    if not queue.todo():
+    if not begin(queue):
         return
     groups = groups_that_fit(queue, labels or {})
-    ProgressFile(queue).start()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     roster = ray.remote(num_cpus=0, scheduling_strategy=here)(Roster).remote(queue, groups)
     try:
-        _side_by_side(queue, labels or {}, roster, groups)
+        with following or nullcontext():
+            _side_by_side(queue, labels or {}, roster, groups)
         failures = ray.get(roster.failures.remote())
     finally:
         ray.kill(roster)
@@ -115,7 +116,7 @@ def _worker_needs(queue: Queue) -> dict[str, float]:
 
 
 class _Group(threading.Thread):
-    """Keeps one worker group at work for as long as there is any; whatever ended this before that is its `error`.
+    """Keeps one worker group at work until all runs are over; whatever ended this before that is its `error`.
 
     A thread, as `fit` blocks; it ends with the process, whose end also ends its workers.
     """
@@ -129,8 +130,11 @@ class _Group(threading.Thread):
 
     def run(self) -> None:
         try:
-            while not self.stopped.is_set() and ray.get(self.roster.has_work.remote(self.number)):
-                self._work()
+            while not self.stopped.is_set() and not ray.get(self.roster.is_over.remote()):
+                if ray.get(self.roster.has_work.remote(self.number)):
+                    self._work()
+                else:
+                    self.stopped.wait(_LOOK_S)
         except BaseException as error:  # noqa: BLE001 - told by the main thread
             with suppress(RayError):
                 ray.get(self.roster.give_back.remote(self.number))
@@ -150,8 +154,8 @@ class _Group(threading.Thread):
         if isinstance(cause, Overtaken):
             raise cause from error
         if not isinstance(error, ray.train.ControllerError):
-            end = self.roster.over if is_final(error) else self.roster.lost
-            if ray.get(end.remote(self.number, str(cause))):
+            end = End(str(cause), again=not is_final(error))
+            if ray.get(self.roster.ended.remote(self.number, end)):
                 self._idle_losses = 0
                 return
         self._idle_losses += 1
@@ -179,12 +183,12 @@ def _side_by_side(queue: Queue, labels: Mapping[str, str], roster: ActorHandle, 
                 more = _more(groups, working)
                 groups += [_started(_Group(queue, roster, len(groups) + number, labels)) for number in range(more)]
             _pause(groups)
-        deadline = time.monotonic() + LEAVING_S
-        for group in groups:
-            group.join(max(0.0, deadline - time.monotonic()))
     finally:
         for group in groups:
             group.stopped.set()
+    deadline = time.monotonic() + LEAVING_S
+    for group in groups:
+        group.join(max(0.0, deadline - time.monotonic()))
 
 
 def _started(group: _Group) -> _Group:
@@ -239,7 +243,7 @@ def _trainer(queue: Queue, labels: Mapping[str, str], roster: ActorHandle | None
             storage_path=queue.store.path(RAY_FILES),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=LoggingConfig(log_level="ERROR"),
-            worker_runtime_env={"env_vars": KEEP_MEMORY},
+            worker_runtime_env={"env_vars": KEEP_MEMORY if queue.device == "cpu" else {}},
         ),
     )
 

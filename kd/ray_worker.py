@@ -3,7 +3,6 @@
 import gc
 import tempfile
 import time
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from ray.exceptions import RayTaskError
 from kd.deepspeed_engine import DeepSpeedEngine
 from kd.errors import Overtaken, StageError, StoreError, UserError
 from kd.training.checkpoints import Checkpoints
-from kd.training.loop import State
 from kd.training.progress import ProgressFile
 from kd.training.ranks import by_first, gathered, local_rank, rank, together, world
+from kd.training.roster import End
 from kd.training.runs import Claimed, Queue
 from kd.training.saved import Harmed
 from kd.training.session import fetch_features, open_run, publish_run
@@ -41,7 +40,6 @@ def work(settings: dict[str, Any]) -> None:
     queue: Queue = settings["queue"]
     roster, group = settings["roster"], settings["group"]
     torch.set_num_threads(queue.training.threads_per_worker)
-    progress = ProgressFile(queue)
     with (
         Watchdog(queue.training.step_timeout_s, rank(), lambda beat: roster.beat.remote(group, beat)) as watch,
         tempfile.TemporaryDirectory(prefix="kd-features-") as cache,
@@ -55,15 +53,15 @@ def work(settings: dict[str, Any]) -> None:
             watch.run = item.run.name
             with tempfile.TemporaryDirectory(prefix="kd-train-") as scratch:
                 try:
-                    end, error = _train(queue, item, Path(scratch), features, progress.of(item), watch)
+                    end = _train(queue, item, Path(scratch), features, watch)
                 except torch.OutOfMemoryError as met:
                     if before:  # what earlier runs left may be in the way: new processes decide
                         raise
-                    raise StageError(_too_large(met)) from met
+                    raise StageError(_too_large(queue, met)) from met
             watch("end", 0)
             if rank() == 0:
-                time.sleep(PAUSE_S if end == "lost" else 0.0)
-                _told(getattr(roster, end).remote(group, error))
+                time.sleep(PAUSE_S if end.again else 0.0)
+                _told(roster.ended.remote(group, end))
             if not before:
                 _keep_what_is_loaded()
 
@@ -74,12 +72,8 @@ def _keep_what_is_loaded() -> None:
     gc.freeze()
 
 
-def _train(
-    queue: Queue, item: Claimed, scratch: Path, features: Path, progress: Callable[[State], None], watch: Watch
-) -> tuple[str, str | None]:
+def _train(queue: Queue, item: Claimed, scratch: Path, features: Path, watch: Watch) -> End:
     """One run from its model to its manifest; or what went wrong, where every rank knows it and the group is as good as new.
-
-    Back come what the roster is to be told, `over` or `lost`, and the error, as a text: it would hold on to what was opened.
 
     Raises:
         Overtaken: another group has begun the run since; every rank knows it.
@@ -103,7 +97,7 @@ def _train(
     try:
         if found:
             found.load_into(trainer)
-        trainer.train(progress, lambda: checkpoints.save(trainer), watch)
+        trainer.train(ProgressFile(queue).of(item), lambda: checkpoints.save(trainer), watch)
         watch("publish", trainer.state.step)
         by_first(publish)
         checkpoints.clear()
@@ -111,15 +105,18 @@ def _train(
         return _end(error)
     finally:
         engine.close()
-    return "over", None
+    return End()
 
 
-def _end(error: UserError) -> tuple[str, str]:
-    """What a run ends with. A file system may be well again a little later: the run is begun again as after a lost worker."""
+def _end(error: UserError) -> End:
+    """What a run ends with: the error is a text there, as itself it would hold on to what was opened.
+
+    A file system may be well again a little later: the run is begun again as after a lost worker.
+    """
     if isinstance(error, Overtaken):
         raise error
     may_pass = isinstance(error, StoreError) and not isinstance(error, Harmed)
-    return "lost" if may_pass else "over", str(error)
+    return End(str(error), again=may_pass)
 
 
 def _of_this_node(mine: Path) -> Path:
@@ -136,10 +133,10 @@ def _told(reference: ray.ObjectRef) -> Any:
         raise error.cause from None
 
 
-def _too_large(error: torch.OutOfMemoryError) -> str:
-    said = str(error).partition("\n")[0]
+def _too_large(queue: Queue, error: torch.OutOfMemoryError) -> str:
+    said, keys = str(error).partition("\n")[0], queue.section
     return (
-        f"the device has too little memory for this run: {said} Lower training.micro_batch_tokens"
-        " or training.eval_batch_tokens, set training.gradient_checkpointing: true, or spread the model over more workers"
-        " (training.num_workers with a higher zero_stage, offload)"
+        f"the device has too little memory for this run: {said} Lower {keys}.micro_batch_tokens or {keys}.eval_batch_tokens,"
+        f" set {keys}.gradient_checkpointing: true, train adapters alone ({keys}.lora), or spread the model over more workers"
+        f" ({keys}.num_workers with a higher {keys}.zero_stage, {keys}.offload)"
     )

@@ -15,6 +15,7 @@ from kd.fingerprints import Fingerprint
 from kd.rows import Row
 from kd.store import Store
 from kd.training.ranks import rank
+from kd.training.runs import Queue
 from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS
 
 R = TypeVar("R", bound=Row)
@@ -71,3 +72,10 @@ class Deadly(Store):
         if self.refuses:
             raise StoreError(f"cannot write {self.path(relative)}: 503; check the path, the credentials and the free space")
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def whereabouts(queue: Queue, victim: int) -> tuple[int, str]:
+    """The process of a rank, and its node."""
+    assert isinstance(queue.store, Deadly)
+    pid, node = Path(queue.store.notes, f"rank{victim}").read_text().split()
+    return int(pid), node

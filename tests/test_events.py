@@ -13,7 +13,7 @@ from kd.store import Store
 from kd.training.events import EVENTS, EventFile
 from kd.training.loop import State
 from kd.training.objectives import MultiTask
-from kd.training.progress import ProgressFile, read_progress, read_runs
+from kd.training.progress import ProgressFile, read_runs
 from kd.training.session import train_here
 from tests.test_loop import ignore, trainer
 from tests.tiny_runs import SHORT, history, tiny_queue
@@ -90,16 +90,15 @@ def test_a_trained_run_has_its_curves_its_timings_and_its_progress(tmp_path: Pat
             assert 0 <= points(event)["speed/padding_frac"] < 1
             assert 0 < points(event)["speed/waiting_frac"] < 1
         assert not {"seconds", "unix_s", "waited_s"} & set(entries[-1])
-    assert [progress.run for progress in read_runs(queue.store, "train")] == ["label/0", "label/1", "words/0", "words/1"]
+    runs = read_runs(queue.store, "train")
+    assert [progress.run for progress in runs] == ["label/0", "label/1", "words/0", "words/1"]
+    assert {(progress.is_over, progress.step, progress.seconds_left) for progress in runs} == {(True, 6, 0)}
     assert [progress.run for progress in read_runs(queue.store, "train", without={"label/1", "words/0"})] == [
         "label/0",
         "words/1",
     ]
-    last = read_progress(queue.store, "train")
-    assert last is not None
-    assert (last.run, last.is_over, last.runs_done, last.step, last.seconds_left) == ("label/1", True, 3, 6, 0)
     ProgressFile(queue).start()
-    assert read_progress(queue.store, "train") is None
+    assert read_runs(queue.store, "train") == []
 
 
 def test_a_resumed_run_has_every_point_once(tmp_path: Path) -> None:
@@ -120,6 +119,31 @@ def test_a_resumed_run_has_every_point_once(tmp_path: Path) -> None:
         publish(resumed.state)
     assert [event.step for event in read_events(queue.store, item.folder)] == [1, 2, 3, 4, 5, 6]
     assert resumed.state.history == disturbed.state.history
+
+
+class Unread(Store):
+    """A run directory that is only written."""
+
+    def exists(self, relative: str) -> bool:
+        raise AssertionError(relative)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        raise AssertionError(folder)
+
+    def read(self, relative: str) -> bytes:
+        raise AssertionError(relative)
+
+
+def test_progress_is_written_without_a_look_at_the_runs_of_the_queue(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT, seeds=(0, 1))
+    unread, state = replace(queue, store=Unread(queue.store.root)), State(step=3, seconds=6.0)
+    ProgressFile(unread).of(queue.items[0])(state)
+    ProgressFile(unread).finish(queue.items[1], state)
+    found = read_runs(queue.store, "train")
+    assert [(each.run, each.step, each.steps, each.seconds_left, each.is_over) for each in found] == [
+        ("words/0", 3, 6, 6.0, False),
+        ("words/1", 3, 6, 6.0, True),
+    ]
 
 
 def test_a_store_that_cannot_be_written_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from kd import ray_train
 from kd.errors import Overtaken, StageError, StoreError
 from kd.manifests import Manifest
 from kd.ray_train import train_queue
+from kd.training.loop import State
+from kd.training.progress import ProgressFile, read_runs
+from kd.training.roster import End
 from kd.training.runs import Queue, failure
 from tests.tiny_runs import SHORT, tiny_queue
 
@@ -55,7 +59,7 @@ def works(queue: Queue, roster: ActorHandle, group: int) -> None:
         item = queue.items[position]
         done = Manifest(stage="train", digest=item.digest, config={}, inputs={}, shards=[], rows=1, device="cpu", seconds=1.0)
         queue.store.publish_manifest(item.folder, done)
-        ray.get(roster.over.remote(group, None))
+        ray.get(roster.ended.remote(group, End()))
 
 
 def dies(error: Exception) -> Callable[[Queue, ActorHandle, int], None]:
@@ -152,6 +156,49 @@ def test_a_run_whose_group_ends_for_good_is_gone_on_with_by_another(tmp_path: Pa
     live(Lives(patient, also=[begins, dies(NO_START)]))
     train_queue(queue)
     assert queue.todo() == []
+
+
+def test_a_run_that_is_left_when_the_others_have_no_more_to_do_is_gone_on_with_by_one_of_them(
+    tmp_path: Path, live: Callable[[Lives], Lives]
+) -> None:
+    begun = threading.Event()
+
+    def patient(queue: Queue, roster: ActorHandle, group: int) -> None:
+        assert begun.wait(WAIT_S)
+        works(queue, roster, group)
+
+    def lasts(queue: Queue, roster: ActorHandle, group: int) -> None:
+        """Until nothing is left but its own run, and the other group has seen that."""
+        ray.get(roster.take.remote(group))
+        begun.set()
+        deadline = time.monotonic() + WAIT_S
+        while ray.get(roster.has_work.remote(1 - group)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(2.0)
+        raise NO_START
+
+    queue = queue_at(tmp_path, parallel_runs=2, max_failures=0)
+    lives = live(Lives(patient, also=[lasts]))
+    train_queue(queue)
+    assert queue.todo() == []
+    assert lives.lived == [2, 1], "without work no workers are held"
+
+
+def test_progress_is_followed_while_groups_work_and_begins_with_nothing(tmp_path: Path, live: Callable[[Lives], Lives]) -> None:
+    queue, seen = queue_at(tmp_path), list[tuple[int, int]]()
+    for item in queue.items:
+        ProgressFile(queue).finish(item, State(step=6, seconds=1.0))
+
+    @contextmanager
+    def following() -> Iterator[None]:
+        seen.append((len(read_runs(queue.store, "train")), len(queue.todo())))
+        yield
+        seen.append((len(read_runs(queue.store, "train")), len(queue.todo())))
+
+    live(Lives(works))
+    train_queue(queue, following=following())
+    train_queue(queue, following=following())
+    assert seen == [(0, 2), (0, 0)], "and where nothing is to be done, nothing is followed"
 
 
 def test_an_error_that_trying_again_would_not_mend_ends_a_run_at_once_and_no_other(

@@ -18,7 +18,7 @@ from kd.rows import Example, Features, RationaleRow, RowError
 from kd.training.config import LoopConfig
 from kd.training.engine import TorchEngine, adamw, clip_gradient
 from kd.training.loop import State
-from kd.training.progress import read_progress
+from kd.training.progress import read_runs
 from kd.training.runs import MODEL, Queue, trained
 from kd.training.session import train_here
 from kd.training.validation import Score, sample
@@ -194,11 +194,10 @@ def test_finished_runs_are_skipped_and_progress_is_readable(tmp_path: Path) -> N
     assert queue.todo() == []
     train_here(queue)
     assert [queue.store.manifest(item.folder) for item in queue.items] == before
-    progress = read_progress(queue.store, "train")
-    assert progress is not None
-    assert (progress.run, progress.steps_done, progress.steps_in_all) == ("label/0", 12, 12)
-    assert progress.figures["loss_label"] == history(queue, 1)[-1]["loss"]["label"]
-    assert read_progress(queue.store, "teach") is None
+    runs = read_runs(queue.store, "train")
+    assert [(progress.run, progress.step, progress.steps) for progress in runs] == [("label/0", 6, 6), ("words/0", 6, 6)]
+    assert runs[0].figures["loss_label"] == history(queue, 1)[-1]["loss"]["label"]
+    assert read_runs(queue.store, "teach") == []
 
 
 def test_training_on_nothing_is_refused_before_it_starts(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Ray Train carries a queue of runs through."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -10,13 +11,17 @@ from threading import Thread
 
 import pytest
 import ray
+import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from kd.errors import InputError, StageError
-from kd.ray_train import _trainer, root_cause, train_queue
-from kd.training.progress import read_progress
-from kd.training.runs import MODEL, Queue
+from kd.ray_train import KEEP_MEMORY, _trainer, root_cause, train_queue
+from kd.ray_worker import _too_large
+from kd.training.config import LoopConfig
+from kd.training.progress import read_runs
+from kd.training.runs import MODEL, TIMINGS, Queue
 from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS
+from tests.deadly import Deadly, whereabouts
 from tests.tiny_runs import SHORT, history, tiny_queue
 
 GROUP = SHORT.model_copy(
@@ -64,49 +69,59 @@ def test_a_finished_queue_starts_nothing(finished: Queue) -> None:
 
 
 def test_progress_ends_at_the_last_step(finished: Queue) -> None:
-    progress = read_progress(finished.store, "train")
-    assert progress is not None
-    assert (progress.run, progress.steps_done, progress.steps_in_all) == ("label/0", 80, 120)
+    progress = read_runs(finished.store, "train")
+    assert [(each.run, each.step, each.steps, each.is_over) for each in progress] == [
+        ("label/0", 40, 40, True),
+        ("words/0", 40, 40, True),
+    ]
 
 
 def test_a_group_that_loses_a_worker_goes_on_from_its_checkpoint_to_the_same_losses(finished: Queue, tmp_path: Path) -> None:
-    queue = tiny_queue(tmp_path, GROUP, dropout=0.1)
-    resumed_at: list[int] = []
-    killer = Thread(target=kill_after_a_checkpoint, args=(queue, resumed_at))
+    queue = killable(tmp_path, GROUP)
+    killed_s: list[float] = []
+    killer = Thread(target=kill_after_a_checkpoint, args=(queue, killed_s))
     killer.start()
     train_queue(queue)
     killer.join()
-    assert resumed_at
-    assert resumed_at[0] > 10
+    assert killed_s
+    assert steps_before(queue, killed_s[0])[:2] == [5, 10]
     assert [history(queue, item) for item in (0, 1)] == [history(finished, item) for item in (0, 1)]
 
 
 def test_a_run_goes_on_from_its_checkpoint_though_others_were_added_to_the_queue(finished: Queue, tmp_path: Path) -> None:
-    both = tiny_queue(tmp_path, GROUP.model_copy(update={"max_failures": 0}), dropout=0.1)
-    resumed_at: list[int] = []
-    killer = Thread(target=kill_after_a_checkpoint, args=(both, resumed_at))
+    both = killable(tmp_path, GROUP.model_copy(update={"max_failures": 0}))
+    killed_s: list[float] = []
+    killer = Thread(target=kill_after_a_checkpoint, args=(both, killed_s))
     killer.start()
     with pytest.raises(StageError, match="a training worker failed"):
         train_queue(replace(both, items=both.items[:1]))
     train_queue(both)
     killer.join()
-    assert resumed_at
-    assert resumed_at[0] > 10
+    assert killed_s
+    assert steps_before(both, killed_s[0])[:2] == [5, 10]
     assert [history(both, item) for item in (0, 1)] == [history(finished, item) for item in (0, 1)]
 
 
-def kill_after_a_checkpoint(queue: Queue, resumed_at: list[int]) -> None:
-    """Kill the first worker once there is a checkpoint of the first run; note the first step of the one after it."""
+def killable(folder: Path, training: LoopConfig) -> Queue:
+    """Two runs with dropout, whose workers leave their pids."""
+    queue, notes = tiny_queue(folder, training, dropout=0.1), folder / "notes"
+    notes.mkdir()
+    return replace(queue, store=Deadly(queue.store.root, str(notes)))
+
+
+def kill_after_a_checkpoint(queue: Queue, killed_s: list[float]) -> None:
+    """Kill the first worker once there is a checkpoint of the first run, before that is finished; note when."""
     saved = Path(queue.store.path(queue.items[0].folder), CHECKPOINTS)
     wait_until(lambda: bool(list(saved.glob(f"*/{CHECKPOINT_MANIFEST}"))))
-    seen = read_progress(queue.store, "train")
-    if seen is None or seen.run == "" or len(queue.todo()) < len(queue.items):
-        return
-    os.kill(seen.pid, signal.SIGKILL)
-    wait_until(lambda: (now := read_progress(queue.store, "train")) is not None and now.run != "" and now.pid != seen.pid)
-    after = read_progress(queue.store, "train")
-    if after is not None and after.run == seen.run:
-        resumed_at.append(after.step)
+    if len(queue.todo()) == len(queue.items):
+        os.kill(whereabouts(queue, 0)[0], signal.SIGKILL)
+        killed_s.append(time.time())
+
+
+def steps_before(queue: Queue, unix_s: float) -> list[int]:
+    """The logged steps of the finished first run that were done before a moment; what came after a checkpoint is done anew."""
+    timings = queue.store.read_json(f"{queue.items[0].folder}/{TIMINGS}")["timings"]
+    return [timing["step"] for timing in timings if timing["unix_s"] < unix_s]
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
@@ -119,6 +134,22 @@ def test_training_workers_are_placed_by_label(tmp_path: Path) -> None:
     queue = tiny_queue(tmp_path, SHORT)
     assert _trainer(queue, {"market": "on-demand"}, None).scaling_config.label_selector == {"market": "on-demand"}
     assert _trainer(queue, {}, None).scaling_config.label_selector is None
+
+
+def test_workers_keep_the_memory_that_they_free_only_where_they_train_in_it(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT)
+    for device, kept in (("cpu", KEEP_MEMORY), ("cuda", {})):
+        config = _trainer(replace(queue, device=device), {}, None).run_config
+        assert config.worker_runtime_env == {"env_vars": kept}
+
+
+@pytest.mark.parametrize(("stage", "section"), [("teach", "teach"), ("train", "training")])
+def test_too_little_memory_is_told_with_the_keys_of_the_stages_own_section(tmp_path: Path, stage: str, section: str) -> None:
+    said = _too_large(tiny_queue(tmp_path, SHORT, stage=stage), torch.OutOfMemoryError("CUDA out of memory.\nAnd more"))
+    assert said.startswith("the device has too little memory for this run: CUDA out of memory. Lower ")
+    fields = ["micro_batch_tokens", "eval_batch_tokens", "gradient_checkpointing", "lora", "num_workers", "zero_stage", "offload"]
+    assert re.findall(r"(\w+)\.(\w+)", said) == [(section, field) for field in fields]
+    assert set(fields) < set(LoopConfig.model_fields)
 
 
 def test_of_a_failed_group_the_cause_is_told_and_not_its_echo() -> None:

@@ -10,7 +10,8 @@ import pytest
 from kd.errors import Overtaken, StoreError
 from kd.manifests import Manifest
 from kd.store import Store
-from kd.training.roster import Roster
+from kd.training.progress import read_interruptions
+from kd.training.roster import End, Roster
 from kd.training.runs import FAILURE, Queue, failure
 from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS
 from kd.training.watchdog import Beat
@@ -41,11 +42,11 @@ def test_groups_take_their_own_runs_in_order_and_then_what_the_others_have_last(
     for group in (1, 0, 0, 0):
         taken.append((group, roster.take(group)))
         if group == 0:
-            roster.over(0, None)
+            roster.ended(0, End())
     assert taken == [(1, 1), (0, 0), (0, 2), (0, 3)]
     assert not roster.has_work(0)
     assert roster.has_work(1)
-    roster.over(1, None)
+    roster.ended(1, End())
     assert roster.is_over()
 
 
@@ -58,10 +59,10 @@ def test_finished_runs_are_not_given_out_and_the_deal_stays(queue: Queue) -> Non
 def test_a_group_goes_on_with_the_run_that_it_was_in_until_that_has_ended_it_too_often(queue: Queue) -> None:
     roster = Roster(queue, 1)
     assert roster.take(0) == 0
-    assert roster.lost(0, "first")
+    assert roster.ended(0, End("first", again=True))
     assert roster.take(0) == 0
     roster.beat(0, Beat(1, "words/0", "step", 5))
-    assert roster.lost(0, "second")
+    assert roster.ended(0, End("second", again=True))
     assert roster.take(0) == 1
     found = failure(queue.store, queue.items[0].run, ONCE_MORE)
     assert found is not None
@@ -71,14 +72,14 @@ def test_a_group_goes_on_with_the_run_that_it_was_in_until_that_has_ended_it_too
 
 
 def test_a_group_that_died_in_no_run_is_told_from_others(queue: Queue) -> None:
-    assert not Roster(queue, 1).lost(0, "no room")
+    assert not Roster(queue, 1).ended(0, End("no room", again=True))
 
 
 def test_a_run_that_was_finished_before_its_group_died_has_not_failed(queue: Queue) -> None:
     roster = Roster(queue, 1)
     roster.take(0)
     finish(queue, 0)
-    roster.lost(0, "died at the end")
+    roster.ended(0, End("died at the end", again=True))
     assert roster.take(0) == 1
     assert roster.failures() == []
 
@@ -86,7 +87,7 @@ def test_a_run_that_was_finished_before_its_group_died_has_not_failed(queue: Que
 def test_a_run_that_is_begun_again_forgets_that_it_failed(queue: Queue) -> None:
     roster = Roster(queue, 1)
     roster.take(0)
-    roster.over(0, "the loss is nan")
+    roster.ended(0, End("the loss is nan"))
     assert queue.store.exists(f"{queue.items[0].folder}/{FAILURE}")
     Roster(queue, 1).take(0)
     assert not queue.store.exists(f"{queue.items[0].folder}/{FAILURE}")
@@ -97,9 +98,35 @@ def test_a_hang_is_told_instead_of_its_consequence(queue: Queue) -> None:
     roster.take(0)
     roster.beat(0, Beat(0, "words/0", "validate", 12, hung_s=30.2, waits=True))
     roster.beat(0, Beat(1, "words/0", "validate", 12, hung_s=30.0))
-    roster.lost(0, "connection closed")
+    roster.ended(0, End("connection closed", again=True))
     expected = "rank 1 of train hung in validate of words/0 at step 12 for 30 s; ranks that waited: 0"
     assert roster.failures()[0].error.startswith(expected)
+
+
+def test_every_interruption_is_told_as_it_happens_with_what_hung_and_where_the_run_goes_on(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    roster = Roster(replace(queue, training=SHORT.model_copy(update={"max_failures": 2, "num_workers": 2})), 1)
+    roster.take(0)
+    roster.ended(0, End("a node was taken away\nand more", again=True))
+    first = "interrupted (1 of at most 2): a node was taken away; it goes on from step 0"
+    assert [str(said) for said in read_interruptions(queue.store, "train")] == [first]
+    save(queue, 0, 1500)
+    roster.beat(0, Beat(0, "words/0", "step", 1612, hung_s=30.2, waits=True))
+    roster.beat(0, Beat(1, "words/0", "step", 1612, hung_s=30.0))
+    roster.ended(0, End("connection closed", again=True))
+    (said,) = read_interruptions(queue.store, "train")
+    assert (said.run, said.step, said.number, said.most) == ("words/0", 1500, 1, 2), "counted anew, as the run has got on"
+    assert said.why.startswith("rank 1 of train hung in step of words/0 at step 1612 for 30 s; ranks that waited: 0.")
+    roster.ended(0, End("503", again=True))
+    assert [str(said) for said in read_interruptions(queue.store, "train")] == [
+        "interrupted (2 of at most 2): 503; it goes on from step 1,500"
+    ]
+    assert read_interruptions(queue.store, "train", without={"words/0"}) == []
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0] == f"words/0 of train: {first}"
+    assert len(told) == 3
+    assert roster.failures() == []
 
 
 def save(queue: Queue, position: int, step: int) -> None:
@@ -112,10 +139,10 @@ def test_losses_are_counted_anew_once_the_run_has_a_newer_checkpoint(queue: Queu
     for step in (10, 20, 30):
         assert roster.take(0) == 0
         save(queue, 0, step)
-        roster.lost(0, "a node was taken away")
+        roster.ended(0, End("a node was taken away", again=True))
     assert roster.failures() == []
     assert roster.take(0) == 0
-    roster.lost(0, "twice at the same place")
+    roster.ended(0, End("twice at the same place", again=True))
     assert [(each.error, each.attempts) for each in roster.failures()] == [("twice at the same place", 4)]
 
 
@@ -123,11 +150,11 @@ def test_a_failure_tells_the_largest_step_that_was_seen_whatever_came_after_it(q
     roster = Roster(queue, 1)
     roster.take(0)
     roster.beat(0, Beat(0, "words/0", "step", 700))
-    roster.lost(0, "first")
+    roster.ended(0, End("first", again=True))
     roster.take(0)
     for beat in (Beat(0, "words/0", "open", 0), Beat(0, "words/0", "step", 501), Beat(0, "another/0", "step", 999)):
         roster.beat(0, beat)
-    roster.lost(0, "second")
+    roster.ended(0, End("second", again=True))
     assert [each.step for each in roster.failures()] == [700]
 
 
@@ -135,7 +162,7 @@ def test_a_finished_run_has_not_failed_whatever_went_wrong_after_its_manifest(qu
     roster = Roster(queue, 1)
     roster.take(0)
     finish(queue, 0)
-    assert roster.over(0, "cannot delete a checkpoint")
+    assert roster.ended(0, End("cannot delete a checkpoint"))
     assert roster.failures() == []
     assert not queue.store.exists(f"{queue.items[0].folder}/{FAILURE}")
     assert roster.take(0) == 1
@@ -154,7 +181,7 @@ def test_a_full_disk_hides_no_failure_and_leaves_the_roster_as_it_should_be(queu
     roster = Roster(replace(queue, store=Refusing(queue.store.root)), 1)
     for position in range(4):
         assert roster.take(0) == position
-        roster.over(0, f"the loss is nan in {position}")
+        roster.ended(0, End(f"the loss is nan in {position}"))
     assert roster.is_over()
     assert [each.error for each in roster.failures()] == [f"the loss is nan in {position}" for position in range(4)]
 
@@ -167,9 +194,9 @@ def test_a_group_that_ends_early_leaves_its_run_to_another_one_also_to_one_that_
     assert roster.unattended(1) == 3
     assert roster.unattended(2) == 0, "one group is at none, and may take the next itself"
     assert roster.take(7) == 2
-    roster.over(7, None)
+    roster.ended(7, End())
     assert roster.take(7) == 0
-    assert [roster.over(group, None) for group in (7, 1, 0)] == [True, True, False]
+    assert [roster.ended(group, End()) for group in (7, 1, 0)] == [True, True, False]
     assert not roster.is_over()
 
 

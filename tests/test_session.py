@@ -6,7 +6,9 @@ from pathlib import Path
 from kd.errors import StoreError
 from kd.manifests import Manifest
 from kd.store import Store
-from kd.training.session import fetch_features, open_run, train_here
+from kd.training.progress import read_runs
+from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS, newest_step
+from kd.training.session import begin, fetch_features, open_run, train_here
 from tests.tiny_runs import SHORT, tiny_queue
 
 
@@ -24,6 +26,17 @@ def test_features_are_converted_once_for_all_runs_that_learn_from_them(tmp_path:
         assert not list(scratch.rglob("*.arrow"))
         assert shared.batch([3, 0]).table.to_pylist() == own.batch([3, 0]).table.to_pylist()
     assert sorted(cache.rglob("*.arrow")) == before
+
+
+def test_a_start_of_a_queue_leaves_of_earlier_ones_what_is_to_be_gone_on_with(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, SHORT)
+    train_here(replace(queue, items=queue.items[:1]))
+    for item in queue.items:
+        queue.store.publish(f"{item.folder}/{CHECKPOINTS}/00000003-a/{CHECKPOINT_MANIFEST}", b"{}")
+    assert [progress.run for progress in read_runs(queue.store, "train")] == ["words/0"]
+    assert begin(queue) == [queue.items[1]]
+    assert read_runs(queue.store, "train") == []
+    assert [newest_step(queue.store, item.folder) for item in queue.items] == [0, 3]
 
 
 class Mute(Store):

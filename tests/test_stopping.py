@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM
 from kd.manifests import Manifest
 from kd.training.config import LoopConfig
 from kd.training.loop import State
-from kd.training.progress import read_progress
+from kd.training.progress import read_runs
 from kd.training.runs import LAST_MODEL, MODEL, Queue
 from kd.training.session import train_here
 from kd.training.validation import Score
@@ -114,11 +114,10 @@ def test_a_restart_between_validations_remembers_how_long_the_run_has_been_stale
 
 def test_the_progress_of_a_run_that_stopped_early_is_written(tmp_path: Path) -> None:
     queue, _ = trained(tmp_path, patience_evals=1)
-    progress = read_progress(queue.store, "train")
+    progress = read_runs(queue.store, "train")[0]
     last = queue.store.manifest(queue.items[1].folder)
-    assert progress is not None
     assert last is not None
-    assert (progress.run, progress.runs_done, progress.step) == ("label/0", 1, last.figures["last_step"])
+    assert (progress.run, progress.is_over, progress.step) == ("label/0", True, last.figures["last_step"])
 
 
 def test_patience_is_part_of_what_a_run_is(tmp_path: Path) -> None:

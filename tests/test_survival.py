@@ -24,7 +24,7 @@ from kd.ray_train import train_queue
 from kd.training.runs import MODEL, Queue
 from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS
 from tests.conftest import connect
-from tests.deadly import Deadly, Moment
+from tests.deadly import Deadly, Moment, whereabouts
 from tests.tiny_runs import SHORT, history, tiny_queue
 
 ROOT = Path(__file__).parents[1]
@@ -147,13 +147,6 @@ def struck(queue: Queue, draw: random.Random, kill: Callable[[], None]) -> Itera
     finally:
         over.set()
         other.join(DEADLINE_S)
-
-
-def whereabouts(queue: Queue, victim: int) -> tuple[int, str]:
-    """The process of a rank, and its node."""
-    assert isinstance(queue.store, Deadly)
-    pid, node = Path(queue.store.notes, f"rank{victim}").read_text().split()
-    return int(pid), node
 
 
 @pytest.mark.slow

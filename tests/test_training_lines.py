@@ -14,9 +14,9 @@ from kd.errors import StoreError
 from kd.store import Store
 from kd.training.loop import State
 from kd.training.progress import ProgressFile
-from kd.training.roster import Roster
+from kd.training.roster import End, Roster
 from kd.training.runs import FAILURE, Failure, Queue
-from kd.training.session import train_here
+from kd.training.session import begin, train_here
 from kd.training.watchdog import Beat
 from tests.test_console import Terminal
 from tests.tiny_runs import SHORT, tiny_queue
@@ -96,7 +96,7 @@ def test_a_run_that_failed_leaves_its_line_and_says_why(tmp_path: Path) -> None:
     for error in ("the loss is nan\nand more", "its tokenizer is lost"):
         roster.take(0)
         roster.beat(0, Beat(0, "words/0", "step", 120))
-        roster.over(0, error)
+        roster.ended(0, End(error))
     lines.show()
     lines.show()
     assert log.getvalue().splitlines() == ["train        words/0  failed at step 120: the loss is nan"]
@@ -106,10 +106,30 @@ def test_a_run_that_failed_leaves_its_line_and_says_why(tmp_path: Path) -> None:
     assert unseen.run.name == "label/0"
 
 
+def test_a_run_that_is_interrupted_says_each_time_why_and_from_where_it_goes_on(tmp_path: Path) -> None:
+    queue, log = tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 4000, "max_failures": 2})), io.StringIO()
+    lines = TrainingLines(Console(log, lambda: 0.0).stage("train", "steps"), queue)
+    roster = Roster(queue, 1)
+    roster.take(0)
+    for error in ("a node was taken away\nand more", "503"):
+        roster.ended(0, End(error, again=True))
+        lines.show()
+        lines.show()
+    assert log.getvalue().splitlines() == [
+        "train        words/0  interrupted (1 of at most 2): a node was taken away; it goes on from step 0",
+        "train        words/0  interrupted (2 of at most 2): 503; it goes on from step 0",
+    ]
+    roster.ended(0, End("503 again", again=True))
+    with lines.following():
+        pass
+    assert log.getvalue().splitlines()[2:] == ["train        words/0  failed at step 0: 503 again"]
+
+
 def test_what_an_earlier_start_wrote_is_no_movement_of_this_one(tmp_path: Path) -> None:
     queue = tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 400}))
     halfway(queue, 0, 100, 50.0, None)
     lines = TrainingLines(Console(io.StringIO(), lambda: 0.0).stage("train", "steps"), queue)
+    assert begin(queue) == list(queue.items)
     with lines.following():
         lines.show()
     assert not lines.line.moved

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kd.training.watchdog import Beat, hang
+from tests.tiny_runs import SHORT, tiny_queue, trainer
 
 ROOT = Path(__file__).parents[1]
 STUCK = """
@@ -31,7 +33,7 @@ def test_a_stuck_process_says_where_it_is_and_ends() -> None:
     done, _ = run("time.sleep(60)")
     assert done.returncode == 70
     last = done.stdout.splitlines()[-1]
-    assert last.startswith("Beat(rank=3, run='words/0', phase='validate', step=12, hung_s=0.")
+    assert last.startswith("Beat(rank=3, run='words/0', phase='validate', step=12, passes=0, hung_s=0.")
     assert last.endswith("waits=False)")
     assert "time.sleep" in done.stderr or "<string>" in done.stderr
 
@@ -49,6 +51,14 @@ def test_phases_that_change_in_time_end_nothing() -> None:
     assert seconds < 60
     assert "hung_s=None" in done.stdout
     assert "hung_s=0" not in done.stdout
+
+
+def test_a_pass_is_part_of_its_step_whose_time_goes_on() -> None:
+    done, _ = run("[(watch('step', 3, n), time.sleep(0.2)) for n in range(90)]")
+    assert done.returncode == 70
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("Beat(rank=3, run='words/0', phase='step', step=3, passes=")
+    assert "hung_s=0." in last
 
 
 def test_one_that_waits_in_a_collective_is_told_from_the_one_that_it_waits_for(tmp_path: Path) -> None:
@@ -75,33 +85,72 @@ with Watchdog(1.0, rank, lambda beat: print(beat, flush=True)) as watch:
     assert [process.returncode for process in both] == [70, 70]
 
 
+def test_the_loop_says_each_step_and_how_many_of_its_passes_are_done(tmp_path: Path) -> None:
+    said: list[tuple[str, int, int]] = []
+
+    def watch(phase: str, step: int, passes: int = 0) -> None:
+        said.append((phase, step, passes))
+
+    with trainer(tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 3, "micro_batch_tokens": 64}))) as fresh:
+        counts = [len(fresh._share(step).micro_batches) for step in range(3)]
+        fresh.train(lambda state: None, lambda: None, watch)
+    assert min(counts) > 1
+    assert [each for each in said if each[0] == "step"] == [
+        ("step", step, passes) for step, count in enumerate(counts, start=1) for passes in range(count + 1)
+    ]
+
+
+def heard(rank: int, phase: str, step: int, passes: int = 0) -> Beat:
+    return Beat(rank, "a/0", phase, step, passes)
+
+
+def late(rank: int, phase: str, step: int, passes: int = 0, waits: bool = False) -> Beat:
+    return replace(heard(rank, phase, step, passes), hung_s=9.0, waits=waits)
+
+
 @pytest.mark.parametrize(
     ("beats", "said"),
     [
-        ([Beat(0, "a/0", "step", 4), Beat(1, "a/0", "step", 4)], None),
+        ([heard(0, "step", 4), heard(1, "step", 4)], None),
         (
-            [Beat(0, "a/0", "step", 4, 9.0, True), Beat(1, "a/0", "step", 4)],
+            [late(0, "step", 4, waits=True), heard(1, "step", 4)],
             "rank 1 of train is silent, last heard in step of a/0 at step 4; ranks that waited: 0",
         ),
         (
-            [Beat(0, "a/0", "open", 0, 9.0, True)],
+            [late(0, "open", 0, waits=True)],
             "rank 1 of train is silent, and was not heard in this run; ranks that waited: 0",
         ),
         (
-            [Beat(0, "a/0", "step", 4, 9.0), Beat(1, "a/0", "step", 4)],
+            [late(0, "step", 4), heard(1, "step", 4)],
             "rank 0 of train hung in step of a/0 at step 4 for 9 s; ranks that waited: none",
         ),
         (
-            [Beat(0, "a/0", "step", 4, 9.0, True), Beat(1, "a/0", "step", 3, 9.0, True)],
+            [late(0, "step", 4, waits=True), late(1, "step", 3, waits=True)],
             "rank 1 of train hung in step of a/0 at step 3 for 9 s; ranks that waited: 0",
         ),
         (
-            [Beat(0, "a/0", "step", 5, 9.0), Beat(1, "a/0", "step", 4, 9.0)],
-            "rank 1 of train hung in step of a/0 at step 4 for 9 s; ranks that waited: none",
+            [late(0, "step", 5), late(1, "step", 4)],
+            "rank 1 of train hung in step of a/0 at step 4 for 9 s; ranks that waited: 0",
         ),
         (
-            [Beat(0, "a/0", "open", 0, 9.0), Beat(1, "a/0", "open", 0, 9.0)],
+            [late(0, "open", 0), late(1, "open", 0)],
             "rank 0 of train hung in open of a/0 at step 0 for 9 s; rank 1 of train hung in open of a/0 at step 0 for 9 s; ranks",
+        ),
+        (
+            [late(0, "step", 4, 3), late(1, "step", 4, 1)],
+            "rank 1 of train hung in step of a/0 at step 4 after 1 of its passes for 9 s; ranks that waited: 0",
+        ),
+        (
+            [late(0, "step", 5, 1), late(1, "step", 4, 3)],
+            "rank 1 of train hung in step of a/0 at step 4 after 3 of its passes for 9 s; ranks that waited: 0",
+        ),
+        (
+            [late(0, "step", 4, 3), heard(1, "step", 4, 2)],
+            "rank 1 of train is silent, last heard in step of a/0 at step 4 after 2 of its passes; ranks that waited: 0",
+        ),
+        (
+            [late(0, "step", 4, 2), heard(1, "step", 4, 3)],
+            "rank 0 of train hung in step of a/0 at step 4 after 2 of its passes for 9 s; ranks that waited: none",
         ),
     ],
 )

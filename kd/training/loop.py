@@ -114,7 +114,7 @@ class Trainer:
         """Train to the last step, or until patience ends.
 
         The first rank calls `progress` after every step, every rank `checkpoint` where it is due. `watch` hears what is begun: a
-        step, a validation, a checkpoint.
+        step, a validation, a checkpoint; and of every pass of a step that it is done.
 
         Raises:
             StageError: the loss or a gradient is no longer a number.
@@ -127,7 +127,7 @@ class Trainer:
         with _learning(self.student.model), closing(one_ahead(coming)) as shares:
             while not self.state.done:
                 watch("step", self.state.step + 1)
-                tallies.append(self._update(self.state.step, self._awaited(shares)))
+                tallies.append(self._update(self.state.step, self._awaited(shares), watch))
                 self.state.step += 1
                 if self._is_due(self.config.log_every_steps, self.config.eval_every_steps, self.config.save_every_steps):
                     self._log(tallies)
@@ -174,15 +174,16 @@ class Trainer:
         self.state.waited_s += time.monotonic() - began
         return share
 
-    def _update(self, step: int, share: Share) -> Tally:
+    def _update(self, step: int, share: Share, watch: Watch) -> Tally:
         """One step on one global batch. Dropout is drawn per micro-batch: where the cut is the same, on any rank the same."""
         weights = torch.tensor(coefficients(self.lessons.terms, share.target_tokens), device=self.engine.device)
         sums = torch.zeros_like(weights)
-        for part in share.micro_batches:
+        for passes, part in enumerate(share.micro_batches, start=1):
             reseed(self.engine.device, self.seed, step, part.number)
             part_sums = self._sums(part)
             self.engine.backward((part_sums * weights).sum(), last=part is share.micro_batches[-1])
             sums += part_sums.detach()
+            watch("step", step + 1, passes)
         norm = self.engine.step(self.config.learning_rate_at(step))
         return Tally(sums, share.target_tokens, share.tokens, share.padding_tokens, norm)
 

@@ -1,12 +1,14 @@
-"""How far a stage's runs are: written by the first worker of each group, read by the driver. One file per run."""
+"""How far a stage's runs are, and what interrupted them: read by the driver, who shows it.
+
+Of every run there is one file that the first worker of its group writes, and one that the roster writes.
+"""
 
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kd.errors import StoreError
 from kd.store import Store
@@ -26,32 +28,18 @@ _TIMES_ITS_COST = 100
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, with `runs_done` of the queue's `runs` finished before it, and the process of the worker that says so.
+    """How far a run is.
 
     `figures` are the newest: `loss` (what is learned from), `loss_<term>` each, `validation_accuracy`. `seconds` is what the
     run's steps so far took, over all attempts, validations included. A run may be over before its last step.
     """
 
     run: str
-    runs_done: int
-    runs: int
     step: int
     steps: int
     figures: Mapping[str, float]
-    pid: int
     seconds: float
     is_over: bool
-    unix_s: float
-
-    @property
-    def steps_done(self) -> int:
-        """Steps done of the whole queue."""
-        return self.runs_done * self.steps + self.step
-
-    @property
-    def steps_in_all(self) -> int:
-        """Steps of the whole queue."""
-        return self.runs * self.steps
 
     @property
     def seconds_left(self) -> float | None:
@@ -59,16 +47,38 @@ class Progress:
         return (self.steps - self.step) * self.seconds / self.step if self.step else None
 
 
-def read_progress(store: Store, stage: str) -> Progress | None:
-    """What was written last of any run of the stage; None before the first."""
-    return max(read_runs(store, stage), key=lambda progress: progress.unix_s, default=None)
+@dataclass(frozen=True)
+class Interruption:
+    """Why a run's group has died, or has given the run back, and after which `step` the run goes on.
+
+    It is number `number` since the run last had a newer checkpoint; `most` are borne, and the next one ends the run.
+    """
+
+    run: str
+    why: str
+    step: int
+    number: int
+    most: int
+
+    def __str__(self) -> str:
+        why = self.why.partition("\n")[0]
+        return f"interrupted ({self.number} of at most {self.most}): {why}; it goes on from step {self.step:,}"
 
 
 def read_runs(store: Store, stage: str, without: Collection[str] = ()) -> list[Progress]:
     """The last that was written of every run that the stage's workers have begun, but for some, in the order of names."""
-    skipped = {_file_of(run) for run in without}
-    files = [name for name in store.names(_folder(stage)) if name.endswith(_SUFFIX) and name not in skipped]
-    return [Progress(**store.read_json(f"{_folder(stage)}/{name}")) for name in files]
+    return [Progress(**said) for said in _read(store, stage, _PROGRESS, without)]
+
+
+def read_interruptions(store: Store, stage: str, without: Collection[str] = ()) -> list[Interruption]:
+    """The last interruption of every run that had one in this start of the stage, but for some, in the order of names."""
+    return [Interruption(**said) for said in _read(store, stage, _INTERRUPTION, without)]
+
+
+def _read(store: Store, stage: str, suffix: str, without: Collection[str]) -> list[dict[str, Any]]:
+    skipped = {_file_of(run, suffix) for run in without}
+    files = [name for name in store.names(_folder(stage)) if name.endswith(suffix) and name not in skipped]
+    return [store.read_json(f"{_folder(stage)}/{name}") for name in files]
 
 
 class ProgressFile:
@@ -84,10 +94,9 @@ class ProgressFile:
             self.queue.store.delete(f"{folder}/{name}")
 
     def of(self, item: Claimed) -> Callable[["State"], None]:
-        """What a trainer of this run calls after every step."""
-        before = len(self.queue.items) - len(self.queue.todo())
+        """What a trainer of this run calls after every step; the run directory is asked for nothing before the first one."""
         events = EventFile(self.queue.store, item.folder, item.run.objective.terms)
-        progress = _Seldom(_INTERVAL_S, lambda state: self._publish(item, before, state, is_over=False))
+        progress = _Seldom(_INTERVAL_S, lambda state: self._publish(item, state, is_over=False))
         drawn = _Seldom(_EVENTS_INTERVAL_S, events.publish)
 
         def written(state: "State") -> None:
@@ -98,13 +107,19 @@ class ProgressFile:
 
     def finish(self, item: Claimed, state: "State") -> None:
         """Say that a run is over; its manifest is there."""
-        self._publish(item, len(self.queue.items) - len(self.queue.todo()) - 1, state, is_over=True)
+        self._publish(item, state, is_over=True)
 
-    def _publish(self, item: Claimed, before: int, state: "State", is_over: bool) -> None:
-        name, steps, runs = item.run.name, self.queue.training.steps, len(self.queue.items)
-        figures, now_s = _figures(state, item), time.time()
-        said = Progress(name, before, runs, state.step, steps, figures, os.getpid(), state.seconds, is_over, now_s)
-        self.queue.store.publish_json(f"{_folder(self.queue.stage)}/{_file_of(name)}", dataclasses.asdict(said))
+    def interrupt(self, said: Interruption) -> None:
+        """Say why a run is begun again."""
+        self._write(_file_of(said.run, _INTERRUPTION), said)
+
+    def _publish(self, item: Claimed, state: "State", is_over: bool) -> None:
+        name, steps, figures = item.run.name, self.queue.training.steps, _figures(state, item)
+        said = Progress(name, state.step, steps, figures, state.seconds, is_over)
+        self._write(_file_of(name, _PROGRESS), said)
+
+    def _write(self, name: str, said: Progress | Interruption) -> None:
+        self.queue.store.publish_json(f"{_folder(self.queue.stage)}/{name}", dataclasses.asdict(said))
 
 
 class _Seldom:
@@ -130,16 +145,17 @@ class _Seldom:
         self._next_s = began_s + max(self.interval_s, _TIMES_ITS_COST * (ended_s - began_s))
 
 
-_SUFFIX = ".json"
+_PROGRESS = ".json"
+_INTERRUPTION = ".interrupted"
 
 
 def _folder(stage: str) -> str:
     return f"logs/{stage}.progress"
 
 
-def _file_of(run: str) -> str:
+def _file_of(run: str, suffix: str) -> str:
     """A run's file; names of variants have no dot."""
-    return run.replace("/", ".") + _SUFFIX
+    return run.replace("/", ".") + suffix
 
 
 def _figures(state: "State", item: Claimed) -> dict[str, float]:

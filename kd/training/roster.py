@@ -6,17 +6,30 @@ manifest is to be trained, whatever happened to it before.
 
 import logging
 from collections import Counter, defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from kd.attempts import begin_attempt, check_newest
 from kd.errors import StoreError
 from kd.refusals import tolerated
+from kd.training.progress import Interruption, ProgressFile
 from kd.training.runs import FAILURE, Claimed, Failure, Queue
 from kd.training.saved import newest_step
 from kd.training.watchdog import Beat, hang
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class End:
+    """How a group's time with a run has ended: the run is finished where there is no `error`.
+
+    `again`: the error may be gone the next time (a worker was lost, the run directory was out of reach), so the run is begun
+    again from its newest checkpoint.
+    """
+
+    error: str | None = None
+    again: bool = False
 
 
 class Roster:
@@ -70,36 +83,15 @@ class Roster:
                 self._begin(group, position)
         return self._at.get(group)
 
-    def over(self, group: int, error: str | None) -> bool:
-        """The run of the group is finished, or has failed for a reason that trying again would not mend.
-
-        False: it was in no run.
-        """
+    def ended(self, group: int, end: End) -> bool:
+        """The run of the group has ended so. False: the group was in no run."""
         if group not in self._at:
             return False
         self._attempts[self._at[group]] += 1
-        self._leave(group, error)
-        return True
-
-    def lost(self, group: int, error: str) -> bool:
-        """The group has died, or could not reach the run directory. Its run failed if that happened too often since it last got
-        on, which its newest checkpoint tells; a hang is told instead of its consequence.
-
-        False: it was in no run.
-        """
-        if group not in self._at:
-            return False
-        position = self._at[group]
-        self._attempts[position] += 1
-        if self._has_got_on(position):
-            self._losses[position] = 0
-        self._losses[position] += 1
-        if self._is_finished(position):
-            self._leave(group, None)
-        elif self._losses[position] > self._queue.training.max_failures:
-            told = hang(self._queue.stage, list(self._beats[group].values()), self._queue.training.num_workers)
-            self._leave(group, told or error)
-        self._beats[group].clear()
+        if end.error is not None and end.again:
+            self._interrupt(group, end.error)
+        else:
+            self._leave(group, end.error)
         return True
 
     def give_back(self, group: int) -> None:
@@ -117,6 +109,29 @@ class Roster:
     def failures(self) -> list[Failure]:
         """The runs that failed in this start."""
         return self._failures
+
+    def _interrupt(self, group: int, error: str) -> None:
+        """The run fails if this happened too often since it last got on, which its newest checkpoint tells; else it stays the
+        group's. A hang is told instead of its consequence.
+        """
+        position, most = self._at[group], self._queue.training.max_failures
+        told = hang(self._queue.stage, list(self._beats[group].values()), self._queue.training.num_workers)
+        self._beats[group].clear()
+        if self._has_got_on(position):
+            self._losses[position] = 0
+        self._losses[position] += 1
+        if self._is_finished(position):
+            self._leave(group, None)
+        elif self._losses[position] > most:
+            self._leave(group, told or error)
+        else:
+            name, step = self._item(position).run.name, self._saved[position]
+            self._tell(Interruption(name, told or error, step, self._losses[position], most))
+
+    def _tell(self, said: Interruption) -> None:
+        log.warning("%s of %s: %s", said.run, self._queue.stage, said)
+        with tolerated():
+            ProgressFile(self._queue).interrupt(said)
 
     def _begin(self, group: int, position: int) -> None:
         self._at[group] = position

@@ -125,6 +125,11 @@ class Queue:
         items = [Claimed(run, key, store.folder_for(run.target, key)) for run, key in zip(runs, digests, strict=True)]
         return cls(store, stage, items, training, device, judge)
 
+    @property
+    def section(self) -> str:
+        """The section of the config that says how its runs are trained."""
+        return "teach" if self.stage == "teach" else "training"
+
     def todo(self) -> list[Claimed]:
         """The runs without a manifest."""
         return [item for item in self.items if self.store.manifest(item.folder) is None]

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from kd.training.loop import BEST, LAST, Lessons, State, Trainer
 from kd.training.order import Order
 from kd.training.progress import ProgressFile
 from kd.training.runs import HISTORY, LAST_MODEL, MODEL, TIMINGS, Claimed, Queue, Run
+from kd.training.saved import clear_finished
 from kd.training.validation import Validation, open_validation, sample
 
 log = logging.getLogger(__name__)
@@ -143,16 +145,26 @@ def _selected(state: State, training: LoopConfig) -> dict[str, float | str | Non
     }
 
 
+def begin(queue: Queue) -> Sequence[Claimed]:
+    """What is to be trained in this start of a queue; what earlier ones have left behind that none needs is taken away.
+
+    Raises:
+        StageError: a run would learn from nothing.
+    """
+    queue.check()
+    clear_finished(queue)
+    todo = queue.todo()
+    if todo:
+        ProgressFile(queue).start()
+    return todo
+
+
 def train_here(queue: Queue) -> None:
     """Work through a queue in this process, with plain torch: no Ray, no DeepSpeed, no checkpoints."""
-    queue.check()
-    progress, todo = ProgressFile(queue), queue.todo()
-    if todo:
-        progress.start()
-    for item in todo:
+    for item in begin(queue):
         with set_threads(queue.training.threads_per_worker), tempfile.TemporaryDirectory(prefix="kd-train-") as scratch:
             opened = open_run(queue, item.run, Path(scratch), rank=0, world=1)
             engine = TorchEngine(opened.student.model, queue.training, queue.device)
             trainer = opened.trainer(engine, queue, item.run, Path(scratch))
-            trainer.train(progress.of(item), checkpoint=lambda: None)
+            trainer.train(ProgressFile(queue).of(item), checkpoint=lambda: None)
             publish_run(queue, item, opened, trainer)

@@ -10,34 +10,51 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 LINGER_S = 3.0
 """So long a stuck worker stays after it has said so: the others, whose time is up at about the same moment, speak too."""
-Watch = Callable[[str, int], None]
-"""Hears what a worker begins: a phase (`step`, `validate`, ...) and the step that it is at."""
 _EXIT_CODE = 70
 _STDERR = 2
 _OURS = str(Path(__file__).parents[1])
 _WAITING = ("torch/distributed/", "ray/train/")
 
 
-def unwatched(phase: str, step: int) -> None:
+class Watch(Protocol):
+    """Hears what a worker begins: a phase (`step`, `validate`, ...), the step that it is at, and how many passes through the
+    model that step has behind it.
+    """
+
+    def __call__(self, phase: str, step: int, passes: int = 0) -> None: ...
+
+
+def unwatched(phase: str, step: int, passes: int = 0) -> None:
     """Nobody listens."""
 
 
 @dataclass(frozen=True)
 class Beat:
-    """What a worker is doing. `hung_s` is how long it had been at it when its time was up; `waits`: for the other workers."""
+    """What a worker is doing. `hung_s` is how long it had been at it when its time was up; `waits`: for the other workers.
+
+    `waits` is seen of a collective that returns when it is done, as on a CPU. One of a GPU returns at once, and who waits for it
+    does so wherever a number is read; but then it has more `passes` of the step behind it, or is at a later step.
+    """
 
     rank: int
     run: str
     phase: str
     step: int
+    passes: int = 0
     hung_s: float | None = None
     waits: bool = False
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """How far it is; workers have equally many passes in a step."""
+        return self.step, self.passes
 
 
 class Watchdog:
@@ -52,12 +69,14 @@ class Watchdog:
         self.tell = tell
         self.run = ""
         self._watched = threading.get_ident()
-        self._doing = ("start", 0, time.monotonic())
+        self._doing = (Beat(rank, "", "start", 0), time.monotonic())
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
-    def __call__(self, phase: str, step: int) -> None:
-        self._doing = (phase, step, time.monotonic())
+    def __call__(self, phase: str, step: int, passes: int = 0) -> None:
+        """A pass is a part of its step, whose time goes on."""
+        since_s = self._doing[1] if passes else time.monotonic()
+        self._doing = (Beat(self.rank, self.run, phase, step, passes), since_s)
 
     def __enter__(self) -> "Watchdog":
         self("start", 0)
@@ -71,21 +90,21 @@ class Watchdog:
 
     def _look(self) -> None:
         """Look again and again: while this thread can, `faulthandler` is put off."""
-        told: object = None
+        told: Beat | None = None
         every_s = min(1.0, self.timeout_s / 4)
         while not self._over.wait(every_s):
             faulthandler.dump_traceback_later(self.timeout_s + 3 * LINGER_S, exit=True, file=_STDERR)
-            doing = self._doing
-            phase, step, since_s = doing
-            if time.monotonic() - since_s > self.timeout_s:
-                self._end(phase, step, time.monotonic() - since_s)
-            if doing != told:
-                told = doing
-                self.tell(Beat(self.rank, self.run, phase, step))
+            beat, since_s = self._doing
+            hung_s = time.monotonic() - since_s
+            if hung_s > self.timeout_s:
+                self._end(beat, hung_s)
+            if beat != told:
+                told = beat
+                self.tell(beat)
 
-    def _end(self, phase: str, step: int, hung_s: float) -> None:
+    def _end(self, beat: Beat, hung_s: float) -> None:
         waits = is_waiting(sys._current_frames().get(self._watched))
-        self.tell(Beat(self.rank, self.run, phase, step, hung_s, waits))
+        self.tell(replace(beat, hung_s=hung_s, waits=waits))
         faulthandler.dump_traceback(file=_STDERR)
         time.sleep(LINGER_S)
         os._exit(_EXIT_CODE)
@@ -103,30 +122,30 @@ def is_waiting(frame: FrameType | None) -> bool:
 def hang(stage: str, beats: Sequence[Beat], world: int) -> str | None:
     """What to say of a group of so many workers that were last heard so; None where no worker's time was up.
 
-    Stuck are those whose time was up and who wait for nobody, of them the least far. Where all whose time was up wait, it is for
-    those who are silent: one that never gives up the interpreter, or was killed, says no more. Where nobody is silent, all wait
-    for a collective that others never entered, and stuck are the least far.
+    Stuck are those whose time was up and who wait for nobody, of them the least far. One that never gives up the interpreter, or
+    was killed, is silent: stuck are those where all others wait, or were heard farther on. Where nobody is silent and all wait,
+    it is for a collective that some never entered: stuck are the least far. Who was late and is not stuck has waited.
     """
     late = [beat for beat in beats if beat.hung_s is not None]
     if not late:
         return None
-    busy = [beat for beat in late if not beat.waits]
+    busy, heard = [beat for beat in late if not beat.waits], {beat.rank: beat for beat in beats}
+    first = min(beat.place for beat in busy or late)
     silent = set(range(world)) - {beat.rank for beat in late}
-    if silent and not busy:
-        heard = {beat.rank: beat for beat in beats}
-        stuck = {rank: f"rank {rank} of {stage} is silent, {_last(heard.get(rank))}" for rank in silent}
+    behind = {rank for rank in silent if not busy or rank not in heard or heard[rank].place < first}
+    if behind:
+        stuck = {rank: f"rank {rank} of {stage} is silent, {_last(heard.get(rank))}" for rank in behind}
     else:
-        first = min(beat.step for beat in busy or late)
-        least = [beat for beat in busy or late if beat.step == first]
-        stuck = {beat.rank: f"rank {beat.rank} of {stage} hung in {_place(beat)} for {beat.hung_s:.0f} s" for beat in least}
-    waited = sorted(beat.rank for beat in late if beat.waits and beat.rank not in stuck)
+        least = [beat for beat in busy or late if beat.place == first]
+        stuck = {beat.rank: f"rank {beat.rank} of {stage} hung in {_where(beat)} for {beat.hung_s:.0f} s" for beat in least}
+    waited = sorted(beat.rank for beat in late if beat.rank not in stuck)
     told = "; ".join(stuck[rank] for rank in sorted(stuck))
     return f"{told}; ranks that waited: {', '.join(map(str, waited)) or 'none'}. If it is merely slow, raise step_timeout_s"
 
 
 def _last(beat: Beat | None) -> str:
-    return f"last heard in {_place(beat)}" if beat else "and was not heard in this run"
+    return f"last heard in {_where(beat)}" if beat else "and was not heard in this run"
 
 
-def _place(beat: Beat) -> str:
-    return f"{beat.phase} of {beat.run} at step {beat.step}"
+def _where(beat: Beat) -> str:
+    return f"{beat.phase} of {beat.run} at step {beat.step}" + (f" after {beat.passes} of its passes" if beat.passes else "")
