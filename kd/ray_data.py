@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
@@ -21,7 +22,7 @@ import ray.data
 import ray.exceptions
 
 from kd.attempts import noted_try
-from kd.errors import StageError, UserError
+from kd.errors import StageError, UserError, each_in_turn
 from kd.manifests import Manifest, Shard
 from kd.shards import Apply, Claimed, Work, claim, finish, run_shard
 from kd.store import Store
@@ -62,8 +63,8 @@ def run(store: Store, works: Sequence[Work], pool: Pool, progress: Progress, ret
     """Do what is still to do of every work, in one pool; their manifests, in order. See `claim` for `retry_errors`.
 
     Raises:
-        StageError: a stage broke a law, has too many errored rows, or failed for a reason that is no row's fault.
-            Finished shards stay: the next call goes on behind them.
+        StageError: a stage broke a law, or failed for a reason that is no row's fault. Finished shards stay: the next call
+            goes on behind them. Or works have too many errored rows: all others are finished.
     """
     claimed = [claim(store, work, retry_errors) for work in works]
     started = [item for item in claimed if isinstance(item, Claimed)]
@@ -81,7 +82,8 @@ def run(store: Store, works: Sequence[Work], pool: Pool, progress: Progress, ret
         counted[index].update(json.loads(result["counted"]))
         progress(done, total)
     seconds = [span[1] - span[0] if span else 0.0 for span in spans]
-    finished = iter(finish(store, item, seconds[index], pool.device, counted[index]) for index, item in enumerate(started))
+    ends = [partial(finish, store, item, seconds[index], pool.device, counted[index]) for index, item in enumerate(started)]
+    finished = iter(each_in_turn(ends))
     return [next(finished) if isinstance(item, Claimed) else item for item in claimed]
 
 

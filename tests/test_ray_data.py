@@ -101,6 +101,21 @@ def test_a_failure_on_a_worker_names_the_shard_and_keeps_the_others(cluster: Non
     assert {file: store.read(f"loud/{file}") for file in kept} == kept
 
 
+def test_a_work_with_too_many_errors_keeps_none_behind_it_from_its_manifest(cluster: None, tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path))
+    shards = corpus(store)
+    works = [work(shards, target=name, max_error_frac=most) for name, most in (("one", 0.1), ("two", 0.2), ("three", 0.0))]
+    for start in ("the first", "a second, which meets the same"):
+        with pytest.raises(
+            StageError, match=r"1 of 5 rows got an error .*/one with their error(.|\n)*/three with their error"
+        ) as said:
+            ray_data.run(store, works, TWO, ignore)
+        assert "/two" not in str(said.value), start
+        assert [name for name in ("one", "two", "three") if store.manifest(name)] == ["two"], start
+    lenient = [replace(each, max_error_frac=0.2) for each in works]
+    assert [manifest.rows for manifest in ray_data.run(store, lenient, TWO, ignore)] == [5, 5, 5]
+
+
 def test_errors_are_tried_once_more_in_their_shards_alone(cluster: None, tmp_path: Path) -> None:
     store = Store.at(str(tmp_path / "run"))
     shards = corpus(store)
