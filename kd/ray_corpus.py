@@ -57,7 +57,7 @@ def prepare(
     `retry_errors` the shards that hold errors are made again, also of a corpus that is complete, which it is not from then on.
 
     Raises:
-        InputError: no such files, unreadable ones, a column that is not there, an id that occurs twice, a train split without rows.
+        InputError: no such files, unreadable ones, a column that is not there, an id that occurs twice, no rows of train.
         StoreError: the folder holds examples of another corpus or config, or a file has changed since they were begun.
         StageError: records were lost, more of them are bad than the config allows, or another attempt has taken over.
     """

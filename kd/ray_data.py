@@ -23,6 +23,7 @@ import ray.exceptions
 
 from kd.attempts import noted_try
 from kd.errors import StageError, UserError, each_in_turn
+from kd.loading import device_name
 from kd.manifests import Manifest, Shard
 from kd.shards import Apply, Claimed, Work, claim, finish, run_shard
 from kd.store import Store
@@ -46,6 +47,7 @@ class Pool:
 
     @property
     def device(self) -> str:
+        """What an actor works on: "cuda" or "cpu"."""
         return "cuda" if self.gpus_per_actor else "cpu"
 
     def options(self, units: int) -> dict[str, Any]:
@@ -101,9 +103,10 @@ class ShardWorker:
     It is made without the list of shards: which one it is to do comes with each call.
     """
 
-    def __init__(self, store: Store, claimed: Sequence[Claimed]) -> None:
+    def __init__(self, store: Store, claimed: Sequence[Claimed], device: str) -> None:
         self.store = store
         self.claimed = claimed
+        self.device = device
         self.opened: tuple[int, Apply] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -113,7 +116,8 @@ class ShardWorker:
         try:
             claimed = self.claimed[unit.work]
             with noted_try(self.store, claimed.folder, claimed.attempt, unit.shard.name):
-                counted = json.dumps(run_shard(self.store, claimed, unit.shard, self._apply(unit.work)))
+                apply = self._apply(unit.work)
+                counted = json.dumps(run_shard(self.store, claimed, unit.shard, apply, device_name(self.device)))
         except Exception as error:  # noqa: BLE001 - raised again in the driver
             failure = packed(error, f"{self.claimed[unit.work].work.title}, shard {unit.shard.name}")
         done = {"work": unit.work, "rows": unit.shard.rows, "counted": counted}
@@ -133,7 +137,7 @@ def _results(store: Store, claimed: Sequence[Claimed], units: Sequence[Unit], po
         return
     quiet_context()
     items = [{"work": unit.work, **dataclasses.asdict(unit.shard)} for unit in units]
-    arguments = {"store": store, "claimed": [_without_shards(item) for item in claimed]}
+    arguments = {"store": store, "claimed": [_without_shards(item) for item in claimed], "device": pool.device}
     todo = ray.data.from_items(items, override_num_blocks=len(items))
     results = todo.map_batches(ShardWorker, batch_size=1, fn_constructor_kwargs=arguments, **pool.options(len(units)))
     with readable_errors():

@@ -8,6 +8,7 @@ import pytest
 
 from kd import ray_data
 from kd.errors import InputError, StageError
+from kd.loading import device_name
 from kd.ray_data import Pool
 from kd.rows import Example, RowError
 from kd.shards import Apply
@@ -74,6 +75,7 @@ def test_ray_writes_the_files_of_a_plain_loop(cluster: None, tmp_path: Path, poo
         assert store.read(f"second/{shard.file}") == bytes_plain
     assert (first.rows, first.errors, first.counts) == (plain.rows, plain.errors, plain.counts)
     assert second.digest != first.digest
+    assert second.device == first.device == plain.device == device_name("cpu")
     assert seen[0] == (0, 10)
     assert seen[-1] == (10, 10)
 
