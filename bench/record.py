@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -45,7 +44,9 @@ class Record:
         """What it ran on."""
         import torch
 
-        self.figure("machine", "device", torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(), "name")
+        from kd.loading import device_name
+
+        self.figure("machine", "device", device_name("cuda" if torch.cuda.is_available() else "cpu"), "name")
         self.figure("machine", "cores", os.cpu_count(), "count")
         self.figure("machine", "threads", torch.get_num_threads(), "count")
         self.figure("machine", "torch", torch.__version__, "version")
@@ -82,13 +83,6 @@ def rates(cases: Timings, rounds: int) -> dict[str, list[float]]:
 def ratio(found: Mapping[str, list[float]], case: str, against: str) -> float:
     """The median over rounds of one case's rate over another's in the same round."""
     return statistics.median(one / other for one, other in zip(found[case], found[against], strict=True))
-
-
-def _cpu() -> str:
-    """The CPU's name, where the system says it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _short(value: float | str | None) -> float | str | None:

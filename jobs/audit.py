@@ -1,13 +1,16 @@
 """Say whether the rationales are any good, before students are trained: faithfulness, plausibility, label overlap; a gate."""
 
+from functools import partial
+
 from jobs.cli import Session, main
+from kd.errors import each_in_turn
 
 
 def run(session: Session) -> None:
     """The stage. What is heavy is imported here, after the config was read.
 
     Raises:
-        StageError: a gated source does not pass and `audit.on_fail` is stop.
+        StageError: a gated source does not pass and `audit.on_fail` is stop, or too many rows of a source got an error.
     """
     from jobs.audit_findings import AuditFindings
     from jobs.audit_wiring import AUDIT, AuditWiring
@@ -18,8 +21,8 @@ def run(session: Session) -> None:
     if works.pool == works.cpu_pool or not asking:
         run_works(session, AUDIT, [*asking, *reading], works.cpu_pool)
     else:  # what needs no model keeps no GPU waiting
-        run_works(session, AUDIT, asking, works.pool)
-        run_works(session, "audit words", reading, works.cpu_pool)
+        parts = ((AUDIT, asking, works.pool), ("audit words", reading, works.cpu_pool))
+        each_in_turn(partial(run_works, session, *part) for part in parts)
     found = AuditFindings(works)
     for verdict in found.verdicts():
         session.console.say(f"             {'' if verdict.passed else 'WARNING: '}{verdict.text}")

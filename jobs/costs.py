@@ -62,7 +62,8 @@ def _size(wiring: Wiring, run: Trained | None) -> tuple[int | None, int | None, 
     """
     if run is not None:
         folder, manifest = run
-        return int(manifest.figures["parameters"] or 0), sum(wiring.store.sizes(f"{folder}/{MODEL}").values()), False
+        counted, sizes = manifest.figures["parameters"], wiring.store.sizes(f"{folder}/{MODEL}")
+        return None if counted is None else int(counted), sum(sizes.values()), False
     config = wiring.teacher.config
     try:
         parameters = count_parameters(wiring.teacher)

@@ -3,9 +3,12 @@
 With `--no-probe` no model's weights are loaded, and it takes seconds.
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from jobs.cli import NO_PROBE, Session, cluster_address, main
+from kd.config import Config
+from kd.errors import InputError, StageError
 
 if TYPE_CHECKING:
     from jobs.wiring import Wiring
@@ -26,6 +29,7 @@ def run(session: Session) -> None:
     line = session.console.stage("plan")
     examples = works.examples_if_any
     samples = sample.of_examples(session.store, EXAMPLES, examples) if examples else sample.of_corpus(session.config.task)
+    _check_rows(session.config, samples)
     local = cluster_address(session.config.cluster) is None
     plan = make_plan(session.config, samples, prices, _taught(works), probing=session.probe, local=local)
     session.store.publish_json("plan.json", plan.as_json())
@@ -33,10 +37,19 @@ def run(session: Session) -> None:
     line.close(session.store.path("plan.json"))
 
 
+def _check_rows(config: Config, splits: Collection[str]) -> None:
+    """Refuse a corpus without rows in a split that is explained or evaluated: nothing can be said of them."""
+    asked = [config.evaluation.split, *(config.attribution.splits if config.teacher else ())]
+    empty = next((split for split in asked if split not in splits), None)
+    if empty:
+        raise InputError(
+            f"the {empty} split of {config.task.path} has no rows, so what they will take cannot be said; name another in"
+            " evaluation.split and attribution.splits, or see task.files"
+        )
+
+
 def _taught(works: "Wiring") -> "ModelSource | None":
     """The teacher as `teach` left it; None if it has not, or is not to."""
-    from kd.errors import StageError
-
     if works.config.teach is None or works.examples_if_any is None:
         return None
     try:

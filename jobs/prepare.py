@@ -18,6 +18,9 @@ def run(session: Session) -> None:
     manifest = prepare(config.task, config.prepare, session.store, line, EXAMPLES, session.retry_errors)
     session.remember()
     line.close(("complete already: " if complete else "") + outcome([manifest]))
+    for split in config.task.splits:
+        if not manifest.shards_of(split):
+            session.console.say(f"             WARNING: the {split} split has no rows: nothing will be measured on it")
 
 
 if __name__ == "__main__":

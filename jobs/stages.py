@@ -68,13 +68,17 @@ def warn_of_a_large_student(session: Session, works: Wiring) -> None:
 
 
 def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -> list[Manifest]:
-    """Do what is left of these works on the cluster, with one progress line for all of them."""
+    """Do what is left of these works on the cluster, with one progress line for all of them. Raises like `ray_data.run`."""
     line = session.console.stage(title)
     finished = all(is_finished(session.store, work, session.retry_errors) for work in works)
     if not finished:
         session.connect()
-    with telling_of_waits(session, line, of_pool(pool)):
-        manifests = ray_data.run(session.store, works, pool, line, session.retry_errors)
+    try:
+        with telling_of_waits(session, line, of_pool(pool)):
+            manifests = ray_data.run(session.store, works, pool, line, session.retry_errors)
+    except StageError:
+        line.close("failed")
+        raise
     line.close(("complete already: " if finished else "") + outcome(manifests))
     return manifests
 

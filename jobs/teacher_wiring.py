@@ -3,9 +3,9 @@
 `jobs/wiring.py` goes on from there.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from jobs.slices import features_slice, first_rows, model_slice, stage_slice
 from kd.attribution.engine import Attribute
@@ -16,9 +16,10 @@ from kd.manifests import Manifest
 from kd.models import ModelConfig, ModelSource, identity
 from kd.rationales import Rationalise
 from kd.ray_data import Pool
-from kd.rows import Attribution, Example, Features, RationaleRow
+from kd.rows import Attribution, Example, Features, RationaleRow, Row
 from kd.shards import Work, completed
 from kd.store import Store
+from kd.training.config import LoopConfig, TeachConfig
 from kd.training.features import Featurise
 from kd.training.objectives import AnyObjective
 from kd.training.runs import MODEL, Queue, Run, trained
@@ -64,30 +65,19 @@ class TeacherWiring:
 
     def teaching_features(self) -> Work:
         """What the teacher learns from: every labelled row of train."""
-        if self.config.teach is None:
-            raise StageError("the config has no `teach`: the teacher is used as it is")
-        teach = self.config.teach
+        teach = self._teach
         recipe = Featurise(teach.objective, self.untrained(self._explained_model, teach.seed))
-        return Work(
-            title="teach features",
-            target=f"{TEACHER}/features",
-            reads=Example,
-            max_error_frac=teach.max_error_frac,
-            max_error_key="teach.max_error_frac",
-            **self._features(recipe, self._teacher_identity, EXAMPLES, self.examples),
-        )
+        rows = EXAMPLES, self.examples
+        return self._features("teach features", TEACHER, Example, rows, recipe, self._teacher_identity, "teach", teach)
 
     def teaching(self) -> Run:
         """The teacher's own training."""
-        work = self.teaching_features()
-        assert self.config.teach is not None  # teaching_features has checked it
-        return self._run("teach", TEACHER, self.config.teach.seed, self.config.teach.objective, work, TEACHER)
+        teach, work = self._teach, self.teaching_features()
+        return self._run("teach", TEACHER, teach.seed, self._explained_model, teach.objective, work, TEACHER)
 
     def teaching_queue(self) -> Queue:
         """The teacher's training, ready to start."""
-        run, teach = self.teaching(), self.config.teach
-        assert teach is not None  # teaching has checked it
-        return Queue.of(self.store, "teach", [run], teach, self.config.cluster.device, self.config.task.judge)
+        return self._queue("teach", [self.teaching()], self._teach)
 
     @cached_property
     def teacher(self) -> ModelSource:
@@ -107,6 +97,12 @@ class TeacherWiring:
     @cached_property
     def _teacher_identity(self) -> str:
         return identity(self._explained_model, self._tokenizer(self._explained_model))
+
+    @property
+    def _teach(self) -> TeachConfig:
+        if self.config.teach is None:
+            raise StageError("the config has no `teach`: the teacher is used as it is")
+        return self.config.teach
 
     @property
     def _explained_model(self) -> ModelConfig:
@@ -178,17 +174,18 @@ class TeacherWiring:
         """A model as the config gives it, with the tokenizer that its spec may need."""
         return ModelSource(config, self.store, tokenizer_folder=self._tokenizer(config), seed=seed)
 
-    def _run(self, stage: str, variant: str, seed: int, objective: AnyObjective, work: Work, target: str) -> Run:
+    def _run(
+        self, stage: str, variant: str, seed: int, model: ModelConfig, objective: AnyObjective, work: Work, target: str
+    ) -> Run:
         folder = self.store.find_folder(work.target, work.digest)
         features = self.store.manifest(folder) if folder else None
         if folder is None or features is None:
             raise StageError(f"{self.store.path(work.target)} is not complete for this config; run the stage {stage!r} first")
-        config = self._explained_model if variant == TEACHER else self.config.student
         return Run(
             stage=stage,
             variant=variant,
             seed=seed,
-            model=self.untrained(config, seed),
+            model=self.untrained(model, seed),
             objective=objective,
             features=folder,
             shards=work.shards,
@@ -198,14 +195,32 @@ class TeacherWiring:
             inputs={EXAMPLES: self.examples.digest, "features": features.digest},
         )
 
+    def _queue(self, stage: str, runs: Sequence[Run], loop: LoopConfig) -> Queue:
+        return Queue.of(self.store, stage, runs, loop, self.config.cluster.device, self.config.task.judge)
+
     @staticmethod
-    def _features(recipe: Featurise, model: str, folder: str, rows: Manifest) -> dict[str, Any]:
-        """What works that make features have in common: the training rows of a folder, for a model of this identity."""
-        return {
-            "recipe": recipe,
-            "source": folder,
-            "writes": Features,
-            "shards": rows.shards_of("train"),
-            "config": features_slice(recipe, model),
-            "inputs": {folder: rows.digest},
-        }
+    def _features(
+        title: str,
+        owner: str,
+        reads: type[Row],
+        rows: tuple[str, Manifest],
+        recipe: Featurise,
+        model: str,
+        section: str,
+        loop: LoopConfig,
+    ) -> Work:
+        """The training rows of a folder, written for a model of this identity; `section` of the config is its loop's."""
+        folder, manifest = rows
+        return Work(
+            title=title,
+            recipe=recipe,
+            source=folder,
+            target=f"{owner}/features",
+            reads=reads,
+            writes=Features,
+            shards=manifest.shards_of("train"),
+            config=features_slice(recipe, model),
+            inputs={folder: manifest.digest},
+            max_error_frac=loop.max_error_frac,
+            max_error_key=f"{section}.max_error_frac",
+        )

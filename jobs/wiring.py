@@ -38,8 +38,8 @@ class Wiring(TeacherWiring):
 
     def student(self, variant: Variant, seed: int) -> Run:
         """One student's training. Variants of one seed see the same rows in the same order."""
-        target = f"students/{variant.name}/{seed}"
-        return self._run("train", variant.name, seed, variant.objective, self._student_features(variant), target)
+        work, target = self._student_features(variant), f"students/{variant.name}/{seed}"
+        return self._run("train", variant.name, seed, self.config.student, variant.objective, work, target)
 
     def students(self) -> list[Run]:
         """Every student's training."""
@@ -47,21 +47,13 @@ class Wiring(TeacherWiring):
 
     def training_queue(self) -> Queue:
         """The students' training, ready to start."""
-        runs, cluster = self.students(), self.config.cluster
-        return Queue.of(self.store, "train", runs, self.config.training, cluster.device, self.config.task.judge)
+        return self._queue("train", self.students(), self.config.training)
 
     def _student_features(self, variant: Variant) -> Work:
-        training = self.config.training
-        folder, manifest = completed(self.store, self.rationales()[variant.source])
+        training, owner = self.config.training, f"students/{variant.name}"
+        rows = completed(self.store, self.rationales()[variant.source])
         recipe = Featurise(variant.objective, self.untrained(self.config.student, 0), training.answers)
-        return Work(
-            title="features",
-            target=f"students/{variant.name}/features",
-            reads=RationaleRow,
-            max_error_frac=training.max_error_frac,
-            max_error_key="training.max_error_frac",
-            **self._features(recipe, self._student_identity, folder, manifest),
-        )
+        return self._features("features", owner, RationaleRow, rows, recipe, self._student_identity, "training", training)
 
     @cached_property
     def _student_identity(self) -> str:

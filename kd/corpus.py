@@ -159,6 +159,11 @@ class Source:
             )
         return {column for record in readable for column in record}
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no file holds a record. Raises InputError if they cannot be read."""
+        return next(self.all_records(), None) is None
+
     def may_have_more_columns(self) -> bool:
         """Whether later records may have columns that the first ones do not have: JSON lines have no header."""
         goes_on = itertools.islice(self.all_records(), PROBED_RECORDS, None)
@@ -207,6 +212,11 @@ def find_splits(task: TaskConfig) -> dict[str, Source]:
         if shared:
             raise InputError(f"{min(shared)} matches task.files.{one} and task.files.{other}; a file belongs to one split")
     return found
+
+
+def columns_of(sources: Mapping[str, Source]) -> dict[str, set[str]]:
+    """The columns of every split. One without records has none and is left out, but for train: that is refused like `columns`."""
+    return {split: source.columns() for split, source in sources.items() if split == "train" or not source.is_empty}
 
 
 def decoded(text: str) -> dict[str, Any] | None:

@@ -3,6 +3,11 @@
 A message says what happened, what was expected, what was given, where, and what to do next.
 """
 
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class UserError(Exception):
     """Something the user can mend: shown as one message, without a traceback."""
@@ -38,3 +43,23 @@ class RowFault(Exception):
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+
+
+def each_in_turn(steps: Iterable[Callable[[], T]]) -> list[T]:
+    """What each step gives. A step that fails keeps none of the others from being done.
+
+    Raises:
+        StageError: once all are done: what a step raised, or what several raised, as one.
+        Overtaken: at once.
+    """
+    done, failures = list[T](), list[StageError]()
+    for step in steps:
+        try:
+            done.append(step())
+        except Overtaken:
+            raise
+        except StageError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0] if len(failures) == 1 else StageError("\n\n".join(map(str, failures)))
+    return done

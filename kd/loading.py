@@ -5,6 +5,7 @@ only where the config allows it.
 """
 
 import logging
+import platform
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -163,6 +164,17 @@ def gpus_here() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def device_name(device: str) -> str:
+    """The name of the CPU for "cpu", else of the GPUs that this process sees; several are parted by commas."""
+    if device == "cpu":
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else []
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    import torch
+
+    return ", ".join(sorted({torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())}))
 
 
 @contextmanager

@@ -33,7 +33,8 @@ class Manifest:
     """What a complete stage says of itself. `digest` identifies what it was asked to do, `inputs` what it was made from.
 
     `errors` and `counts` are rows by reason and by what their type tallies; `figures` the stage's own numbers. `seconds` and
-    `rows_per_s` are of the attempt that finished it; the rate is null where that made no new shard.
+    `rows_per_s` are of the attempt that finished it; the rate is null where that made no new shard. `device` is what did it, by
+    name where the stage tells; several are parted by commas.
     """
 
     stage: str

@@ -24,7 +24,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from kd.attempts import begin_attempt, check_newest
-from kd.corpus import Source
+from kd.corpus import Source, columns_of
 from kd.errors import InputError, UserError
 from kd.examples import Place, Stream, Written, check_complete, finished, plan
 from kd.manifests import MANIFEST, Manifest, Shard, digest
@@ -57,7 +57,7 @@ def prepare(
     `retry_errors` the shards that hold errors are made again, also of a corpus that is complete, which it is not from then on.
 
     Raises:
-        InputError: no such files, unreadable ones, a column that is not there, an id that occurs twice, an empty split.
+        InputError: no such files, unreadable ones, a column that is not there, an id that occurs twice, no rows of train.
         StoreError: the folder holds examples of another corpus or config, or a file has changed since they were begun.
         StageError: records were lost, more of them are bad than the config allows, or another attempt has taken over.
     """
@@ -68,7 +68,7 @@ def prepare(
     sources = find_sources(task)
     splits = {name: source for name, source in sources.items() if name != "llm"}
     may_have_more = any(source.may_have_more_columns() for source in splits.values())
-    task.check_columns({split: source.columns() for split, source in splits.items()}, may_have_more)
+    task.check_columns(columns_of(splits), may_have_more)
     attempt = begin_attempt(store, folder)
     freeze(store, folder, sources)
     if retry_errors:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
@@ -21,7 +22,8 @@ import ray.data
 import ray.exceptions
 
 from kd.attempts import noted_try
-from kd.errors import StageError, UserError
+from kd.errors import StageError, UserError, each_in_turn
+from kd.loading import device_name
 from kd.manifests import Manifest, Shard
 from kd.shards import Apply, Claimed, Work, claim, finish, run_shard
 from kd.store import Store
@@ -45,6 +47,7 @@ class Pool:
 
     @property
     def device(self) -> str:
+        """What an actor works on: "cuda" or "cpu"."""
         return "cuda" if self.gpus_per_actor else "cpu"
 
     def options(self, units: int) -> dict[str, Any]:
@@ -62,8 +65,8 @@ def run(store: Store, works: Sequence[Work], pool: Pool, progress: Progress, ret
     """Do what is still to do of every work, in one pool; their manifests, in order. See `claim` for `retry_errors`.
 
     Raises:
-        StageError: a stage broke a law, has too many errored rows, or failed for a reason that is no row's fault.
-            Finished shards stay: the next call goes on behind them.
+        StageError: a stage broke a law, or failed for a reason that is no row's fault. Finished shards stay: the next call
+            goes on behind them. Or works have too many errored rows: all others are finished.
     """
     claimed = [claim(store, work, retry_errors) for work in works]
     started = [item for item in claimed if isinstance(item, Claimed)]
@@ -81,7 +84,8 @@ def run(store: Store, works: Sequence[Work], pool: Pool, progress: Progress, ret
         counted[index].update(json.loads(result["counted"]))
         progress(done, total)
     seconds = [span[1] - span[0] if span else 0.0 for span in spans]
-    finished = iter(finish(store, item, seconds[index], pool.device, counted[index]) for index, item in enumerate(started))
+    ends = [partial(finish, store, item, seconds[index], pool.device, counted[index]) for index, item in enumerate(started)]
+    finished = iter(each_in_turn(ends))
     return [next(finished) if isinstance(item, Claimed) else item for item in claimed]
 
 
@@ -99,9 +103,10 @@ class ShardWorker:
     It is made without the list of shards: which one it is to do comes with each call.
     """
 
-    def __init__(self, store: Store, claimed: Sequence[Claimed]) -> None:
+    def __init__(self, store: Store, claimed: Sequence[Claimed], device: str) -> None:
         self.store = store
         self.claimed = claimed
+        self.device = device
         self.opened: tuple[int, Apply] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -111,7 +116,8 @@ class ShardWorker:
         try:
             claimed = self.claimed[unit.work]
             with noted_try(self.store, claimed.folder, claimed.attempt, unit.shard.name):
-                counted = json.dumps(run_shard(self.store, claimed, unit.shard, self._apply(unit.work)))
+                apply = self._apply(unit.work)
+                counted = json.dumps(run_shard(self.store, claimed, unit.shard, apply, device_name(self.device)))
         except Exception as error:  # noqa: BLE001 - raised again in the driver
             failure = packed(error, f"{self.claimed[unit.work].work.title}, shard {unit.shard.name}")
         done = {"work": unit.work, "rows": unit.shard.rows, "counted": counted}
@@ -131,7 +137,7 @@ def _results(store: Store, claimed: Sequence[Claimed], units: Sequence[Unit], po
         return
     quiet_context()
     items = [{"work": unit.work, **dataclasses.asdict(unit.shard)} for unit in units]
-    arguments = {"store": store, "claimed": [_without_shards(item) for item in claimed]}
+    arguments = {"store": store, "claimed": [_without_shards(item) for item in claimed], "device": pool.device}
     todo = ray.data.from_items(items, override_num_blocks=len(items))
     results = todo.map_batches(ShardWorker, batch_size=1, fn_constructor_kwargs=arguments, **pool.options(len(units)))
     with readable_errors():

@@ -19,6 +19,8 @@ from kd.manifests import MANIFEST, Manifest, Shard, digest
 from kd.rows import Row, RowError, as_errored
 from kd.store import Store
 
+_DEVICE = "device."
+"""Before the name of a device: the count of the rows that it did."""
 Apply = Callable[[list[Any], Counter[str]], list[Any]]
 """Good rows in; for each, in order, its result or the RowError that says why there is none. The counter is for what the
 work has to tell beside its rows; it ends in the manifest."""
@@ -110,10 +112,11 @@ def completed(store: Store, work: Work) -> tuple[str, Manifest]:
     return folder, manifest
 
 
-def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply) -> dict[str, int]:
+def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply, device: str | None = None) -> dict[str, int]:
     """Read one shard, do the work, check the laws, publish the result; what it counted comes back.
 
-    A shard that is done again keeps its rows and does only those that got an error here.
+    A shard that is done again keeps its rows and does only those that got an error here. `device` is the name of the CPU or
+    GPU that does it; it is counted with the rows.
 
     Raises:
         StageError: the function lost, added or reordered rows, the shard is shorter than planned, or this attempt was overtaken.
@@ -130,6 +133,8 @@ def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply) -> dic
     tally = _told(store.read_notes(target), before) if before else Counter()
     good = [row for row in rows if row.error is None and row.uid not in kept]
     results = apply(good, tally)
+    if device and good:
+        tally[f"{_DEVICE}{device}"] += len(good)
     if len(results) != len(good):
         raise StageError(f"{work.title}: {len(good)} rows went in and {len(results)} came out of {shard.file}")
     answers = iter(results)
@@ -168,7 +173,7 @@ def finish(store: Store, claimed: Claimed, seconds: float, device: str, counted:
     """Write the manifest of work whose shards are all there, with the counts of every shard, resumed ones too.
 
     `counted` is the sum of what `run_shard` gave for the shards of this attempt; of the others, or where it is not given of
-    all, the files' footers are read.
+    all, the files' footers are read. `device` is said where no shard tells by name what did it.
 
     Raises:
         StageError: a shard is missing, more rows got an error here than the config allows, or this attempt was overtaken.
@@ -199,7 +204,7 @@ def finish(store: Store, claimed: Claimed, seconds: float, device: str, counted:
                 "row_type": work.writes.__name__,
                 "schema_digest": schema_digest(work.writes),
                 "shards": list(work.shards),
-                "device": device,
+                "device": ", ".join(sorted(key.removeprefix(_DEVICE) for key in counts if key.startswith(_DEVICE))) or device,
             }
         ),
     )
@@ -223,7 +228,7 @@ def summarise(stage: str, counts: Mapping[str, int], seconds: float, rows_done: 
         "stage": stage,
         "rows": counts.get("rows", 0),
         "errors": _by_reason(counts),
-        "counts": {key: n for key, n in counts.items() if key != "rows" and not key.startswith("error.")},
+        "counts": {key: n for key, n in counts.items() if key != "rows" and not key.startswith(("error.", _DEVICE))},
         "seconds": round(seconds, 3),
         "rows_per_s": round(rows_done / seconds, 3) if seconds and rows_done else None,
     }

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from jobs.wiring import Wiring
 from kd.evaluation.answers import ANSWERING_MS
 from kd.loading import save
 from kd.origins import size_of
-from kd.reporting.cost_table import cost_table
-from tests.mini import alone, mini_config, prepared, write_mini
+from kd.reporting.cost_table import Cost, cost_table
+from kd.training.runs import trained
+from kd.training.session import train_here
+from tests.mini import alone, mini_config, plain, prepared, taught, write_mini
 from tests.tiny import cached, saved_t5, tiny_t5
 from tests.tiny_reports import manifest
 
@@ -48,6 +51,29 @@ def test_a_teacher_that_cannot_be_opened_has_no_size(wiring: Wiring, tmp_path: P
     (tmp_path / "teacher" / "config.json").unlink()
     (found,) = costs(wiring, ANSWERED)
     assert (found.parameters, found.size_bytes, found.weights_only) == (None, None, False)
+
+
+def test_a_student_whose_parameters_nobody_counted_has_none_of_them(tmp_path: Path) -> None:
+    run = prepared(mini_config(write_mini(tmp_path), teach=None, training=alone()))
+    plain(run.store, taught(run).student_features())
+    train_here(run.training_queue())
+    student, training = run.students()[0], run.config.training
+    folder, manifest = trained(run.store, student, training)
+    run.store.publish_manifest(folder, replace(manifest, figures=dict(manifest.figures) | {"parameters": None}))
+    found = {each.variant: each for each in costs(run, {("label-only", 0): None, ("attribution", 0): None})}
+    assert found["label-only"].parameters is None
+    assert found["attribution"].parameters == manifest.figures["parameters"]
+
+
+def test_two_types_of_gpu_are_told_apart_and_their_rates_are_not_to_be_compared() -> None:
+    teacher = Cost("teacher", "teacher", 0, 100, 400, 100, 2.0, "NVIDIA A100, NVIDIA L4")
+    student = Cost("student", "words", 0, 10, 40, 100, 50.0, "NVIDIA L4")
+    note = "On different devices (NVIDIA A100, NVIDIA L4): their rates are not to be compared."
+    table = cost_table([teacher, student, replace(student, seed=1)])
+    assert [row[-1] for row in table.rows] == ["NVIDIA A100, NVIDIA L4", "NVIDIA L4"]
+    assert note in table.notes
+    assert note in cost_table([teacher]).notes, "a stage that went on elsewhere"
+    assert note not in cost_table([replace(teacher, device="NVIDIA L4"), student]).notes
 
 
 def test_the_size_of_a_hub_model_is_that_of_its_snapshot(tmp_path: Path) -> None:

@@ -175,12 +175,13 @@ def test_shards_out_of_order_are_an_error(tmp_path: Path, parts: Sequence[Writte
         stream(tmp_path, Svamp()).check(parts)
 
 
-def test_shards_in_order_are_fine_and_none_is_an_error(tmp_path: Path) -> None:
+def test_shards_in_order_are_fine_and_none_is_an_error_of_train_alone(tmp_path: Path) -> None:
     stream(tmp_path, Svamp()).check(
         [written((0, 0), (0, 4), 2, {}), written((0, 5), (1, 0), 2, {}), written((1, 3), (1, 3), 1, {})]
     )
     with pytest.raises(InputError, match=r"the train split of data/svamp has no rows"):
         stream(tmp_path, Svamp()).check([])
+    stream(tmp_path, Svamp(), split="validation").check([])
 
 
 def test_a_record_that_went_into_no_shard_is_an_error() -> None:

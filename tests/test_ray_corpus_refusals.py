@@ -5,6 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from kd.errors import InputError, StageError, StoreError
@@ -70,7 +72,29 @@ def test_a_missing_column_is_told_before_anything_is_written(cluster: None, corp
     assert store.names("examples") == []
 
 
-def test_a_split_without_rows_is_an_error(cluster: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["test.jsonl", "test.jsonl.gz", "test.csv", "test.parquet"])
+def test_a_test_split_may_have_no_record(cluster: None, tmp_path: Path, name: str) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [record("a"), record("b")])
+    nothing = {"test.jsonl": b"\n", "test.jsonl.gz": gzip.compress(b""), "test.csv": b"id,q,a\n"}
+    (tmp_path / name).write_bytes(nothing.get(name, b""))
+    if name == "test.parquet":
+        pq.write_table(pa.table({key: pa.array([], pa.string()) for key in ("id", "q", "a")}), tmp_path / name)
+    manifest = made(mine(tmp_path), Store.at(str(tmp_path / "run")))
+    assert (manifest.rows, manifest.shards_of("test")) == (2, [])
+
+
+def test_a_train_split_without_a_record_is_an_error_and_so_is_a_pattern_without_a_file(cluster: None, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").touch()
+    store = Store.at(str(tmp_path / "run"))
+    with pytest.raises(InputError, match=r"train\.jsonl: expected one JSON object per line, .*; it is empty"):
+        made(mine(tmp_path), store)
+    write_jsonl(tmp_path / "train.jsonl", [record("a")])
+    with pytest.raises(InputError, match=r"task\.files\.test: 'eval\*' matches no file"):
+        made(mine(tmp_path, files={"train": "train*", "test": "eval*"}), store)
+
+
+def test_a_hold_out_that_leaves_train_no_row_is_an_error(cluster: None, tmp_path: Path) -> None:
     task = only(tmp_path / "corpus", [record("a")], holdout={"fraction": 0.5, "by": "position"})
     with pytest.raises(InputError, match=r"the train split of .* has no rows: the hold-out left it none"):
         made(task, Store.at(str(tmp_path / "run")))

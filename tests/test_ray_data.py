@@ -8,6 +8,7 @@ import pytest
 
 from kd import ray_data
 from kd.errors import InputError, StageError
+from kd.loading import device_name
 from kd.ray_data import Pool
 from kd.rows import Example, RowError
 from kd.shards import Apply
@@ -74,6 +75,7 @@ def test_ray_writes_the_files_of_a_plain_loop(cluster: None, tmp_path: Path, poo
         assert store.read(f"second/{shard.file}") == bytes_plain
     assert (first.rows, first.errors, first.counts) == (plain.rows, plain.errors, plain.counts)
     assert second.digest != first.digest
+    assert second.device == first.device == plain.device == device_name("cpu")
     assert seen[0] == (0, 10)
     assert seen[-1] == (10, 10)
 
@@ -99,6 +101,21 @@ def test_a_failure_on_a_worker_names_the_shard_and_keeps_the_others(cluster: Non
     assert found.rows == 5
     assert [path.name for path in (tmp_path / "asked").iterdir()] == ["u4"]
     assert {file: store.read(f"loud/{file}") for file in kept} == kept
+
+
+def test_a_work_with_too_many_errors_keeps_none_behind_it_from_its_manifest(cluster: None, tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path))
+    shards = corpus(store)
+    works = [work(shards, target=name, max_error_frac=most) for name, most in (("one", 0.1), ("two", 0.2), ("three", 0.0))]
+    for start in ("the first", "a second, which meets the same"):
+        with pytest.raises(
+            StageError, match=r"1 of 5 rows got an error .*/one with their error(.|\n)*/three with their error"
+        ) as said:
+            ray_data.run(store, works, TWO, ignore)
+        assert "/two" not in str(said.value), start
+        assert [name for name in ("one", "two", "three") if store.manifest(name)] == ["two"], start
+    lenient = [replace(each, max_error_frac=0.2) for each in works]
+    assert [manifest.rows for manifest in ray_data.run(store, lenient, TWO, ignore)] == [5, 5, 5]
 
 
 def test_errors_are_tried_once_more_in_their_shards_alone(cluster: None, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from kd.errors import StageError, StoreError
 from kd.manifests import Shard
 from kd.rows import Example, Features, RowError
-from kd.shards import Apply, Claimed, Work, claim, finish
+from kd.shards import Apply, Claimed, Work, claim, finish, run_shard
 from kd.store import Store
 from tests.test_rows import example
 from tests.tiny_shards import corpus, loop, work
@@ -29,6 +29,25 @@ def test_every_row_that_enters_leaves_as_a_result_or_with_its_error(store: Store
     assert [row.target for row in rows] == ["T0", "T1", "T2", "bad", "T4"]
     assert [row.error.reason if row.error else None for row in rows] == [None, None, None, "unknown_label", None]
     assert (manifest.rows, manifest.errors) == (5, {"unknown_label": 1})
+
+
+def test_a_manifest_names_every_device_that_did_rows_of_it(store: Store) -> None:
+    todo = work(corpus(store))
+    for devices in ([], ["H200", "L4"]):  # a second start finds the first one's shards, and does those that are missing
+        claimed = claim(store, todo)
+        assert isinstance(claimed, Claimed)
+        for shard, device in zip(claimed.todo, devices or ["A100"], strict=False):
+            run_shard(store, claimed, shard, todo.recipe.open(), device)
+    assert store.read_notes(f"loud/{todo.shards[0].file}") == {"rows": 2, "device.A100": 2}
+    manifest = finish(store, claimed, 1.0, "cuda")
+    assert manifest.device == "A100, H200, L4"
+    assert manifest.counts == {}
+
+
+def test_where_no_shard_tells_its_device_the_manifest_has_what_was_asked_for(store: Store) -> None:
+    claimed = claim(store, work([]))
+    assert isinstance(claimed, Claimed)
+    assert finish(store, claimed, 0.0, "cuda").device == "cuda"
 
 
 def test_a_row_that_came_with_an_error_passes_by_the_work(store: Store) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from kd.attempts import MOST_TRIES, noted_try
 from kd.errors import StageError, StoreError
+from kd.loading import device_name
 from kd.manifests import Shard
 from kd.rows import Example, RowError
 from kd.shards import Apply, Claimed, claim, finish, run_shard
@@ -43,7 +44,7 @@ def two_attempts(store: Store, shards: list[Shard], published: Shard) -> tuple[C
     """An attempt that got as far as one shard, and the attempt after it."""
     older = claim(store, work(shards))
     assert isinstance(older, Claimed)
-    run_shard(store, older, published, Shout().open())
+    run_shard(store, older, published, Shout().open(), device_name("cpu"))
     newer = claim(store, work(shards))
     assert isinstance(newer, Claimed)
     return older, newer

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+from kd.loading import device_name
 from kd.manifests import Manifest, Shard
 from kd.rows import Example, RowError
 from kd.shards import Apply, Work, claim, finish, run_shard
@@ -58,5 +59,5 @@ def loop(store: Store, todo: Work, retry_errors: bool = False) -> Manifest:
         return claimed
     apply = todo.recipe.open()
     for shard in claimed.todo:
-        run_shard(store, claimed, shard, apply)
+        run_shard(store, claimed, shard, apply, device_name("cpu"))
     return finish(store, claimed, 1.0, "cpu")

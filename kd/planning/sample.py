@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from kd.corpus import Source, SourceFile, decoded, find_splits
+from kd.corpus import Source, SourceFile, columns_of, decoded, find_splits
 from kd.errors import InputError
 from kd.examples import as_example
 from kd.manifests import Manifest
@@ -49,15 +49,16 @@ def of_examples(store: Store, folder: str, examples: Manifest) -> dict[str, Spli
 
 
 def of_corpus(task: TaskConfig) -> dict[str, SplitSample]:
-    """The splits of a corpus that is not prepared yet, by name.
+    """The splits of a corpus that is not prepared yet, by name; without those that have no record.
 
     Raises:
         InputError: what `prepare` would raise of the files and the columns; or no sampled row of a split can be read.
     """
     sources = find_splits(task)
     may_have_more = any(source.may_have_more_columns() for source in sources.values())
-    task.check_columns({split: source.columns() for split, source in sources.items()}, may_have_more)
-    found = [sample for split, source in sources.items() for sample in _of_source(task, split, source)]
+    there = columns_of(sources)
+    task.check_columns(there, may_have_more)
+    found = [sample for split in there for sample in _of_source(task, split, sources[split])]
     return {sample.split: sample for sample in found}
 
 

@@ -26,8 +26,9 @@ class Cost:
 
     Args:
         subject, variant, seed: whose. parameters: of the model, tied ones once. size_bytes: of its files, tokenizer
-            included. rows: that it answered. rows_per_s: of them, by one actor that has it loaded. device: what it answered on.
-            weights_only: whether size_bytes is that of the weights in the precision they are used in, for want of files.
+            included. rows: that it answered. rows_per_s: of them, by one actor that has it loaded. device: what it answered on,
+            several parted by commas. weights_only: whether size_bytes is that of the weights in the precision they are used in,
+            for want of files.
     """
 
     subject: str
@@ -56,7 +57,7 @@ def cost_table(found: Sequence[Cost]) -> Table:
     for each in found:
         models.setdefault(each.variant, []).append(each)
     teacher = next((each for each in found if each.subject == "teacher"), None)
-    devices = sorted({each.device for each in found if each.device})
+    devices = _devices(found)
     unsized = [name for name, own in models.items() if all(each.size_bytes is None for each in own)]
     weighed = [name for name, own in models.items() if any(each.weights_only for each in own)]
     untimed = [name for name, own in models.items() if all(each.rows_per_s is None for each in own)]
@@ -88,8 +89,12 @@ def _line(name: str, own: Sequence[Cost], teacher: Cost | None) -> tuple[str, ..
         MISSING if size is None else f"{size / 1e6:,.1f}",
         MISSING if rate is None else f"{rate:,.1f}",
         MISSING if rate is None or against is None else f"{rate / against:,.1f}",
-        ", ".join(sorted({each.device for each in own if each.device})) or MISSING,
+        ", ".join(_devices(own)) or MISSING,
     )
+
+
+def _devices(found: Sequence[Cost]) -> list[str]:
+    return sorted({name for each in found if each.device for name in each.device.split(", ")})
 
 
 def _rate(own: Sequence[Cost]) -> float | None:
