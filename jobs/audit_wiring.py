@@ -90,7 +90,15 @@ class AuditWiring:
         k = audit.top_k if reported.ranked else None
         return Work(
             title=AUDIT,
-            recipe=MeasureRationales(rationales.units, self._unmerged.units, options.units, k, reported.is_text, task.judge),
+            recipe=MeasureRationales(
+                rationales.units,
+                self._unmerged.units,
+                options.units,
+                k,
+                reported.is_text,
+                rationales.keep_stop_words,
+                task.judge,
+            ),
             source=folder,
             target=f"{AUDIT}/words/{name}",
             reads=RationaleRow,

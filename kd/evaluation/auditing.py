@@ -6,7 +6,7 @@ words are looked for, and whether the options' own words count, as in `gold/pred
 follows: which rows, by whether the model that gave the rationale was right.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt, model_validator
 from kd.audit_rows import Measured
 from kd.evaluation.faithfulness import FaithfulnessConfig
 from kd.evaluation.metrics import About, Mean, chance_of, wilson
-from kd.evaluation.overlap import TEXT, WORDS, BySlice, Judge, label_overlap, teachers_answer, text_overlap
+from kd.evaluation.overlap import TEXT, WORDS, BySlice, label_overlap, teachers_answer, text_overlap
 from kd.evaluation.plausibility import HARD, SOFT, hard_plausibility, soft_plausibility
 from kd.evaluation.sums import Finding, Measure, Result, Sums, Tally, Why
 from kd.evaluation.units import Units
@@ -23,6 +23,8 @@ from kd.frozen import Frozen
 from kd.rows import MetricRow, RationaleRow, Split
 from kd.shards import Apply
 
+Judge = Callable[[str, str], bool]
+"""Whether an answer is right, from it and the label: `TaskConfig.judge`."""
 WHOLE = ""
 """The part of findings that are about the row as a whole."""
 CHAIN_OF_THOUGHT = "llm/"
@@ -65,8 +67,8 @@ class MeasureRationales:
 
     `units` are the words that a rationale may hold, `unmerged` the same, each occurrence by itself, `with_options` those and the
     options' words. `k` of the heaviest of these are taken for label overlap, so hand them in unmerged too; None where the source
-    ranks nothing. `is_text`: whether its rationales are a chain of thought. `judge`: whether an answer is right, as the task
-    says (`TaskConfig.judge`).
+    ranks nothing. `is_text`: whether its rationales are a chain of thought, in which stop words of an answer count where
+    `keep_stop_words` is set. `judge`: whether an answer is right, as the task says.
     """
 
     units: Units
@@ -74,6 +76,7 @@ class MeasureRationales:
     with_options: Units
     k: int | None
     is_text: bool
+    keep_stop_words: bool
     judge: Judge
 
     def open(self) -> Apply:
@@ -107,15 +110,15 @@ class MeasureRationales:
         if self.k is not None:
             parts[WHOLE] += soft_plausibility([row], self.unmerged)
         drawn_from = self.units if self.k is None else None
-        parts |= _parts(label_overlap([row], self.with_options, self.k, drawn_from, self.judge))
+        parts |= _parts(label_overlap([row], self.with_options, self.k, drawn_from))
         if self.is_text:
-            parts |= _parts(text_overlap([row], self.with_options, self.judge))
+            parts |= _parts(text_overlap([row], self.keep_stop_words))
         return ((part, name, tally) for part, sums in parts.items() for name, tally in sums.tallies.items())
 
 
 def _parts(found: BySlice) -> dict[str, Sums]:
     """Sums by part; which rows the model was right in follows from the row."""
-    return {f"{piece.explained}/{piece.answer}/{piece.options}": sums for piece, sums in found.items() if piece.model == "all"}
+    return {f"{piece.explained}/{piece.answer}/{piece.options}": sums for piece, sums in found.items()}
 
 
 # --- what the rows add up to --------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ class Why(StrEnum):
     NO_OPTIONS = "has no options"
     OPTIONS_LEFT_OUT = "is measured without its options"
     ANSWER_NOT_IN_INPUT = "has an answer of which no word is in the input"
+    ANSWER_SAYS_NOTHING = "has an answer of which no word is one that a rationale may hold"
     UNRANKED = "has a rationale whose words are not ranked"
     NO_TEXT = "has no chain of thought"
     TOO_FEW_WORDS = "has no more words than are taken"
