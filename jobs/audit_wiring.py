@@ -41,6 +41,16 @@ class AuditWiring:
         asked = [] if self.why_not_asked else [self.erasures(name) for name in self.sources]
         return asked, [self.measured(name) for name in self.sources]
 
+    @property
+    def ranked(self) -> frozenset[str]:
+        """The sources that rank words."""
+        return frozenset(name for name in self.sources if self.reported(name).ranked)
+
+    @property
+    def explained(self) -> str:
+        """The source whose rows show what the teacher's attribution found: one that ranks words, else the first."""
+        return next((name for name in self.sources if name in self.ranked), next(iter(self.sources)))
+
     def reported(self, name: str) -> Reported:
         """What the report has of this source, whatever its rows say."""
         config, source = self.wiring.config, self.sources[name]
@@ -104,7 +114,7 @@ class AuditWiring:
             reads=RationaleRow,
             writes=Measured,
             shards=spread_rows(manifest.shards_of(audit.split), audit.rows),
-            config={"top_k": k, "match": task.match},
+            config={"top_k": k, "match": task.match, "measures": [measure.name for measure in reported.every]},
             inputs={"rationales": manifest.digest},
             max_error_frac=0.0,  # what is no rationale has its error already
             max_error_key="audit",

@@ -13,6 +13,8 @@ from kd.evaluation.gate import GAIN, judged
 from kd.evaluation.metrics import About
 from kd.evaluation.overlap import TEXT, WORDS, label_overlap
 from kd.evaluation.plausibility import HARD, SOFT, hard_plausibility, soft_plausibility
+from kd.evaluation.sizes import GAP, SIZE
+from kd.evaluation.sums import Why
 from kd.rationales import RationalesConfig
 from kd.rows import MetricRow, RationaleRow, RowError, as_errored
 from kd.tasks.columns import Columns, Part
@@ -144,7 +146,7 @@ def test_an_answer_that_is_no_part_of_the_input_leaves_label_overlap_null_with_t
         "gold/gold": "1 of 1 rows: the row has an answer of which no word is in the input",
         "gold/predicted": "1 of 1 rows: the row has no answer of the model",
     }
-    assert nulls == {
+    assert nulls == {"completeness_gap_nats": "1 of 1 rows: the row has scores of a method that claims no sum"} | {
         f"{measure.name}:{part}/{options}/all": why
         for measure in WORDS
         for options in ("in", "out")
@@ -153,7 +155,8 @@ def test_an_answer_that_is_no_part_of_the_input_leaves_label_overlap_null_with_t
 
 
 PLAUSIBLE = [measure.name for measure in (*HARD, *SOFT)]
-HELD = [measure.name for measure in HARD]
+HELD = [measure.name for measure in (*SIZE, *HARD)]
+RANKS = [*HELD, *(measure.name for measure in (*GAP, *SOFT))]
 QUOTED = [
     f"{measure.name}:predicted/{answer}/{options}/all"
     for measure in WORDS
@@ -167,7 +170,7 @@ SAID = [f"{measure.name}:llm/{answer}/in/all" for measure in TEXT for answer in 
 @pytest.mark.parametrize(
     ("reported", "every"),
     [
-        (Reported(ranked=True, is_text=False, explained="predicted"), {*PLAUSIBLE, *QUOTED}),
+        (Reported(ranked=True, is_text=False, explained="predicted"), {*RANKS, *QUOTED}),
         (Reported(ranked=False, is_text=False, explained="predicted"), {*HELD, *QUOTED}),
         (Reported(ranked=False, is_text=True, explained="predicted"), {*HELD, *QUOTED, *SAID}),
     ],
@@ -189,6 +192,14 @@ def test_rows_with_an_error_are_left_out_and_counted_beside_the_others() -> None
     silent = measured([rationale_row(("question", "red gold"), target="gold")], of_words())
     nulls = (audit_sums([row]) + audit_sums(silent)).nulls(RANKED)
     assert nulls["token_f1"] == "1 of 2 rows: the row has an error; 1 of 2 rows: the row has no human evidence"
+
+
+def test_rows_that_say_nothing_are_counted_by_reason_also_where_others_have_a_value() -> None:
+    marked = rationale_row(("question", "red gold"), chosen=("red",), evidence=[(0, "red")])
+    sums = audit_sums(measured([marked, rationale_row(("question", "red gold"))], of_words()))
+    assert by_metric(sums)["token_f1"].value == 1
+    assert sums.left_out(RANKED)["token_f1"] == {Why.NO_EVIDENCE: 1}
+    assert "rationale_words" not in sums.left_out(RANKED)
 
 
 # --- the gate -----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from kd.audit_rows import Erasure
 from kd.evaluation.faithfulness import Ask, FaithfulnessConfig, Teacher, measure
 from kd.evaluation.faithfulness_sums import FaithfulnessSums, faithfulness_sums
 from kd.evaluation.metrics import About
+from kd.evaluation.sums import Why
 from kd.rationales import RandomSource, RationalesConfig
 from kd.rows import Example, MetricRow, RationaleRow, RowError, as_errored, text_of
 from kd.spans import words
@@ -113,9 +114,12 @@ def test_erasing_words_that_are_merged_is_refused() -> None:
 
 
 def test_a_row_without_a_word_in_several_texts_has_no_lexical_order() -> None:
-    found = figures(sums([rationalised("alpha beta bank", uid="echo"), rationalised(uid="none")]))
+    both = sums([rationalised("alpha beta bank", uid="echo"), rationalised(uid="none")])
+    found = figures(both)
     assert (found["comprehensiveness:lexical"].n, found["comprehensiveness:random"].n) == (1, 2)
     assert found["comprehensiveness_gain:lexical"].n == 1
+    assert both.left_out()["comprehensiveness:lexical"] == {Why.NO_ECHO: 1}
+    assert "comprehensiveness:random" not in both.left_out()
     assert found["comprehensiveness:lexical@0.25"].value == pytest.approx(0.01), "the echo is the first of three words"
 
 
