@@ -23,7 +23,7 @@ from kd.evaluation.erasing import Eraser, Trial
 from kd.evaluation.units import Units
 from kd.frozen import Frozen
 from kd.models import ModelSource
-from kd.rows import Example, RationaleRow, RowError, Segment
+from kd.rows import Example, RationaleRow, RowError, Segment, as_question
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -108,7 +108,9 @@ def _measured(rows: Sequence[RationaleRow], eraser: Eraser, ask: Ask, tally: Cou
     texts = [
         list(dict.fromkeys([eraser.whole(row), *(trial.texts for trial in own)])) for row, own in zip(rows, trials, strict=True)
     ]
-    asked = [_as_question(row, text) for row, own in zip(rows, texts, strict=True) for text in own]
+    asked = [
+        as_question(row, _with_texts(row, text), row.label_set) for row, own in zip(rows, texts, strict=True) for text in own
+    ]
     answers = iter(ask(asked, tally))
     return [
         _erasure(row, own, dict(zip(text, itertools.islice(answers, len(text)), strict=True)), text[0])
@@ -116,20 +118,8 @@ def _measured(rows: Sequence[RationaleRow], eraser: Eraser, ask: Ask, tally: Cou
     ]
 
 
-def _as_question(row: RationaleRow, texts: Sequence[str]) -> Example:
-    """The row with other texts, whose target is the answer that was explained."""
-    return Example(
-        uid=row.uid,
-        error=None,
-        task=row.task,
-        split=row.split,
-        segments=[Segment(segment.role, text) for segment, text in zip(row.segments, texts, strict=True)],
-        target=row.explained_answer,
-        label_set=row.label_set,
-        evidence=[],
-        llm_rationale=None,
-        llm_label=None,
-    )
+def _with_texts(row: RationaleRow, texts: Sequence[str]) -> list[Segment]:
+    return [Segment(segment.role, text) for segment, text in zip(row.segments, texts, strict=True)]
 
 
 def _erasure(
