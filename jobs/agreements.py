@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jobs.audit_wiring import AuditWiring
 from jobs.slices import model_slice, spread_rows
 from jobs.wiring import Wiring
 from kd.agreement_rows import StudentAttribution
@@ -58,8 +59,7 @@ def student_work(wiring: Wiring, variant: Variant, seed: int) -> Work:
 
 def _explained(wiring: Wiring) -> tuple[str, Manifest]:
     """Rows with the teacher's importance: every source's have it."""
-    names = [source.name for source in wiring.config.rationales.sources]
-    return completed(wiring.store, wiring.rationales()["attribution" if "attribution" in names else names[0]])
+    return completed(wiring.store, wiring.rationales()[AuditWiring(wiring).explained])
 
 
 def _split(wiring: Wiring, rows: Manifest) -> str:

@@ -13,10 +13,14 @@ from kd.errors import StageError
 from kd.evaluation.auditing import AuditSums, audit_sums
 from kd.evaluation.faithfulness_sums import FaithfulnessSums, faithfulness_sums
 from kd.evaluation.gate import GAIN, GateVerdict, judged
-from kd.evaluation.metrics import About
+from kd.evaluation.metrics import About, Mean, chance_metrics
+from kd.evaluation.sums import Why
 from kd.manifests import Manifest
 from kd.rows import MetricRow, Row
 from kd.shards import Work, completed
+
+CHANCE = "chance"
+"""Whose accuracy it is when answers are guessed."""
 
 R = TypeVar("R", bound=Row)
 
@@ -30,7 +34,20 @@ class AuditFindings:
     def metrics(self) -> list[MetricRow]:
         """Faithfulness, plausibility and label overlap of every source, and the teacher's accuracy on what it explained."""
         rows = [row for name in self._works.sources for row in self._of(name)]
-        return [*rows, *([self._teacher] if self._teacher else [])]
+        if self._teacher is None:
+            return rows
+        return [*rows, self._teacher, *chance_metrics(self._chance, self._about(CHANCE, CHANCE, 0))]
+
+    @property
+    def ranked(self) -> frozenset[str]:
+        """The sources that rank words."""
+        return self._works.ranked
+
+    def left_out(self) -> dict[str, dict[str, Mapping[Why, int]]]:
+        """How many rows say nothing about a measure: by source, metric and reason, where there are such rows."""
+        asked = {name: sums.left_out() for name, sums in self._asked.items()}
+        found = {name: sums.left_out(self._works.reported(name)) for name, sums in self._measured.items()}
+        return {name: asked.get(name, {}) | found.get(name, {}) for name in self._works.sources}
 
     def reasons(self) -> list[str]:
         """Why measures have no value, and what the gate says: a sentence each."""
@@ -40,6 +57,8 @@ class AuditFindings:
                 found.setdefault((metric, why), []).append(name)
         if self._measured and self._teacher is None and self.wiring.config.teacher is not None:
             found["accuracy", "no measured row has both a label and an answer of the teacher's own"] = [TEACHER]
+        if self._teacher is not None and self._chance.value is None:
+            found["accuracy_chance", "no measured row has both a label and a set of answers to guess from"] = [CHANCE]
         said = dict[tuple[str, str], list[str]]()
         for (metric, why), names in found.items():
             said.setdefault((", ".join(names), why), []).append(metric)
@@ -51,8 +70,7 @@ class AuditFindings:
         if not self._measured or not set(self.wiring.config.audit.gated) <= set(self._asked):
             return []
         gains = {name: next((row for row in self._of(name) if row.metric == GAIN), None) for name in self._works.sources}
-        chance = next(iter(self._measured.values())).chance.value
-        return judged(self.wiring.config.audit, gains, self._teacher, chance)
+        return judged(self.wiring.config.audit, gains, self._teacher, self._chance.value)
 
     def check_gate(self) -> None:
         """Let students be trained. Raises StageError where `audit.on_fail` is stop and the gate is not passed, or not reached."""
@@ -101,6 +119,11 @@ class AuditFindings:
         """The teacher's accuracy on the measured rows, which are the same for every source."""
         sums = next(iter(self._measured.values()), None)
         return sums.teacher(self._about(TEACHER, TEACHER, 0)) if sums and sums.right.count else None
+
+    @property
+    def _chance(self) -> Mean:
+        """What guessing gives on the same rows."""
+        return next((sums.chance for sums in self._measured.values()), Mean())
 
     @cached_property
     def _asked(self) -> dict[str, FaithfulnessSums]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 from jobs.slices import model_slice, spread_rows
 from jobs.teacher_wiring import TEACHER
@@ -11,7 +11,7 @@ from kd.audit_rows import Erasure, Measured
 from kd.evaluation.auditing import MeasureRationales, Reported
 from kd.evaluation.faithfulness import Faithfulness
 from kd.manifests import Manifest
-from kd.rationales import UNEXPLAINED, AttributionSource, LlmSource, SourceConfig
+from kd.rationales import UNEXPLAINED, AttributionSource, LlmSource, RationalesConfig, SourceConfig
 from kd.rows import RationaleRow
 from kd.shards import Work, completed
 
@@ -41,6 +41,16 @@ class AuditWiring:
         asked = [] if self.why_not_asked else [self.erasures(name) for name in self.sources]
         return asked, [self.measured(name) for name in self.sources]
 
+    @property
+    def ranked(self) -> frozenset[str]:
+        """The sources that rank words."""
+        return frozenset(name for name in self.sources if self.reported(name).ranked)
+
+    @property
+    def explained(self) -> str:
+        """The source whose rows show what the teacher's attribution found: one that ranks words, else the first."""
+        return next((name for name in self.sources if name in self.ranked), next(iter(self.sources)))
+
     def reported(self, name: str) -> Reported:
         """What the report has of this source, whatever its rows say."""
         config, source = self.wiring.config, self.sources[name]
@@ -50,7 +60,7 @@ class AuditWiring:
     def erasures(self, name: str) -> Work:
         """The teacher asked again without the words of this source. There must be a teacher to ask (`why_not_asked`)."""
         config, cluster = self.wiring.config, self.wiring.config.cluster
-        faithfulness, rationales = config.audit.faithfulness, config.rationales
+        faithfulness = config.audit.faithfulness
         assert faithfulness is not None  # why_not_asked has said so
         assert config.teacher is not None
         folder, manifest = self._rationales(name)
@@ -59,8 +69,8 @@ class AuditWiring:
             recipe=Faithfulness(
                 faithfulness,
                 self.wiring.teacher,
-                partial(rationales.candidates_of, heaviest_first=True),
-                rationales.roles,
+                self._unmerged.units,
+                config.rationales.roles,
                 self.reported(name).ranked,
                 cluster.model_device,
                 cluster.threads_per_actor,
@@ -72,6 +82,7 @@ class AuditWiring:
             shards=spread_rows(manifest.shards_of(config.audit.split), faithfulness.rows),
             config={
                 **faithfulness.model_dump(mode="json", include={"fractions", "seed"}),
+                "erased": "single words",
                 "teacher": model_slice(config.teacher),
             },
             inputs={"rationales": manifest.digest, TEACHER: self.wiring.teacher_digest},
@@ -84,23 +95,35 @@ class AuditWiring:
         audit, rationales, task = self.wiring.config.audit, self.wiring.config.rationales, self.wiring.config.task
         reported = self.reported(name)
         folder, manifest = self._rationales(name)
-        unmerged = rationales.model_copy(update={"merge_duplicates": False})
         roles = tuple(dict.fromkeys((*rationales.roles, "choice")))
-        options = (unmerged if reported.ranked else rationales).model_copy(update={"roles": roles})
+        options = (self._unmerged if reported.ranked else rationales).model_copy(update={"roles": roles})
         k = audit.top_k if reported.ranked else None
         return Work(
             title=AUDIT,
-            recipe=MeasureRationales(rationales.units, unmerged.units, options.units, k, reported.is_text, task.judge),
+            recipe=MeasureRationales(
+                rationales.units,
+                self._unmerged.units,
+                options.units,
+                k,
+                reported.is_text,
+                rationales.keep_stop_words,
+                task.judge,
+            ),
             source=folder,
             target=f"{AUDIT}/words/{name}",
             reads=RationaleRow,
             writes=Measured,
             shards=spread_rows(manifest.shards_of(audit.split), audit.rows),
-            config={"top_k": k, "match": task.match},
+            config={"top_k": k, "match": task.match, "measures": [measure.name for measure in reported.every]},
             inputs={"rationales": manifest.digest},
             max_error_frac=0.0,  # what is no rationale has its error already
             max_error_key="audit",
         )
+
+    @property
+    def _unmerged(self) -> RationalesConfig:
+        """Each occurrence of a word by itself, which is how rankings are measured."""
+        return self.wiring.config.rationales.model_copy(update={"merge_duplicates": False})
 
     def _rationales(self, name: str) -> tuple[str, Manifest]:
         return completed(self.wiring.store, self.wiring.rationales()[name])

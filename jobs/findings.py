@@ -3,18 +3,20 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import chain, islice
+from itertools import chain
 from typing import ParamSpec, TypeVar
 
 from jobs.agreements import is_wanted, looked, student_work
-from jobs.audit_findings import AuditFindings
+from jobs.audit_findings import CHANCE, AuditFindings
+from jobs.audit_wiring import AuditWiring
 from jobs.comparisons import compared
 from jobs.costs import costs
+from jobs.slices import first_rows, spread_rows
 from jobs.teacher_wiring import EXAMPLES, TEACHER
 from jobs.wiring import Wiring
 from kd.errors import StageError
 from kd.evaluation.answer_sums import COLUMNS, AnswerSums, answer_sums
-from kd.evaluation.metrics import About, Counts, chance, chance_metrics, is_near_chance, rationale_sums, wilson
+from kd.evaluation.metrics import About, Counts, chance, chance_metrics, is_near_chance, wilson
 from kd.manifests import Manifest, Shard
 from kd.reporting.agreement_table import Looked
 from kd.reporting.comparison_table import Comparisons
@@ -27,7 +29,7 @@ from kd.training.objectives import LabelOnly
 from kd.training.runs import trained
 
 SAMPLE_ROWS = 10_000
-"""Rows read for numbers that no stage counts (chance levels, hit rates), at most; `n` in the report says how many."""
+"""Rows read for the level of chance, which no stage counts, at most; `n` in the report says how many."""
 SHOWN_EXAMPLES = 10
 NOT_YET = "it has not been trained and evaluated"
 
@@ -50,12 +52,14 @@ class Findings:
         beside = [*self._differences(comparisons), *self._agreement(agreement), *self._costs(cost)]
         return Report(
             name=config.name,
-            metrics=[*self._answers(), *self._chance(), *self._rationale_quality(), *self._audit.metrics(), *beside],
+            metrics=[*self._answers(), *self._chance(), *self._audit.metrics(), *beside],
             stages=self._stages(),
             config=config.model_dump(mode="json"),
             examples=self._examples(),
             baseline=baseline,
             audit=self._audit.reasons(),
+            ranked=self._audit.ranked,
+            left_out=self._audit.left_out(),
             notes=[*([config.about] if config.about else []), *self._failures()],
             comparisons=comparisons,
             agreement=agreement,
@@ -132,19 +136,10 @@ class Findings:
 
     def _chance(self) -> Iterator[MetricRow]:
         if self.wiring.examples_if_any is not None:
-            shards = self.wiring.examples.shards_of(self.wiring.config.evaluation.split)
+            evaluation = self.wiring.config.evaluation
+            shards = first_rows(self.wiring.examples.shards_of(evaluation.split), evaluation.limit_rows)
             level = chance(self._sample(EXAMPLES, shards, Example))
-            yield from chance_metrics(level, self._about("chance", 0))
-
-    def _rationale_quality(self) -> Iterator[MetricRow]:
-        config = self.wiring.config.rationales
-        for source in config.sources:
-            found = _or_none(self._rationales, source.name)
-            if found:
-                folder, manifest = found
-                sums = rationale_sums(self._sample(folder, manifest.shards_of("train"), RationaleRow), config.candidates_of)
-                about = About("rationales", "rationalize", source.name, None, self.wiring.config.task.task, "train")
-                yield from sums.metrics(about)
+            yield from chance_metrics(level, self._about(CHANCE, 0))
 
     def _costs(self, found: Sequence[Cost]) -> Iterator[MetricRow]:
         config = self.wiring.config
@@ -157,15 +152,14 @@ class Findings:
 
     def _about(self, variant: str, seed: int) -> About:
         config = self.wiring.config
-        subject = variant if variant in (TEACHER, "chance") else "student"
+        subject = variant if variant in (TEACHER, CHANCE) else "student"
         return About(subject, "evaluate", variant, seed, config.task.task, config.evaluation.split)
 
     # --- rows ---
 
     def _examples(self) -> list[Shown]:
         """The first explained rows of the evaluated split, else of any, with what every model answered."""
-        sources = [source.name for source in self.wiring.config.rationales.sources]
-        found = _or_none(self._rationales, "attribution" if "attribution" in sources else sources[0])
+        found = _or_none(self._rationales, AuditWiring(self.wiring).explained)
         if not found:
             return []
         folder, manifest = found
@@ -218,9 +212,9 @@ class Findings:
         return completed(self.wiring.store, self.wiring.rationales()[source])
 
     def _sample(self, folder: str, shards: Sequence[Shard], row_type: type[R]) -> Iterator[R]:
-        """The first rows, SAMPLE_ROWS at most; one shard in memory at a time."""
-        found = (self.wiring.store.read_rows(f"{folder}/{shard.file}", row_type)[: shard.rows] for shard in shards)
-        return islice(chain.from_iterable(found), SAMPLE_ROWS)
+        """SAMPLE_ROWS rows at most, some of each of evenly spaced shards; one shard in memory at a time."""
+        taken = spread_rows(shards, SAMPLE_ROWS)
+        return chain.from_iterable(self.wiring.store.read_rows(f"{folder}/{s.file}", row_type)[: s.rows] for s in taken)
 
 
 def _or_none(find: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:

@@ -11,7 +11,7 @@ def run(session: Session) -> None:
     from jobs.findings import Findings
     from jobs.wiring import Wiring
     from kd.reporting.report import to_html, to_json, to_markdown
-    from kd.reporting.tables import as_text, rationale_table, terminal_table
+    from kd.reporting.tables import as_text, terminal_table
 
     line = session.console.stage("report")
     report = Findings(Wiring(session.config, session.store)).report()
@@ -19,7 +19,7 @@ def run(session: Session) -> None:
     session.store.publish("report.md", to_markdown(report).encode())
     session.store.publish("report.html", to_html(report).encode())
     line.close("report.json, report.md, report.html")
-    tables = f"{terminal_table(report.all_metrics)}\n\n{as_text(rationale_table(report.metrics))}"
+    tables = f"{terminal_table(report.all_metrics)}\n\n{as_text(report.rationales)}"
     session.console.say(f"\n{tables}\n\n{session.store.path('report.html')}")
 
 

@@ -208,15 +208,8 @@ class RationalesConfig(Frozen):
             for group in groups.values()
         ]
 
-    def candidates_of(self, row: RationaleRow, heaviest_first: bool = False) -> list[tuple[int, ...]]:
-        """The same of a finished row: for each candidate the indices of its occurrences."""
-        candidates = self.units(row, row.importance)
-        if heaviest_first:
-            candidates.sort(key=lambda candidate: -candidate.weight)
-        return [candidate.occurrences for candidate in candidates]
-
     def units(self, row: RationaleRow, importance: Sequence[float]) -> list[Candidate]:
-        """The same of a finished row with an importance of its words that may be another's."""
+        """The same of a finished row, with an importance of its words that may be another's."""
         return self.candidates(row, list(map(Span, row.word_segment, row.word_start, row.word_end)), importance)
 
     def select(self, candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -276,6 +276,12 @@ def as_errored(row: Row, row_type: type[R], error: RowError) -> R:
     return widened(row, row_type, error=error)
 
 
+def as_question(row: Attribution, segments: Sequence[Segment], label_set: Sequence[str]) -> Example:
+    """What a model is asked about a row: these texts and answers to choose from, and as target the answer that was explained."""
+    asked = {"segments": list(segments), "target": row.explained_answer, "label_set": list(label_set)}
+    return widened(row, Example, **asked, evidence=[], llm_rationale=None, llm_label=None)
+
+
 def text_of(row: Example, span: Span) -> str:
     """The text that a span covers."""
     return row.segments[span.segment].text[span.start : span.end]

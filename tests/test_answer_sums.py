@@ -191,6 +191,9 @@ def test_the_table_has_means_over_seeds_and_reasons_for_what_is_missing() -> Non
         "Nothing for failed: no labelled row was answered.",
         "No macro-F1 for options: the rows have no set of answers in common.",
         "No calibration error for options: the answers were generated; evaluation.answer = rank has one.",
+        "No f1 of no for words/0: no row has it as target or as answer.",
+        "No precision of no for words/0: no row has it as answer.",
+        "No recall of no for words/0, words/1: no row has it as target.",
     ]
 
 

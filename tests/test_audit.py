@@ -18,6 +18,7 @@ from kd.audit_rows import Erasure, Measured
 from kd.config import validate
 from kd.errors import ConfigError, StageError
 from kd.evaluation.gate import GAIN
+from kd.evaluation.sums import Why
 from kd.reporting.report import to_html, to_json, to_markdown
 from kd.rows import MetricRow
 from kd.shards import completed
@@ -71,6 +72,9 @@ def test_each_number_of_the_audit_stands_beside_its_chance(done: Wiring) -> None
     assert figures["llm", "cot_whole:llm/gold/in/all"].value == 1
     assert figures["none", GAIN].value == 0
     assert figures["teacher", "accuracy"].n == 30
+    assert (figures["chance", "accuracy_chance"].value, figures["chance", "accuracy_chance"].n) == (0.25, 30)
+    assert (figures["llm", "evidence_hit_rate"].value, figures["none", "evidence_hit_rate"].value) == (1, 0)
+    assert figures["none", "rationale_words"].n == 30
 
 
 def test_the_audit_depends_on_what_changes_its_rows_and_on_nothing_else(done: Wiring) -> None:
@@ -132,6 +136,10 @@ def test_every_value_that_is_missing_has_its_reason_and_the_report_says_it_in_fe
         " lexical for random, llm, none: 10 of 10 rows: the row has a rationale whose words are not ranked."
     ) in reasons
     assert len(reasons) < 10
+    report = to_json(Findings(done).report())
+    assert report["left_out"]["llm"]["comprehensiveness:importance"] == {Why.UNRANKED: 10}
+    assert set(report["left_out"]) == set(SOURCES)
+    assert report["table_notes"]["Audit of the rationales"][-len(reasons) :] == reasons
 
 
 def test_without_the_teacher_s_answers_what_follows_from_them_is_null_with_the_reason(tmp_path: Path) -> None:

@@ -8,16 +8,18 @@ import pytest
 
 from kd.arrow import from_table, to_table
 from kd.audit_rows import Measured
-from kd.evaluation.auditing import AuditConfig, AuditSums, MeasureRationales, Reported, audit_sums
+from kd.evaluation.auditing import AuditConfig, AuditSums, Judge, MeasureRationales, Reported, audit_sums
 from kd.evaluation.gate import GAIN, judged
 from kd.evaluation.metrics import About
-from kd.evaluation.overlap import TEXT, WORDS, Judge, label_overlap
+from kd.evaluation.overlap import TEXT, WORDS, label_overlap
 from kd.evaluation.plausibility import HARD, SOFT, hard_plausibility, soft_plausibility
+from kd.evaluation.sizes import GAP, SIZE
+from kd.evaluation.sums import Why
 from kd.rationales import RationalesConfig
 from kd.rows import MetricRow, RationaleRow, RowError, as_errored
 from kd.tasks.columns import Columns, Part
 from kd.tasks.svamp import Svamp
-from tests.test_measures_data import IN_QUESTION, WITH_OPTIONS, on_evidence, on_nothing, planted
+from tests.test_measures_data import IN_QUESTION, WITH_OPTIONS, on_answer, on_evidence, on_nothing, planted, quoted_by_chance
 from tests.tiny_measures import rationale_row, single_words
 
 ABOUT = About("rationales", "audit", "attribution", None, "toy", "train")
@@ -27,11 +29,11 @@ TOLD = Reported(ranked=False, is_text=True, explained="gold")
 
 
 def recipe(k: int | None = 1, is_text: bool = False) -> MeasureRationales:
-    return MeasureRationales(IN_QUESTION.units, IN_QUESTION.units, WITH_OPTIONS.units, k, is_text, eq)
+    return MeasureRationales(IN_QUESTION.units, IN_QUESTION.units, WITH_OPTIONS.units, k, is_text, False, eq)
 
 
 def of_words(judge: Judge = eq, k: int | None = 1) -> MeasureRationales:
-    return MeasureRationales(single_words, single_words, single_words, k, False, judge)
+    return MeasureRationales(single_words, single_words, single_words, k, False, False, judge)
 
 
 def measured(rows: Sequence[RationaleRow], by: MeasureRationales) -> list[Measured]:
@@ -57,6 +59,15 @@ def test_a_teacher_that_looks_at_the_planted_cue_alone_has_every_known_value() -
     assert found["overlap_any:gold/gold/out/wrong"].n == 200 - right
 
 
+def test_a_teacher_that_looks_at_the_gold_option_alone_quotes_it_in_every_row() -> None:
+    rows = planted(on_answer, WITH_OPTIONS)
+    found = by_metric(audit_sums(measured(rows, recipe())))
+    for name in ("overlap_any", "overlap_top1", "overlap_all"):
+        assert found[f"{name}:gold/gold/in/all"].value == 1
+        assert found[f"{name}_chance:gold/gold/in/all"].value == pytest.approx(quoted_by_chance(rows)[0])
+        assert found[f"{name}:gold/gold/out/all"].value == 0, "no word of a planted question is one of an answer"
+
+
 def test_rows_add_up_shard_by_shard_to_what_the_measures_say_of_all_of_them() -> None:
     rows = planted(on_nothing, WITH_OPTIONS, 60)
     done = measured(rows, recipe(2))
@@ -64,7 +75,7 @@ def test_rows_add_up_shard_by_shard_to_what_the_measures_say_of_all_of_them() ->
     whole = hard_plausibility(rows, IN_QUESTION.units).results(HARD) + soft_plausibility(rows, IN_QUESTION.units).results(SOFT)
     assert [found[one.measure.name].value for one in whole] == pytest.approx([one.value for one in whole])
     for piece, sums in label_overlap(rows, WITH_OPTIONS.units, 2).items():
-        part = f"{piece.explained}/{piece.answer}/{piece.options}/{piece.model}"
+        part = f"{piece.explained}/{piece.answer}/{piece.options}/all"
         for result in sums.results(WORDS):
             row = found[f"{result.measure.name}:{part}"]
             assert (row.n, row.ci_low is None) == (result.n, result.ci_low is None)
@@ -77,7 +88,7 @@ def test_rankings_are_measured_over_single_words_and_rationales_over_those_that_
     row = rationale_row(*parts, importance=scores, target="gold", evidence=[(0, "tin")], chosen=("gold",))
     merged = RationalesConfig(roles=("question",))
     single = merged.model_copy(update={"merge_duplicates": False})
-    sums = audit_sums(measured([row], MeasureRationales(merged.units, single.units, single_words, 1, False, eq)))
+    sums = audit_sums(measured([row], MeasureRationales(merged.units, single.units, single_words, 1, False, False, eq)))
     found = by_metric(sums)
     assert (found["auprc"].value, found["overlap_top1:gold/gold/in/all"].value) == (1, 0), "tin, before the golds' sum"
     assert found["token_f1_chance"].value == pytest.approx(1 / 2), "one of two words"
@@ -135,7 +146,7 @@ def test_an_answer_that_is_no_part_of_the_input_leaves_label_overlap_null_with_t
         "gold/gold": "1 of 1 rows: the row has an answer of which no word is in the input",
         "gold/predicted": "1 of 1 rows: the row has no answer of the model",
     }
-    assert nulls == {
+    assert nulls == {"completeness_gap_nats": "1 of 1 rows: the row has scores of a method that claims no sum"} | {
         f"{measure.name}:{part}/{options}/all": why
         for measure in WORDS
         for options in ("in", "out")
@@ -144,7 +155,8 @@ def test_an_answer_that_is_no_part_of_the_input_leaves_label_overlap_null_with_t
 
 
 PLAUSIBLE = [measure.name for measure in (*HARD, *SOFT)]
-HELD = [measure.name for measure in HARD]
+HELD = [measure.name for measure in (*SIZE, *HARD)]
+RANKS = [*HELD, *(measure.name for measure in (*GAP, *SOFT))]
 QUOTED = [
     f"{measure.name}:predicted/{answer}/{options}/all"
     for measure in WORDS
@@ -158,7 +170,7 @@ SAID = [f"{measure.name}:llm/{answer}/in/all" for measure in TEXT for answer in 
 @pytest.mark.parametrize(
     ("reported", "every"),
     [
-        (Reported(ranked=True, is_text=False, explained="predicted"), {*PLAUSIBLE, *QUOTED}),
+        (Reported(ranked=True, is_text=False, explained="predicted"), {*RANKS, *QUOTED}),
         (Reported(ranked=False, is_text=False, explained="predicted"), {*HELD, *QUOTED}),
         (Reported(ranked=False, is_text=True, explained="predicted"), {*HELD, *QUOTED, *SAID}),
     ],
@@ -180,6 +192,14 @@ def test_rows_with_an_error_are_left_out_and_counted_beside_the_others() -> None
     silent = measured([rationale_row(("question", "red gold"), target="gold")], of_words())
     nulls = (audit_sums([row]) + audit_sums(silent)).nulls(RANKED)
     assert nulls["token_f1"] == "1 of 2 rows: the row has an error; 1 of 2 rows: the row has no human evidence"
+
+
+def test_rows_that_say_nothing_are_counted_by_reason_also_where_others_have_a_value() -> None:
+    marked = rationale_row(("question", "red gold"), chosen=("red",), evidence=[(0, "red")])
+    sums = audit_sums(measured([marked, rationale_row(("question", "red gold"))], of_words()))
+    assert by_metric(sums)["token_f1"].value == 1
+    assert sums.left_out(RANKED)["token_f1"] == {Why.NO_EVIDENCE: 1}
+    assert "rationale_words" not in sums.left_out(RANKED)
 
 
 # --- the gate -----------------------------------------------------------------------------------------------------------

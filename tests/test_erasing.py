@@ -83,6 +83,16 @@ def test_all_occurrences_of_a_word_go_together() -> None:
     assert texts == {("comprehensiveness", "beta beta?"), ("sufficiency", "alpha Alpha ")}
 
 
+def test_a_word_is_the_same_with_either_apostrophe_when_it_is_echoed() -> None:
+    row = rationalised("alpha bank’s beta", segments=_with_option(rationalised("alpha bank’s beta"), "bank's"))
+    first = next(trial for trial in eraser().trials(row) if trial.order == "lexical")
+    assert first.texts[0] == "alpha beta"
+
+
+def _with_option(row: RationaleRow, text: str) -> list[Segment]:
+    return [*row.segments[:2], Segment("choice", text), *row.segments[3:]]
+
+
 def test_words_that_the_teacher_had_not_read_do_not_come_in_when_the_text_is_shorter() -> None:
     row = rationalised("alpha beta gamma")
     cut = dataclasses.replace(

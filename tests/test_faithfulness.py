@@ -1,7 +1,6 @@
 """Faithfulness of a linear teacher, whose probability of the answer is the sum of the weights of the words that it reads."""
 
 import dataclasses
-import functools
 import itertools
 import math
 import pickle
@@ -215,9 +214,9 @@ def test_a_teacher_says_how_probable_the_answer_is_among_the_label_set(tmp_path:
 def test_the_stage_asks_its_teacher_about_erased_texts(tmp_path: Path) -> None:
     source = tiny.tiny_source(tmp_path)
     rationales = RationalesConfig()
-    ranked = functools.partial(rationales.candidates_of, heaviest_first=True)
+    unmerged = rationales.model_copy(update={"merge_duplicates": False})
     config = FaithfulnessConfig(fractions=(0.5,))
-    recipe = Faithfulness(config, source, ranked, rationales.roles, by_importance=True, device="cpu", threads=1)
+    recipe = Faithfulness(config, source, unmerged.units, rationales.roles, by_importance=True, device="cpu", threads=1)
     rows = [rationalised("money in the river bank, or a cake?", scores={"river": 1.0}), rationalised("coffee", uid="r2")]
     tally: Counter[str] = Counter()
     first, second = pickle.loads(pickle.dumps(recipe)).open()(rows, tally)

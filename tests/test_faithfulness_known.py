@@ -1,6 +1,7 @@
 """Faithfulness where its values are known, against chance, and the reason of every value that is missing."""
 
 import dataclasses
+import random
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from kd.audit_rows import Erasure
 from kd.evaluation.faithfulness import Ask, FaithfulnessConfig, Teacher, measure
 from kd.evaluation.faithfulness_sums import FaithfulnessSums, faithfulness_sums
 from kd.evaluation.metrics import About
+from kd.evaluation.sums import Why
 from kd.rationales import RandomSource, RationalesConfig
 from kd.rows import Example, MetricRow, RationaleRow, RowError, as_errored, text_of
 from kd.spans import words
@@ -43,7 +45,7 @@ def test_where_the_cue_alone_decides_every_value_on_planted_evidence_is_known() 
     cues = {row.uid: marked(row)[0] for row in rows}
 
     def ask(asked: Sequence[Example], _: Counter[str]) -> list[float | RowError]:
-        return [1.0 if cues[row.uid] in [text_of(row, word) for word in words(row.segments)] else 0.25 for row in asked]
+        return [1.0 if cues[row.uid] in _words(row) else 0.25 for row in asked]
 
     found = figures(sums(rows, ask, IN_QUESTION, fractions=(0.01, 0.1)))
     # The heaviest word is the cue: without it the probability falls from 1 to 1/4, with nothing else it does not fall.
@@ -51,7 +53,7 @@ def test_where_the_cue_alone_decides_every_value_on_planted_evidence_is_known() 
         assert (found[f"comprehensiveness:{order}"].value, found[f"sufficiency:{order}"].value) == (0.75, 0.0)
     assert found["answer_probability"].value == 1.0
     # A random word is the cue in one of n draws.
-    share = statistics.fmean(1 / len(IN_QUESTION.candidates_of(row)) for row in rows)
+    share = statistics.fmean(1 / len(IN_QUESTION.units(row, row.importance)) for row in rows)
     for name, expected in (
         ("comprehensiveness:rationale_random", 0.75 * share),
         ("sufficiency:rationale_random", 0.75 * (1 - share)),
@@ -77,10 +79,47 @@ def test_random_rationales_are_not_measured_against_themselves_and_gain_nothing(
         assert low < 0 < high
 
 
+def repeating(number: int) -> RationaleRow:
+    """Twelve words, of which one stands there four times and one is an option's too; the importance knows nothing of them."""
+    draw = random.Random(f"blind/{number}")
+    text = ["again"] * 4 + ["bank", *(f"w{place}" for place in range(7))]
+    draw.shuffle(text)
+    return rationalised(" ".join(text), 2, f"r{number}", {word: draw.random() for word in dict.fromkeys(text)})
+
+
+def of_any_weight(rows: Sequence[Example], _: Counter[str]) -> list[float | RowError]:
+    """A linear teacher; how much each occurrence of a word weighs is drawn anew for every row."""
+    return [sum(random.Random(f"{row.uid}/{word}").random() / 24 for word in _words(row)) for row in rows]
+
+
+def _words(row: Example) -> list[str]:
+    return [text_of(row, word) for word in words(row.segments)]
+
+
+def test_a_blind_importance_gains_nothing_where_words_repeat() -> None:
+    found = figures(sums([repeating(number) for number in range(1000)], of_any_weight))
+    for metric in (f"{name}_gain:{control}" for name in MEASURES for control in CONTROLS):
+        low, high = found[metric].ci_low, found[metric].ci_high
+        assert low is not None
+        assert high is not None
+        assert low < 0 < high, metric
+    assert (found["comprehensiveness:rationale"].value or 0) > 2 / 24 / 2, (
+        "a word that is erased four times falls by more than one"
+    )
+
+
+def test_erasing_words_that_are_merged_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected every occurrence of a word as a unit of its own"):
+        eraser(units=RationalesConfig().units).trials(rationalised("alpha beta alpha"))
+
+
 def test_a_row_without_a_word_in_several_texts_has_no_lexical_order() -> None:
-    found = figures(sums([rationalised("alpha beta bank", uid="echo"), rationalised(uid="none")]))
+    both = sums([rationalised("alpha beta bank", uid="echo"), rationalised(uid="none")])
+    found = figures(both)
     assert (found["comprehensiveness:lexical"].n, found["comprehensiveness:random"].n) == (1, 2)
     assert found["comprehensiveness_gain:lexical"].n == 1
+    assert both.left_out()["comprehensiveness:lexical"] == {Why.NO_ECHO: 1}
+    assert "comprehensiveness:random" not in both.left_out()
     assert found["comprehensiveness:lexical@0.25"].value == pytest.approx(0.01), "the echo is the first of three words"
 
 

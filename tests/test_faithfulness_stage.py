@@ -1,6 +1,5 @@
 """Faithfulness as a stage over shards: rows in are rows out, and its figures come from what it wrote."""
 
-import functools
 from pathlib import Path
 
 from jobs.slices import first_rows
@@ -17,10 +16,12 @@ def test_a_sample_of_rationales_becomes_erasures_with_the_same_uids(tmp_path: Pa
     wiring = taught(prepared(mini_config(write_mini(tmp_path), training=alone())))
     config, rationales = FaithfulnessConfig(rows=30, fractions=(0.1, 0.5)), wiring.config.rationales
     source, manifest = completed(wiring.store, wiring.rationales()["attribution"])
-    ranked = functools.partial(rationales.candidates_of, heaviest_first=True)
+    unmerged = rationales.model_copy(update={"merge_duplicates": False})
     work = Work(
         title="audit",
-        recipe=Faithfulness(config, wiring.teacher, ranked, rationales.roles, by_importance=True, device="cpu", threads=1),
+        recipe=Faithfulness(
+            config, wiring.teacher, unmerged.units, rationales.roles, by_importance=True, device="cpu", threads=1
+        ),
         source=source,
         target="audit/attribution",
         reads=RationaleRow,

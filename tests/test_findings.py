@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs import report
+from jobs import findings, report
 from jobs.cli import Session
 from jobs.console import Console
 from jobs.findings import Findings
-from jobs.teacher_wiring import TEACHER
+from jobs.teacher_wiring import EXAMPLES, TEACHER
 from jobs.wiring import Wiring
 from kd.config import Config
+from kd.rows import Example
 from kd.store import Store
 from tests.mini import TINY, alone, mini_config, plain, prepared, studied, taught, write_mini
 
@@ -114,6 +115,19 @@ def test_ranked_answers_have_a_calibration_error_and_generated_ones_the_reason(d
         assert {row.value for row in found.metrics if row.metric == "parse_rate"} <= {1.0} or wiring is done
         notes = [note for table in found.tables for note in table.notes if note.startswith("No calibration error")]
         assert bool(notes) == (wiring is done)
+
+
+def test_what_is_sampled_is_spread_over_the_shards(done: Wiring, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "SAMPLE_ROWS", 6)
+    shards = done.examples.shards_of("train")
+    found = [row.uid for row in Findings(done)._sample(EXAMPLES, shards, Example)]
+    assert found == [row.uid for shard in shards for row in done.store.read_rows(f"{EXAMPLES}/{shard.file}", Example)[:2]]
+    assert len(found) == 6
+
+
+def test_the_chance_level_is_that_of_the_rows_that_are_evaluated(done: Wiring) -> None:
+    few = Findings(changed(done, evaluation={"limit_rows": 5})).report().metrics
+    assert [(row.value, row.n) for row in few if row.metric == "accuracy_chance" and row.stage == "evaluate"] == [(0.25, 5)]
 
 
 def validated(done: Wiring, folder: Path, accuracy: float | None, rows: int) -> Wiring:

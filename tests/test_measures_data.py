@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,6 +92,11 @@ def on_evidence(example: Example, span: Span) -> float:
     return float(any(overlap(span, marked) for marked in example.evidence))
 
 
+def on_answer(example: Example, span: Span) -> float:
+    segment = example.segments[span.segment]
+    return float(segment.role == "choice" and segment.text == example.target)
+
+
 def on_nothing(example: Example, span: Span) -> float:
     return random.Random(f"{example.uid}/{span}").random()
 
@@ -126,10 +132,28 @@ def test_a_teacher_that_looks_at_the_planted_cue_alone_has_every_known_value() -
     chance = sum(1 / n for n in candidates) / len(rows)
     assert found["token_f1_chance"].value == pytest.approx(chance)
     assert found["iou_f1_chance"].value == pytest.approx(chance, abs=0.02)
-    quoted = label_overlap(rows, units(WITH_OPTIONS), 1)[Slice("gold", "gold", "in", "all")].results(WORDS)
+    quoted = label_overlap(rows, units(WITH_OPTIONS), 1)[Slice("gold", "gold", "in")].results(WORDS)
     assert values(quoted)["overlap_any"] == 0, "a cue is no word of an answer"
     same = values(agreement(rows, [row.importance for row in rows], units(IN_QUESTION), 1).results(AGREEMENT))
     assert (same["topk_overlap"], same["spearman"], same["kendall"]) == (1, pytest.approx(1), pytest.approx(1))
+
+
+def test_a_teacher_that_looks_at_the_gold_option_alone_quotes_it_in_every_row() -> None:
+    rows = planted(on_answer, WITH_OPTIONS)
+    every, options = quoted_by_chance(rows)
+    for k in (1, 2):  # a planted option is one word, so no second one has a weight
+        found = values(label_overlap(rows, units(WITH_OPTIONS), k)[Slice("gold", "gold", "in")].results(WORDS))
+        for name in ("overlap_any", "overlap_top1", "overlap_all"):
+            assert found[name] == 1
+            assert found[f"{name}_chance"] == pytest.approx(every)
+            assert found[f"{name}_option_chance"] == pytest.approx(options)
+
+
+def quoted_by_chance(rows: Sequence[RationaleRow]) -> tuple[float, float]:
+    """The mean share of the answer among the words that one is drawn from: all of them, and those of the options."""
+    found = [[unit.text for unit in units_of(WITH_OPTIONS, row, row.importance)] for row in rows]
+    every = [texts.count(row.target or "") / len(texts) for row, texts in zip(rows, found, strict=True)]
+    return statistics.fmean(every), statistics.fmean(row.label_set.count(row.target or "") / len(row.label_set) for row in rows)
 
 
 def test_a_teacher_that_looks_anywhere_scores_its_chance() -> None:
@@ -141,7 +165,7 @@ def test_a_teacher_that_looks_anywhere_scores_its_chance() -> None:
 
 def test_planted_chains_of_thought_name_the_answer_and_no_other() -> None:
     rows = planted(on_nothing, WITH_OPTIONS)
-    said = values(text_overlap(rows, units(WITH_OPTIONS))[Slice("llm", "gold", "in", "all")].results(TEXT))
+    said = values(text_overlap(rows, keep_stop_words=False)[Slice("llm", "gold", "in")].results(TEXT))
     assert {name: said[name] for name in ("cot_any", "cot_all", "cot_whole", "cot_any_chance")} == {
         "cot_any": 1,
         "cot_all": 1,
@@ -196,9 +220,10 @@ NOT_IN_INPUT, NO_TEXT = "has an answer of which no word is in the input", "has n
     [
         (CommonsenseQA(), "cqa/train", None, None, True),
         (ESNLI(), "esnli/dev_highlights", NOT_IN_INPUT, NO_TEXT, True),
+        (ESNLI(), "esnli/dev", NOT_IN_INPUT, None, True),
         (TweetSentiment(), "tweet_sentiment_spans/train", NOT_IN_INPUT, NO_TEXT, False),
     ],
-    ids=["cqa", "esnli", "tweets"],
+    ids=["cqa", "esnli", "esnli-llm", "tweets"],
 )
 def test_on_public_data_every_measure_has_a_value_or_the_reason_why_not(
     task: TaskConfig, path: str, quoted: str | None, said: str | None, echoed: bool
@@ -207,12 +232,12 @@ def test_on_public_data_every_measure_has_a_value_or_the_reason_why_not(
     rows = [attributed(each, IN_QUESTION, on_nothing) for each in examples if each.error is None]
     for reported, k in ((RANKED, 5), (CHAINS, None)):
         own = IN_QUESTION.units
-        recipe = MeasureRationales(own, own, WITH_OPTIONS.units, k, reported.is_text, task.judge)
+        recipe = MeasureRationales(own, own, WITH_OPTIONS.units, k, reported.is_text, False, task.judge)
         found = audit_sums(row for row in recipe.open()(rows, Counter()) if isinstance(row, Measured))
         metrics, nulls = found.metrics(ABOUT, reported), found.nulls(reported)
         assert {row.metric for row in metrics if row.value is None} == nulls.keys()
-        for name in reported.measures(WHOLE):
-            assert name.name not in nulls
+        whole = {measure.name for measure in reported.measures(WHOLE)}
+        assert whole & nulls.keys() == whole & {"completeness_gap_nats"}, "made-up scores claim no sum"
         for name, why in [("overlap_any:gold/gold/in/all", quoted), *([("cot_any:llm/gold/in/all", said)] if k is None else [])]:
             assert (name in nulls) == (why is not None)
             assert why is None or why in nulls[name]
@@ -231,9 +256,9 @@ def by_length(rows: Sequence[Example], _: Counter[str]) -> list[float | RowError
 def test_chains_of_thought_hold_the_answer_of_commonsense_qa_as_often_as_published() -> None:
     task = CommonsenseQA()
     rows = [attributed(task.example(record, "train"), WITH_OPTIONS, on_nothing) for record in records("cqa/train")]
-    said = by_name(text_overlap(rows, units(WITH_OPTIONS))[Slice("llm", "gold", "in", "all")].results(TEXT))
+    said = by_name(text_overlap(rows, keep_stop_words=False)[Slice("llm", "gold", "in")].results(TEXT))
     assert said["cot_whole"].value == pytest.approx(0.715, abs=0.03), "71.5 % of all 9,741 rows"
-    blind = by_name(label_overlap(rows, units(WITH_OPTIONS), 5)[Slice("gold", "gold", "in", "all")].results(WORDS))
+    blind = by_name(label_overlap(rows, units(WITH_OPTIONS), 5)[Slice("gold", "gold", "in")].results(WORDS))
     for name in ("overlap_any", "overlap_top1", "overlap_all"):
         error = (blind[name].ci_high or 0.0) - (blind[name].value or 0.0)
         assert blind[name].value == pytest.approx(blind[f"{name}_chance"].value, abs=2 * error)

@@ -3,7 +3,7 @@
 from kd.evaluation.answer_sums import AnswerSums, Confusion
 from kd.evaluation.faithfulness_sums import FaithfulnessSums
 from kd.evaluation.metric_names import METRICS
-from kd.evaluation.metrics import About, Counts, Mean, RationaleSums, chance_metrics, over_seeds
+from kd.evaluation.metrics import About, Counts, Mean, chance_metrics, over_seeds
 from kd.evaluation.significance import COMPARED
 from kd.reporting.cost_table import COSTS
 from kd.reporting.report import to_json
@@ -13,7 +13,7 @@ ABOUT = About("student", "evaluate", "plain", 0, "toy", "test")
 
 
 def test_every_metric_that_is_made_has_a_name_a_range_a_direction_a_meaning_and_a_source() -> None:
-    rows = [*Counts(ok=1, correct=1).metrics(ABOUT), *RationaleSums(rows=1).metrics(ABOUT)]
+    rows = Counts(ok=1, correct=1).metrics(ABOUT)
     rows += [*over_seeds(rows), *chance_metrics(Mean(0.5, 1), ABOUT), *FaithfulnessSums().metrics(ABOUT)]
     rows += AnswerSums(Confusion(1, ("yes",), {("yes", "yes"): 1})).metrics(ABOUT)
     made = {(row.metric.partition(":")[0], row.higher_is_better) for row in rows}

@@ -1,7 +1,5 @@
 """Numbers with a closed form."""
 
-import dataclasses
-import itertools
 import math
 from collections import Counter
 
@@ -13,19 +11,15 @@ from kd.evaluation.metrics import (
     About,
     Counts,
     Mean,
-    RationaleSums,
     chance,
     chance_metrics,
-    chance_of_a_hit,
     is_near_chance,
     over_seeds,
-    rationale_sums,
     wilson,
 )
-from kd.rows import Example, MetricRow, RationaleRow, RowError, Span
+from kd.rows import Example, MetricRow, RowError
 from kd.shards import count
 from tests import tiny
-from tests.tiny_measures import rationale_row
 from tests.tiny_reports import prediction
 
 
@@ -39,18 +33,6 @@ def by_name(rows: list[MetricRow]) -> dict[str, MetricRow]:
 
 def example(label_set: list[str], target: str | None = "a") -> Example:
     return tiny.example(choices=tuple(label_set), target=target)
-
-
-def rationale(text: str, hard: str, evidence: list[Span], error: RowError | None = None) -> RationaleRow:
-    """A row of one segment; `hard` has an x under each word of the rationale."""
-    mask = [mark == "x" for mark in hard]
-    row = rationale_row(("question", text), error=error)
-    text_of_words = " ".join("w" for mark in mask if mark)
-    return dataclasses.replace(row, evidence=evidence, rationale=mask, rationale_text=text_of_words)
-
-
-def every_word(row: RationaleRow) -> list[tuple[int, ...]]:
-    return [(index,) for index in range(len(row.rationale))]
 
 
 # --- answers ------------------------------------------------------------------------------------------------------------
@@ -160,66 +142,3 @@ def test_means_add_before_they_divide() -> None:
 def test_near_chance_means_not_clearly_or_not_far_above_it(right: int, rows: int, level: float | None, near: bool) -> None:
     accuracy = Counts(ok=rows, correct=right).metrics(about())[0]
     assert is_near_chance(accuracy, level) is near
-
-
-# --- rationales ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("candidates,touching,drawn", [(6, 2, 3), (5, 0, 2), (5, 5, 1), (4, 1, 4), (5, 3, 0), (0, 0, 0)])
-def test_the_chance_of_a_hit_is_that_of_all_possible_draws(candidates: int, touching: int, drawn: int) -> None:
-    draws = list(itertools.combinations(range(candidates), drawn))
-    hits = sum(any(word < touching for word in draw) for draw in draws)
-    assert chance_of_a_hit(candidates, touching, drawn) == pytest.approx(hits / len(draws))
-
-
-def test_a_rationale_hits_if_one_of_its_words_touches_the_evidence() -> None:
-    gold = [Span(0, 4, 8)]  # "gold", and not the words around it
-    rows = [
-        rationale("red gold blue", ".xx", gold),
-        rationale("red gold blue", "x.x", gold),
-        rationale("red gold blue", "...", gold),
-    ]
-    found = by_name(rationale_sums(rows, every_word).metrics(about("attribution", None)))
-    assert (found["evidence_hit_rate"].value, found["evidence_hit_rate"].n) == (1 / 3, 3)
-    assert found["evidence_hit_chance"].value == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
-    assert found["rationale_words"].value == pytest.approx(4 / 3)
-    assert found["empty_rationale_rate"].value == pytest.approx(1 / 3)
-
-
-def test_rows_without_evidence_are_left_out_of_the_hit_rate_and_counted() -> None:
-    rows = [rationale("red gold", "x.", [Span(0, 0, 2)]), rationale("red gold", "x.", [])]
-    sums = rationale_sums(rows, every_word)
-    assert (sums.rows, sums.with_evidence, sums.hits, sums.chance_hits) == (2, 1, 1, 0.5)
-
-
-def test_evidence_outside_the_candidates_cannot_be_hit_by_chance_either() -> None:
-    row = rationale("red gold blue", "x..", [Span(0, 9, 13)])
-    sums = rationale_sums([row], lambda row: [(0,), (1,)])
-    assert (sums.with_evidence, sums.hits, sums.chance_hits) == (1, 0, 0.0)
-
-
-def test_a_repeated_word_is_one_candidate_that_hits_with_any_occurrence() -> None:
-    row = rationale("gold red gold", "x.x", [Span(0, 9, 13)])
-    sums = rationale_sums([row], lambda row: [(0, 2), (1,)])
-    assert (sums.hits, sums.chance_hits, sums.words) == (1, 0.5, 1)
-
-
-def test_sums_of_shards_add_up_and_rows_with_an_error_are_left_out() -> None:
-    good = rationale("red gold", "x.", [Span(0, 0, 2)])
-    bad = rationale("red gold", "x.", [Span(0, 0, 2)], RowError("not_finite", "nan"))
-    assert rationale_sums([good, bad], every_word) + rationale_sums([good], every_word) == rationale_sums([good] * 2, every_word)
-
-
-def test_no_row_with_evidence_means_no_hit_rate() -> None:
-    found = by_name(RationaleSums(rows=4, words=8).metrics(about("attribution", None)))
-    assert found["evidence_hit_rate"].value is None
-    assert found["rationale_words"].value == 2.0
-
-
-def test_the_completeness_gap_is_the_mean_distance_whatever_its_sign() -> None:
-    plain = rationale("red gold", "x.", [])
-    rows = [plain, dataclasses.replace(plain, completeness_gap=-0.5), dataclasses.replace(plain, completeness_gap=0.1)]
-    found = by_name(rationale_sums(rows, every_word).metrics(about("attribution", None)))["completeness_gap_nats"]
-    assert (found.value, found.n) == (pytest.approx(0.3), 2)
-    without = by_name(rationale_sums([plain], every_word).metrics(about("attribution", None)))["completeness_gap_nats"]
-    assert (without.value, without.n) == (None, 0)

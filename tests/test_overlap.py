@@ -1,5 +1,6 @@
 """Words of the answer in a rationale: numbers worked out by hand."""
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -12,12 +13,11 @@ from kd.evaluation.overlap import (
     Slice,
     all_by_chance,
     any_by_chance,
-    joined,
     label_overlap,
     teachers_answer,
     text_overlap,
 )
-from kd.evaluation.sums import Why
+from kd.evaluation.sums import Sums, Why
 from kd.rationales import Candidate, RandomSource, RationalesConfig, Rationalise, TopK
 from kd.rows import RationaleRow, RowError, Segment
 from tests.test_rationales import attributed
@@ -26,8 +26,8 @@ from tests.tiny_measures import by_name, rationale_row, units_of, values
 UNITS = RationalesConfig(roles=("question", "choice"))
 # Units: bread (0), fresh (1), loaf (2), river (3), bank (4), bakery (5), shop (6); "the" is a stop word.
 PARTS = (("question", "fresh bread the loaf"), ("choice", "river bank"), ("choice", "bakery shop"))
-GOLD_IN = Slice("gold", "gold", "in", "all")
-COT_IN = Slice("llm", "gold", "in", "all")
+GOLD_IN = Slice("gold", "gold", "in")
+COT_IN = Slice("llm", "gold", "in")
 
 
 def units(row: RationaleRow, importance):
@@ -62,36 +62,26 @@ def test_any_first_and_all_of_the_k_heaviest_words() -> None:
     assert (both["overlap_any"], both["overlap_top1"], both["overlap_all"]) == (1, 1, 1)
 
 
-def test_the_predicted_answer_is_looked_for_too_and_rows_are_told_apart_by_whether_the_teacher_was_right() -> None:
-    rows = [asked(), asked(ranked="bakery shop", uid="right")]
-    pieces = label_overlap(rows, units, 3)
-    assert {piece.model for piece in pieces} == {"all", "right", "wrong"}
+def test_the_predicted_answer_is_looked_for_too() -> None:
+    wrong, right = asked(), asked(ranked="bakery shop", uid="right")
+    predicted = Slice("gold", "predicted", "in")
+    assert found([wrong], predicted, 3)["overlap_any"] == 0, "fresh, bakery and loaf hold no word of river bank"
+    assert found([right], predicted, 3)["overlap_any"] == 1
+    pieces = label_overlap([wrong, right], units, 3)
     assert {piece.explained for piece in pieces} == {"gold"}
-    wrong = pieces[Slice("gold", "predicted", "in", "wrong")].results(WORDS)
-    assert values(wrong)["overlap_any"] == 0, "fresh, bakery and loaf hold no word of river bank"
-    right = pieces[Slice("gold", "predicted", "in", "right")].results(WORDS)
-    assert (values(right)["overlap_any"], right[0].n) == (1, 1)
-    assert pieces[GOLD_IN].results(WORDS)[0].n == 2
-
-
-def test_the_task_says_whether_the_teacher_was_right() -> None:
-    rows = [asked(ranked="Bakery  shop.")]
-    assert {piece.model for piece in label_overlap(rows, units, 2)} == {"all", "right"}
-    exact = label_overlap(rows, units, 2, judge=lambda answer, target: answer == target)
-    assert {piece.model for piece in exact} == {"all", "wrong"}
-    assert {piece.model for piece in text_overlap([cot("Bread.", "Bakery  shop.")], units)} == {"all", "right"}
+    assert (pieces[predicted].results(WORDS)[0].n, pieces[GOLD_IN].results(WORDS)[0].n) == (2, 2)
 
 
 def test_what_explains_the_label_and_what_explains_the_prediction_are_apart() -> None:
     pieces = label_overlap([asked(), asked(explained="predicted", uid="other")], units, 2)
-    assert {(piece.explained, sums.results(WORDS)[0].n) for piece, sums in pieces.items() if piece.model == "all"} == {
+    assert {(piece.explained, sums.results(WORDS)[0].n) for piece, sums in pieces.items()} == {
         ("gold", 1),
         ("predicted", 1),
     }
 
 
 def test_without_options_the_k_heaviest_of_the_rest_are_taken() -> None:
-    out = Slice("gold", "gold", "out", "all")
+    out = Slice("gold", "gold", "out")
     # fresh and loaf: no word of the answer stands in the question, so neither can a random one.
     alone = found([asked()], out)
     assert (alone["overlap_any"], alone["overlap_any_chance"]) == (0, 0)
@@ -156,8 +146,7 @@ def test_rows_that_cannot_overlap_are_left_out_and_counted() -> None:
     (first, *_) = label_overlap(rows, units, 2)[GOLD_IN].results(WORDS)
     assert (first.value, first.left_out) == (None, {Why.NO_LABEL: 1, Why.ANSWER_NOT_IN_INPUT: 1, Why.ERRORED: 1})
     silent = label_overlap([asked(ranked=None)], units, 2)
-    assert silent[Slice("gold", "predicted", "in", "all")].results(WORDS)[0].left_out == {Why.NO_ANSWER: 1}
-    assert {piece.model for piece in silent} == {"all"}
+    assert silent[Slice("gold", "predicted", "in")].results(WORDS)[0].left_out == {Why.NO_ANSWER: 1}
     assert label_overlap([], units, 2) == {}
 
 
@@ -176,10 +165,10 @@ def test_chances_are_the_shares_of_all_choices(n: int, right: int, drawn: int) -
 
 def test_shards_add_up() -> None:
     rows = [asked(uid="a"), asked(uid="b", ranked="bakery shop"), asked(uid="c", importance=(0, 0, 0, 0, 1, 0, 5, 4))]
-    whole, parts = label_overlap(rows, units, 2), joined(label_overlap([row], units, 2) for row in rows)
-    assert whole.keys() == parts.keys()
-    for piece, sums in whole.items():
-        assert values(parts[piece].results(WORDS)) == pytest.approx(values(sums.results(WORDS)))
+    parts = [label_overlap([row], units, 2) for row in rows]
+    for piece, sums in label_overlap(rows, units, 2).items():
+        total = sum((part[piece] for part in parts), Sums())
+        assert values(total.results(WORDS)) == pytest.approx(values(sums.results(WORDS)))
 
 
 # --- a chain of thought -------------------------------------------------------------------------------------------------
@@ -190,7 +179,7 @@ def cot(text: str | None, label: str | None = "bakery shop", **more) -> Rational
 
 
 def said(rows: list[RationaleRow], piece: Slice = COT_IN) -> dict[str, float | None]:
-    return values(text_overlap(rows, units)[piece].results(TEXT))
+    return values(text_overlap(rows, keep_stop_words=False)[piece].results(TEXT))
 
 
 def test_a_chain_of_thought_has_any_all_or_the_whole_of_the_answer_and_random_options_stand_beside() -> None:
@@ -208,8 +197,35 @@ def test_a_chain_of_thought_has_any_all_or_the_whole_of_the_answer_and_random_op
 
 def test_a_chain_of_thought_is_held_against_its_authors_own_answer_too() -> None:
     rows = [cot("It is the river bank.", "river bank"), cot("The bakery shop.", uid="right"), cot(" ", uid="silent")]
-    pieces = text_overlap(rows, units)
-    assert values(pieces[Slice("llm", "gold", "in", "wrong")].results(TEXT))["cot_any"] == 0
-    assert values(pieces[Slice("llm", "predicted", "in", "wrong")].results(TEXT))["cot_whole"] == 1
-    everyone = by_name(pieces[Slice("llm", "predicted", "in", "all")].results(TEXT))["cot_any"]
+    predicted = Slice("llm", "predicted", "in")
+    assert said(rows[:1])["cot_any"] == 0
+    assert said(rows[:1], predicted)["cot_whole"] == 1
+    everyone = by_name(text_overlap(rows, keep_stop_words=False)[predicted].results(TEXT))["cot_any"]
     assert (everyone.n, everyone.left_out) == (2, {Why.NO_TEXT: 1})
+
+
+def test_a_chain_of_thought_may_name_an_answer_that_is_no_part_of_the_input() -> None:
+    texts = ("Who sleeps does not run: a Contradiction.", "A girl is a person.")
+    rows = [
+        dataclasses.replace(rationale_row(("premise", "A girl sleeps."), target="contradiction", llm=(text, None)), label_set=NLI)
+        for text in texts
+    ]
+    assert said(rows[:1]) == pytest.approx(
+        {f"cot_{which}{chance}": 1 / 3 if chance else 1 for which in ("any", "all", "whole") for chance in ("", "_chance")}
+    )
+    assert set(said(rows[1:]).values()) == {0}
+
+
+NLI = ["entailment", "neutral", "contradiction"]
+
+
+def test_an_answer_of_stop_words_alone_says_nothing_unless_they_are_kept() -> None:
+    row = dataclasses.replace(cot("It is so."), target="so", label_set=["so", "not so"])
+    (first, *_) = text_overlap([row], keep_stop_words=False)[COT_IN].results(TEXT)
+    assert (first.value, first.left_out) == (None, {Why.ANSWER_SAYS_NOTHING: 1})
+    kept = values(text_overlap([row], keep_stop_words=True)[COT_IN].results(TEXT))
+    assert (kept["cot_all"], kept["cot_all_chance"], kept["cot_whole"]) == (1, 0.5, 1)
+
+
+def test_words_are_the_same_with_either_apostrophe() -> None:
+    assert said([cot("It is the baker’s shop.", target="baker's shop")])["cot_whole"] == 1

@@ -90,6 +90,21 @@ def test_a_rationale_of_the_marked_words_and_no_others_is_right_whether_duplicat
     assert values(found)["token_f1"] == 1
 
 
+def test_a_rationale_hits_if_one_of_its_words_touches_the_evidence() -> None:
+    row = ("text", "red gold blue")
+    rows = [rationale_row(row, chosen=chosen, evidence=[(0, "gold")]) for chosen in (("gold", "blue"), ("red", "blue"), ())]
+    found = by_name(hard_plausibility(rows, single_words).results(HARD))
+    assert (found["evidence_hit_rate"].value, found["evidence_hit_rate"].n) == (pytest.approx(1 / 3), 3)
+    assert found["evidence_hit_chance"].value == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+
+
+def test_a_repeated_word_is_one_candidate_that_hits_with_any_occurrence() -> None:
+    row = rationale_row(("text", "gold red gold"), chosen=("gold",), evidence=[(0, "red gold")])
+    row.evidence[:] = [Span(0, 9, 13)]
+    found = values(hard_plausibility([row], RationalesConfig(roles=("text",)).units).results(HARD))
+    assert (found["evidence_hit_rate"], found["evidence_hit_chance"]) == (1, 0.5)
+
+
 def test_rows_without_anything_to_agree_with_are_left_out_and_counted() -> None:
     rows = [
         rationale_row(TEXT, uid="none"),

@@ -243,9 +243,10 @@ def test_the_random_control_draws_as_many_words_from_the_same_candidates(scores:
     row = of_text(text, [float(score) for score in scores])
     wanted, control = rationalised(row, config), rationalised(row, config, RandomSource(seed=seed))
     assert len(control.rationale_text.split()) == len(wanted.rationale_text.split())
-    candidates = {index for group in config.candidates_of(control) for index in group}
-    assert {index for index, hard in enumerate(control.rationale) if hard} <= candidates
-    assert config.candidates_of(control) == config.candidates_of(wanted)
+    candidates = config.units(control, control.importance)
+    indices = {index for candidate in candidates for index in candidate.occurrences}
+    assert {index for index, hard in enumerate(control.rationale) if hard} <= indices
+    assert candidates == config.units(wanted, wanted.importance)
 
 
 def test_the_random_control_depends_on_the_uid_and_the_seed_and_on_nothing_else() -> None:

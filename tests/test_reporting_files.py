@@ -124,5 +124,14 @@ def test_the_json_holds_every_metric_row_and_the_means_over_seeds_once() -> None
     assert {"metrics", "stages", "config", "examples", "headline"} <= set(content)
 
 
+def test_the_json_has_the_notes_of_every_table_which_say_why_a_number_is_missing() -> None:
+    made = report(unlabelled("plain"))
+    notes = to_json(made)["table_notes"]
+    assert notes["Accuracy"][0] == "No accuracy for plain: the rows have no labels; the predictions are kept."
+    assert notes == {table.title: list(table.notes) for table in (*made.tables, *made.beside_accuracy) if table.notes}
+    page = to_html(made)
+    assert all(note in page for said in notes.values() for note in said if "'" not in note)
+
+
 def test_markdown_marks_the_rationale_in_the_text() -> None:
     assert "> red **gold** blue" in to_markdown(full_report())

@@ -1,6 +1,10 @@
 """The tables of a report: what is missing is a dash with its reason, and nothing breaks or widens them."""
 
+import pytest
+
 from kd.evaluation.metrics import About, Counts
+from kd.evaluation.sums import Why
+from kd.reporting.rationale_table import rationale_table
 from kd.reporting.tables import (
     Table,
     accuracy_table,
@@ -8,7 +12,6 @@ from kd.reporting.tables import (
     as_text,
     hundredfold,
     percent,
-    rationale_table,
     stage_table,
     terminal_table,
     training_table,
@@ -44,10 +47,31 @@ def test_a_model_that_answered_no_row_has_a_dash_and_another_reason() -> None:
     assert table.rows[:4] == accuracy_table(FULL).rows[:4]
 
 
-def test_rationales_without_evidence_have_a_dash_and_the_reason() -> None:
-    table = rationale_table(rationales("llm", 0, with_evidence=0))
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [
+        ({Why.NO_EVIDENCE: 200}, "200 of 200 rows: the row has no human evidence"),
+        ({Why.ERRORED: 200}, "200 of 200 rows: the row has an error"),
+        ({}, "there is no row"),
+    ],
+    ids=["no evidence", "every row has an error", "no row"],
+)
+def test_rationales_without_a_hit_rate_have_a_dash_and_the_reason(left_out: dict[Why, int], said: str) -> None:
+    metrics = [*rationales("llm", 0, with_evidence=0), *rationales("none", 0, with_evidence=0)]
+    table = rationale_table(metrics, (), {source: {"evidence_hit_rate": left_out} for source in ("llm", "none")})
     assert table.rows[0] == ("llm", "–", "–", "3.0", "0.5", "200", "0")
-    assert table.notes == ["No hit rate for llm: the rows have no human evidence."]
+    assert table.notes == [f"No hit rate for llm, none: {said}."]
+
+
+def test_rows_with_evidence_that_are_in_no_hit_rate_are_said() -> None:
+    left_out = {Why.NO_EVIDENCE: 97, Why.EVIDENCE_EVERYWHERE: 3}
+    table = rationale_table(rationales("llm", 50), (), {"llm": {"evidence_hit_rate": left_out}})
+    why = "has its evidence on every word that a rationale may hold"
+    assert table.notes == [f"The hit rate of llm is without 3 rows of which each {why}."]
+
+
+def test_rationales_that_were_not_measured_say_so() -> None:
+    assert rationale_table([]).notes == ["The rationales have not been measured: run audit."]
 
 
 def test_a_stage_says_its_errors_by_reason_and_an_absent_one_that_it_is_absent() -> None:

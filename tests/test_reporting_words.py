@@ -2,9 +2,10 @@
 
 import pytest
 
-from kd.evaluation.metrics import About, Counts
+from kd.evaluation.metrics import About, Counts, Mean, chance_metrics
+from kd.reporting.rationale_table import rationale_table
 from kd.reporting.report import headline, to_html, to_json, to_markdown, warnings
-from kd.reporting.tables import rationale_table
+from kd.reporting.tables import teacher_near_chance
 from kd.rows import MetricRow
 from tests.tiny_reports import FULL, answers, chance_of, rationales, report, unlabelled
 
@@ -72,16 +73,46 @@ def test_a_teacher_near_chance_is_said_loudly_and_its_rationales_are_void() -> N
     ]
     (warning,) = warnings(report(metrics))
     assert warning.startswith("The teacher is near chance: 26.0% of 100 rows, where guessing gives 25.0%.")
-    assert [line[1] for line in rationale_table(metrics).rows] == ["void", "80.0"]
+    assert [line[1] for line in rationale_table(metrics, {"attribution"}).rows] == ["void", "80.0"]
     assert warning in to_json(report(metrics))["warnings"]
     assert f"**{warning}**" in to_markdown(report(metrics))
     assert 'role="alert"' in to_html(report(metrics))
 
 
 def test_a_teacher_that_only_its_own_stage_has_measured_is_judged_by_that() -> None:
-    measured = Counts(ok=100, correct=24).metrics(About("teacher", "teach", "teacher", 0, "toy", "validation"))
-    (warning,) = warnings(report([*measured, *chance_of(0.25)]))
-    assert "24.0% of 100 rows" in warning
+    (warning,) = warnings(report(audited(24, 0.25)))
+    assert "24.0% of 100 rows, where guessing gives 25.0%" in warning
+
+
+def audited(right: int, level: float | None) -> list[MetricRow]:
+    """The teacher's accuracy on 100 audited rows of train, and what guessing gives there; None for free text."""
+    rows = Counts(ok=100, correct=right).metrics(About("teacher", "audit", "teacher", 0, "toy", "train"))
+    chance = Mean() if level is None else Mean(100 * level, 100)
+    return [*rows, *chance_metrics(chance, About("chance", "audit", "chance", 0, "toy", "train"))]
+
+
+def test_an_evaluated_split_without_labels_hides_no_teacher_near_chance() -> None:
+    elsewhere = chance_metrics(Mean(), About("chance", "evaluate", "chance", 0, "toy", "test"))
+    metrics = [*unlabelled("plain"), *elsewhere, *audited(26, 0.25), *rationales("attribution", 90)]
+    (warning,) = warnings(report(metrics))
+    assert "26.0% of 100 rows, where guessing gives 25.0%" in warning
+    assert rationale_table(metrics, {"attribution"}).rows[0][1] == "void"
+
+
+def test_each_accuracy_of_the_teacher_is_judged_by_the_level_of_its_own_rows() -> None:
+    """Two options in the audited rows and four in the evaluated ones: 45 % is far from chance there, and is chance here."""
+    evaluated = [*answers("teacher", 45, subject="teacher"), *chance_of(0.25)]
+    assert teacher_near_chance([*evaluated, *audited(90, 0.5)]) is None
+    near = teacher_near_chance([*evaluated, *audited(45, 0.5)])
+    assert near is not None
+    assert near.stage == "audit"
+    assert teacher_near_chance([*answers("teacher", 45, subject="teacher"), *chance_of(0.5), *audited(90, 0.5)]) is not None
+
+
+def test_a_teacher_near_nought_on_free_text_is_warned_of_in_words() -> None:
+    (warning,) = warnings(report(audited(3, None)))
+    assert "3.0% of 100 rows, whose answers are text that nobody guesses." in warning
+    assert "–" not in warning
 
 
 def test_a_good_teacher_is_no_warning() -> None:

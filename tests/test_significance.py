@@ -1,12 +1,13 @@
 """Significance: closed forms, scipy's numbers, and what it says where there is no effect and where there is one."""
 
 import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from kd.evaluation.pairing import Marks, Paired, paired
+from kd.evaluation.pairing import Marked, Marks, Paired, paired_marks
 from kd.evaluation.significance import (
     Comparison,
     SignificanceConfig,
@@ -18,7 +19,7 @@ from kd.evaluation.significance import (
     t_over_seeds,
     verdicts,
 )
-from kd.rows import RowError
+from kd.rows import Prediction, RowError
 from tests.tiny_reports import prediction
 
 AB = Comparison(variant="ours", against="plain")
@@ -63,6 +64,20 @@ def test_without_an_effect_a_difference_is_shown_in_at_most_5_percent_of_1000_ru
 @pytest.mark.parametrize(("seeds", "rows"), [(2, 100), (2, 500), (5, 100), (5, 500)])
 def test_however_students_and_rows_scatter_it_is_at_most_5_percent(seeds: int, rows: int, by_seed: float, by_row: float) -> None:
     assert shown_frac(1000, 400, seeds, rows, by_seed, by_row) <= 0.05
+
+
+LARGER = [(2, 100, 0.5), (2, 500, 0.5), (5, 100, 0.5), (5, 500, 0.5)]
+LARGER += [(8, rows, by_seed) for rows in (100, 500) for by_seed in (0.0, 0.15, 0.3, 0.5)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_row", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("seeds", "rows", "by_seed"), LARGER)
+def test_with_more_seeds_or_more_scatter_of_students_it_is_no_more_than_5_percent_allow_in_1000_runs(
+    seeds: int, rows: int, by_seed: float, by_row: float
+) -> None:
+    """Of 1,000 runs that each say "shown" with a probability of 5 %, so many or fewer do so with a probability of 99 %."""
+    assert shown_frac(1000, 400, seeds, rows, by_seed, by_row) <= stats.binom.ppf(0.99, 1000, 0.05) / 1000
 
 
 def test_t_over_seeds_alone_would_say_more_as_all_seeds_share_the_rows() -> None:
@@ -145,13 +160,17 @@ def test_predictions_are_paired_by_uid_and_rows_without_a_mark_are_left_out() ->
         1: [prediction(uid, uid == "a") for uid in "abcdef"],
         9: [],
     }
-    found = paired(ours, plain)
+    found = paired_marks(marked(ours), marked(plain))
     assert (found.seeds, found.rows, found.left_out) == ((0, 1), 4, 2)
     assert found.patterns == {(1, 0): 1, (0, 0): 1, (1, 1): 2}
     assert found.per_seed.tolist() == [0.75, 0.5]
     with pytest.raises(ValueError, match="f is in one of them only"):
-        paired(ours, {0: plain[0][1:]})
-    assert paired({0: []}, {0: []}).rows == paired({}, {0: []}).rows == 0
+        paired_marks(marked(ours), marked({0: plain[0][1:]}))
+    assert paired_marks({0: {}}, {0: {}}).rows == paired_marks({}, {0: {}}).rows == 0
+
+
+def marked(found: Mapping[int, Sequence[Prediction]]) -> dict[int, Marked]:
+    return {seed: {row.uid: row.correct for row in rows} for seed, rows in found.items()}
 
 
 def test_shards_add_up_and_shards_of_other_seeds_do_not() -> None:

@@ -6,14 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd.evaluation import agreement, overlap, plausibility
+from kd.evaluation import agreement, overlap, plausibility, sizes
 from kd.evaluation.metric_names import METRICS
 from kd.evaluation.metrics import Z_95, wilson
 from kd.evaluation.sums import Measure, Sums, Tally, Why, add_up
 from kd.rows import RowError
 from tests.tiny_measures import rationale_row
 
-ENTRIES = [*plausibility.HARD, *plausibility.SOFT, *overlap.WORDS, *overlap.TEXT, *agreement.AGREEMENT]
+ENTRIES = [
+    *sizes.SIZE,
+    *sizes.GAP,
+    *plausibility.HARD,
+    *plausibility.SOFT,
+    *overlap.WORDS,
+    *overlap.TEXT,
+    *agreement.AGREEMENT,
+]
 LENGTH = Measure("length", 0, 10, True, "rows", "letters of the text", "ours")
 
 

@@ -1,7 +1,6 @@
 """A linear teacher, whose probability of the answer is the sum of the weights of the words that it reads, and rows for it."""
 
 import dataclasses
-import functools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -46,8 +45,8 @@ def rationalised(
 
 def eraser(config: RationalesConfig | None = None, fractions: tuple[float, ...] = FRACTIONS, **changes: object) -> Eraser:
     config = config or RationalesConfig()
-    ranked = functools.partial(config.candidates_of, heaviest_first=True)
-    return dataclasses.replace(Eraser(ranked, config.roles, fractions, 0), **changes)  # type: ignore[arg-type]
+    unmerged = config.model_copy(update={"merge_duplicates": False})
+    return dataclasses.replace(Eraser(unmerged.units, config.roles, fractions, 0), **changes)  # type: ignore[arg-type]
 
 
 def measured(row: RationaleRow, by: Eraser | None = None) -> dict[tuple[str, str, float], float]:

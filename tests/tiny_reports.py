@@ -3,7 +3,10 @@
 import dataclasses
 from collections import Counter
 
-from kd.evaluation.metrics import About, Counts, Mean, RationaleSums, chance_metrics
+from kd.evaluation.metrics import About, Counts, Mean, chance_metrics
+from kd.evaluation.plausibility import HARD
+from kd.evaluation.sizes import SIZE
+from kd.evaluation.sums import Sums, Tally
 from kd.manifests import Manifest
 from kd.rationales import AttributionSource, RationalesConfig, Rationalise, TopK
 from kd.reporting.report import Report
@@ -33,8 +36,16 @@ def chance_of(level: float) -> list[MetricRow]:
 
 
 def rationales(source: str, hits: int, with_evidence: int = 100) -> list[MetricRow]:
-    sums = RationaleSums(rows=200, empty=1, words=600, with_evidence=with_evidence, hits=hits, chance_hits=40.0)
-    return sums.metrics(About("rationales", "rationalize", source, None, "toy", "train"))
+    """What the audit says of 200 rows with three words each; of those with evidence `hits` touch it, and 40 % would by chance."""
+    tallies = {
+        "rationale_words": Tally(600, 1800, 200),
+        "empty_rationale_rate": Tally(1, 1, 200),
+        "evidence_hit_rate": Tally(hits, hits, with_evidence),
+        "evidence_hit_chance": Tally(0.4 * with_evidence, 0.16 * with_evidence, with_evidence),
+    }
+    about = About("rationales", "audit", source, None, "toy", "train")
+    found = Sums(tallies).results([measure for measure in (*SIZE, *HARD) if measure.name in tallies])
+    return [about.row(each.measure, each.value, each.n, each.interval) for each in found]
 
 
 FULL = [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kd.agreement_rows import StudentAttribution
 from kd.attribution.engine import AttributionConfig, Engine
 from kd.models import ModelSource
-from kd.rows import Attribution, Example, RationaleRow, RowError, Segment, Span, extended
+from kd.rows import Attribution, RationaleRow, RowError, Segment, Span, as_question, extended
 from kd.spans import pool
 
 if TYPE_CHECKING:
@@ -50,25 +50,12 @@ def explain(
 ) -> list[StudentAttribution | RowError]:
     """For each row, in order, the student's importance of its words for the answer that the teacher explained, and no other."""
     before = [Segment("prompt", prefix)] if prefix else []
-    found = engine.attribute([_as_question(row, before) for row in rows], tally)
+    # The other options are not asked about, and one of them may be too long to be an answer.
+    asked = [as_question(row, [*before, *row.segments], label_set=()) for row in rows]
+    found = engine.attribute(asked, tally)
     return [
         each if isinstance(each, RowError) else _beside(row, each, len(before)) for row, each in zip(rows, found, strict=True)
     ]
-
-
-def _as_question(row: RationaleRow, before: Sequence[Segment]) -> Example:
-    return Example(
-        uid=row.uid,
-        error=None,
-        task=row.task,
-        split=row.split,
-        segments=[*before, *row.segments],
-        target=row.explained_answer,
-        label_set=[],  # the other options are not asked about, and one of them may be too long to be an answer
-        evidence=[],
-        llm_rationale=None,
-        llm_label=None,
-    )
 
 
 def _beside(row: RationaleRow, found: Attribution, before: int) -> StudentAttribution:

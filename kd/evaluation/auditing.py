@@ -1,12 +1,12 @@
 """Are rationales any good? Plausibility and label overlap row by row, as a stage, and what its rows add up to.
 
-A row's findings are those of `kd/evaluation/plausibility.py` and `kd/evaluation/overlap.py`, word for word. Findings of label
-overlap belong to a *part*: `explained/answer/options`, as in `kd.evaluation.overlap.Slice`: which answer was explained, whose
-words are looked for, and whether the options' own words count, as in `gold/predicted/out`. In sums `/all`, `/right` or `/wrong`
-follows: which rows, by whether the model that gave the rationale was right.
+A row's findings are those of `kd/evaluation/sizes.py`, `kd/evaluation/plausibility.py` and `kd/evaluation/overlap.py`, word for
+word. Findings of label overlap belong to a *part*: `explained/answer/options`, as in `kd.evaluation.overlap.Slice`: which answer
+was explained, whose words are looked for, and whether the options' own words count, as in `gold/predicted/out`. In sums `/all`,
+`/right` or `/wrong` follows: which rows, by whether the model that gave the rationale was right.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,14 +15,17 @@ from pydantic import Field, PositiveInt, model_validator
 from kd.audit_rows import Measured
 from kd.evaluation.faithfulness import FaithfulnessConfig
 from kd.evaluation.metrics import About, Mean, chance_of, wilson
-from kd.evaluation.overlap import TEXT, WORDS, BySlice, Judge, label_overlap, teachers_answer, text_overlap
+from kd.evaluation.overlap import TEXT, WORDS, BySlice, label_overlap, teachers_answer, text_overlap
 from kd.evaluation.plausibility import HARD, SOFT, hard_plausibility, soft_plausibility
+from kd.evaluation.sizes import GAP, SIZE, gaps, sizes
 from kd.evaluation.sums import Finding, Measure, Result, Sums, Tally, Why
 from kd.evaluation.units import Units
 from kd.frozen import Frozen
 from kd.rows import MetricRow, RationaleRow, Split
 from kd.shards import Apply
 
+Judge = Callable[[str, str], bool]
+"""Whether an answer is right, from it and the label: `TaskConfig.judge`."""
 WHOLE = ""
 """The part of findings that are about the row as a whole."""
 CHAIN_OF_THOUGHT = "llm/"
@@ -65,8 +68,8 @@ class MeasureRationales:
 
     `units` are the words that a rationale may hold, `unmerged` the same, each occurrence by itself, `with_options` those and the
     options' words. `k` of the heaviest of these are taken for label overlap, so hand them in unmerged too; None where the source
-    ranks nothing. `is_text`: whether its rationales are a chain of thought. `judge`: whether an answer is right, as the task
-    says (`TaskConfig.judge`).
+    ranks nothing. `is_text`: whether its rationales are a chain of thought, in which stop words of an answer count where
+    `keep_stop_words` is set. `judge`: whether an answer is right, as the task says.
     """
 
     units: Units
@@ -74,6 +77,7 @@ class MeasureRationales:
     with_options: Units
     k: int | None
     is_text: bool
+    keep_stop_words: bool
     judge: Judge
 
     def open(self) -> Apply:
@@ -103,19 +107,19 @@ class MeasureRationales:
 
     def _found(self, row: RationaleRow) -> Iterator[tuple[str, str, Tally]]:
         """Part, metric, and the tally of this one row."""
-        parts = {WHOLE: hard_plausibility([row], self.units)}
+        parts = {WHOLE: sizes([row], self.units) + hard_plausibility([row], self.units)}
         if self.k is not None:
-            parts[WHOLE] += soft_plausibility([row], self.unmerged)
+            parts[WHOLE] += gaps([row]) + soft_plausibility([row], self.unmerged)
         drawn_from = self.units if self.k is None else None
-        parts |= _parts(label_overlap([row], self.with_options, self.k, drawn_from, self.judge))
+        parts |= _parts(label_overlap([row], self.with_options, self.k, drawn_from))
         if self.is_text:
-            parts |= _parts(text_overlap([row], self.with_options, self.judge))
+            parts |= _parts(text_overlap([row], self.keep_stop_words))
         return ((part, name, tally) for part, sums in parts.items() for name, tally in sums.tallies.items())
 
 
 def _parts(found: BySlice) -> dict[str, Sums]:
     """Sums by part; which rows the model was right in follows from the row."""
-    return {f"{piece.explained}/{piece.answer}/{piece.options}": sums for piece, sums in found.items() if piece.model == "all"}
+    return {f"{piece.explained}/{piece.answer}/{piece.options}": sums for piece, sums in found.items()}
 
 
 # --- what the rows add up to --------------------------------------------------------------------------------------------
@@ -136,8 +140,13 @@ class Reported:
     def measures(self, part: str) -> Sequence[Measure]:
         """What is reported of a part."""
         if part == WHOLE:
-            return (*HARD, *SOFT) if self.ranked else HARD
+            return (*SIZE, *HARD, *GAP, *SOFT) if self.ranked else (*SIZE, *HARD)
         return TEXT if part.startswith(CHAIN_OF_THOUGHT) else WORDS
+
+    @property
+    def every(self) -> Sequence[Measure]:
+        """All that is reported of it."""
+        return (*self.measures(WHOLE), *WORDS, *(TEXT if self.is_text else ()))
 
     def parts(self) -> list[str]:
         """The parts over all rows, where there is no row to say of which it is."""
@@ -173,6 +182,10 @@ class AuditSums:
     def nulls(self, reported: Reported) -> dict[str, str]:
         """Why a measure has no value, by its metric."""
         return {_named(result.measure, part): result.why_null for part, result in self._results(reported) if result.why_null}
+
+    def left_out(self, reported: Reported) -> dict[str, Mapping[Why, int]]:
+        """How many rows say nothing about a measure, by its metric and by reason; a measure of which all do is not in it."""
+        return {_named(result.measure, part): result.left_out for part, result in self._results(reported) if result.left_out}
 
     def teacher(self, about: About) -> MetricRow:
         """The share of the measured rows in which the teacher's own answer is the label."""

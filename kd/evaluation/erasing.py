@@ -1,31 +1,30 @@
 """Words are erased from a row's text: which ones, in which order, and what is left.
 
-The unit is the candidate, a word with all its occurrences, as rationales have it: so a control draws from the same words.
+The unit is the single occurrence of a word, also where a rationale counts the same word once. So a control erases as many words
+of the text as what it controls: `rationale_random` draws as many occurrences as the rationale marks. Merged words would not do:
+the scores of one that is repeated are summed, so that it comes first whatever the scores say, and all of it goes at once, where
+most of the control's words occur once: an importance that knows nothing would have a gain.
 """
 
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kd.evaluation.units import Units
 from kd.families.text import NEVER_CUT
 from kd.rows import RationaleRow, Segment, Span, text_of
 from kd.spans import pool
-
-Group = tuple[int, ...]
-"""A candidate: the indices of its occurrences among the row's words."""
-
-Ranked = Callable[[RationaleRow], Sequence[Group]]
-"""The candidates of a row, the most important first."""
+from kd.stop_words import folded
 
 Measure = Literal["comprehensiveness", "sufficiency"]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A text to ask the model about. `frac` is the share of the candidates that were taken, in `order`."""
+    """A text to ask the model about. `frac` is the share of the words that may be erased which were taken, in `order`."""
 
     measure: Measure
     order: str
@@ -37,13 +36,13 @@ class Trial:
 class Eraser:
     """How rows are erased.
 
-    `ranked` says which words may be erased and which come first, `roles` which segments hold them, `fractions` how many of
-    them are taken, rounded up, `seed` what the random order is drawn from. Without `by_importance` only the row's own
-    rationale is measured, as is right for a source that does not follow the importance. Options are never erased: the
-    answer that is asked about is one of them.
+    `units` are the words that may be erased, each occurrence by itself, the heaviest first in order of importance; `roles` says
+    which segments hold them, `fractions` how many of them are taken, rounded up, `seed` what the random order is drawn from.
+    Without `by_importance` only the row's own rationale is measured, as is right for a source that does not follow the
+    importance. Options are never erased: the answer that is asked about is one of them.
     """
 
-    ranked: Ranked
+    units: Units
     roles: tuple[str, ...]
     fractions: tuple[float, ...]
     seed: int
@@ -58,39 +57,43 @@ class Eraser:
 
         Orders over `fractions`: `importance`, `random`, and `lexical`, where words come first that stand in several
         segments, as in question and option, or in premise and hypothesis (of equals the random order decides); a row
-        without such a word has no lexical order. Then the words of the row's `rationale`, and as many of the random order,
-        `rationale_random`.
+        without such a word has no lexical order. Then the words that the row's `rationale` marks, and as many of the random
+        order, `rationale_random`.
+
+        Raises:
+            ValueError: a unit has several occurrences.
         """
-        ranked = self._candidates(row)
+        ranked = self._ranked(row)
         # The source `random` draws by seed and uid: by the same key it would be measured against itself.
         drawn = random.Random(f"erased/{self.seed}/{row.uid}").sample(sorted(ranked), len(ranked))
-        marked = [group for group in ranked if any(row.rationale[index] for index in group)]
+        marked = [index for index in ranked if row.rationale[index]]
         made = []
         if ranked:
             made += self._pair(row, "rationale", len(marked) / len(ranked), marked)
             made += self._pair(row, "rationale_random", len(marked) / len(ranked), drawn[: len(marked)])
         if ranked and self.by_importance:
             echoes, orders = _echoes(row), {"importance": ranked, "random": drawn}
-            if any(echoes[_word(row, group[0])] > 1 for group in ranked):
-                orders["lexical"] = sorted(drawn, key=lambda group: -echoes[_word(row, group[0])])
+            if any(echoes[_word(row, index)] > 1 for index in ranked):
+                orders["lexical"] = sorted(drawn, key=lambda index: -echoes[_word(row, index)])
             for name, order in orders.items():
                 for frac in self.fractions:
                     made += self._pair(row, name, frac, order[: count_of(frac, len(order))])
         return made
 
-    def _candidates(self, row: RationaleRow) -> list[Group]:
-        """The ranked words without their occurrences in options."""
-        options = {index for index, segment in enumerate(row.word_segment) if row.segments[segment].role == "choice"}
-        outside = (tuple(index for index in group if index not in options) for group in self.ranked(row))
-        return [group for group in outside if group]
+    def _ranked(self, row: RationaleRow) -> list[int]:
+        """Which of the row's words may be erased, the heaviest first, ties to the earlier."""
+        by_weight = sorted(self.units(row, row.importance), key=lambda unit: -unit.weight)
+        if any(len(unit.occurrences) > 1 for unit in by_weight):
+            raise ValueError("expected every occurrence of a word as a unit of its own, got merged ones")
+        indices = (index for unit in by_weight for index in unit.occurrences)
+        return [index for index in indices if row.segments[row.word_segment[index]].role != "choice"]
 
-    def _pair(self, row: RationaleRow, order: str, frac: float, taken: Sequence[Group]) -> list[Trial]:
+    def _pair(self, row: RationaleRow, order: str, frac: float, taken: Sequence[int]) -> list[Trial]:
         """The text without the words taken, and with no others of their roles."""
-        words, unread = _spans(row), self._unread(row)
-        indices = {index for group in taken for index in group}
-        chosen = [words[index] for index in indices]
+        words, unread, gone = _spans(row), self._unread(row), set(taken)
+        chosen = [words[index] for index in taken]
         roles = [role for role in self.roles if role != "choice"]
-        others = [word for index, word in enumerate(words) if index not in indices and row.segments[word.segment].role in roles]
+        others = [word for index, word in enumerate(words) if index not in gone and row.segments[word.segment].role in roles]
         return [
             Trial("comprehensiveness", order, frac, erased(row.segments, {*chosen, *unread})),
             Trial("sufficiency", order, frac, erased(row.segments, {*others, *unread})),
@@ -107,9 +110,9 @@ class Eraser:
         ]
 
 
-def count_of(frac: float, candidates: int) -> int:
+def count_of(frac: float, words: int) -> int:
     """How many words a share of them is, rounded up; a hair above a whole number is not."""
-    return math.ceil(frac * candidates - 1e-9)
+    return math.ceil(frac * words - 1e-9)
 
 
 def erased(segments: Sequence[Segment], gone: Collection[Span]) -> tuple[str, ...]:
@@ -143,7 +146,7 @@ def _spans(row: RationaleRow) -> list[Span]:
 
 
 def _word(row: RationaleRow, index: int) -> str:
-    return text_of(row, Span(row.word_segment[index], row.word_start[index], row.word_end[index])).casefold()
+    return folded(text_of(row, Span(row.word_segment[index], row.word_start[index], row.word_end[index])))
 
 
 def _echoes(row: RationaleRow) -> Counter[str]:

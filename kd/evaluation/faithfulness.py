@@ -19,10 +19,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 from kd.audit_rows import Erasure
 from kd.batching import MicroBatches
 from kd.errors import RowFault
-from kd.evaluation.erasing import Eraser, Ranked, Trial
+from kd.evaluation.erasing import Eraser, Trial
+from kd.evaluation.units import Units
 from kd.frozen import Frozen
 from kd.models import ModelSource
-from kd.rows import Example, RationaleRow, RowError, Segment
+from kd.rows import Example, RationaleRow, RowError, Segment, as_question
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -44,7 +45,7 @@ class FaithfulnessConfig(Frozen):
     rows: PositiveInt = 200
     """How many rows are measured, some of each of evenly spaced shards."""
     fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.01, 0.05, 0.1, 0.2, 0.5), min_length=1)
-    """Shares of a row's candidate words that are erased, rounded up; ERASER's, unless set."""
+    """Shares of the words that may be erased, each occurrence counted, rounded up; ERASER's, unless set."""
     seed: NonNegativeInt = 0
     """Seed of the random order of words, which is drawn anew for each row from this and the row's uid."""
     batch_tokens: PositiveInt = 8192
@@ -68,14 +69,14 @@ class FaithfulnessConfig(Frozen):
 class Faithfulness:
     """The stage: rows of one source of rationales in, erasures out. The teacher is loaded in `open`.
 
-    `ranked` gives a row's candidate words, the most important first, `roles` are those of the segments that they may come
+    `units` are the words that a rationale may hold, each occurrence by itself, `roles` those of the segments that they may come
     from; `by_importance` says whether to measure the importance too, or the rationale alone. `device` is "cpu", "cuda" or
     "spread"; `threads` are torch's.
     """
 
     config: FaithfulnessConfig
     source: ModelSource
-    ranked: Ranked
+    units: Units
     roles: tuple[str, ...]
     by_importance: bool
     device: str
@@ -86,7 +87,7 @@ class Faithfulness:
         from kd.families.opening import load_family
 
         teacher = Teacher(load_family(self.source, self.device, self.threads), self.config.batch_tokens)
-        eraser = Eraser(self.ranked, self.roles, self.config.fractions, self.config.seed, self.by_importance)
+        eraser = Eraser(self.units, self.roles, self.config.fractions, self.config.seed, self.by_importance)
         return lambda rows, tally: measure(rows, eraser, teacher.ask, tally)
 
 
@@ -107,7 +108,9 @@ def _measured(rows: Sequence[RationaleRow], eraser: Eraser, ask: Ask, tally: Cou
     texts = [
         list(dict.fromkeys([eraser.whole(row), *(trial.texts for trial in own)])) for row, own in zip(rows, trials, strict=True)
     ]
-    asked = [_as_question(row, text) for row, own in zip(rows, texts, strict=True) for text in own]
+    asked = [
+        as_question(row, _with_texts(row, text), row.label_set) for row, own in zip(rows, texts, strict=True) for text in own
+    ]
     answers = iter(ask(asked, tally))
     return [
         _erasure(row, own, dict(zip(text, itertools.islice(answers, len(text)), strict=True)), text[0])
@@ -115,20 +118,8 @@ def _measured(rows: Sequence[RationaleRow], eraser: Eraser, ask: Ask, tally: Cou
     ]
 
 
-def _as_question(row: RationaleRow, texts: Sequence[str]) -> Example:
-    """The row with other texts, whose target is the answer that was explained."""
-    return Example(
-        uid=row.uid,
-        error=None,
-        task=row.task,
-        split=row.split,
-        segments=[Segment(segment.role, text) for segment, text in zip(row.segments, texts, strict=True)],
-        target=row.explained_answer,
-        label_set=row.label_set,
-        evidence=[],
-        llm_rationale=None,
-        llm_label=None,
-    )
+def _with_texts(row: RationaleRow, texts: Sequence[str]) -> list[Segment]:
+    return [Segment(segment.role, text) for segment, text in zip(row.segments, texts, strict=True)]
 
 
 def _erasure(

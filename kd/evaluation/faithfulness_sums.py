@@ -45,8 +45,11 @@ class FaithfulnessSums:
 
     def nulls(self) -> dict[str, str]:
         """Why a metric has no value, by its name."""
-        reasons = {f"{metric}:{of}" if of else metric: found.why_null for (metric, of), found in self.tallies.items()}
-        return {metric: why for metric, why in reasons.items() if why}
+        return {_named(key): found.why_null for key, found in self.tallies.items() if found.why_null}
+
+    def left_out(self) -> dict[str, Mapping[Why, int]]:
+        """How many rows say nothing about a metric, by its name and by reason; a metric of which all do is not in it."""
+        return {_named(key): found.left_out for key, found in self.tallies.items() if found.left_out}
 
 
 def faithfulness_sums(rows: Iterable[Erasure], ranked: bool = True) -> FaithfulnessSums:
@@ -57,6 +60,11 @@ def faithfulness_sums(rows: Iterable[Erasure], ranked: bool = True) -> Faithfuln
         for key, finding in _findings(row, ranked).items():
             found.setdefault(key, []).append(finding)
     return FaithfulnessSums({key: Tally.of(findings) for key, findings in found.items()})
+
+
+def _named(key: Key) -> str:
+    metric, of = key
+    return f"{metric}:{of}" if of else metric
 
 
 def _findings(row: Erasure, ranked: bool) -> dict[Key, Finding]:

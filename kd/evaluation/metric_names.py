@@ -1,9 +1,8 @@
-"""The name of every number that the report makes of a model's answers and of rationales, what it means and where it is from.
+"""The name of every number that the report makes of a model's answers, what it means and where it is from.
 
 Measures over rows, comparisons and costs have entries of the same kind beside the code that makes them.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -28,7 +27,6 @@ _OURS = "ours"
 _RETRIEVAL = "van Rijsbergen 1979"
 _CALIBRATION = "Guo et al. 2017"
 _ERASER = "DeYoung et al. 2020"
-_BY_CHANCE = "hypergeometric"
 
 _ENTRIES = (
     Metric(
@@ -63,12 +61,6 @@ _ENTRIES = (
         "mean distance of a ranking's confidence from its accuracy, in 15 bins",
         _CALIBRATION,
     ),
-    Metric("evidence_hit_rate", 0, 1, True, "rows", "share of rows with evidence whose rationale touches it", _OURS),
-    Metric(
-        "evidence_hit_chance", 0, 1, True, "rows", "the same for as many words drawn evenly from the same candidates", _BY_CHANCE
-    ),
-    Metric("rationale_words", 0, math.inf, False, "rows", "mean number of the row's candidate words in its rationale", _COUNTED),
-    Metric("empty_rationale_rate", 0, 1, False, "rows", "share of rows whose rationale is empty", _COUNTED),
     Metric(
         "answer_probability", 0, 1, True, "rows", "mean probability that the teacher gives the answer that it explained", _COUNTED
     ),
@@ -76,15 +68,6 @@ _ENTRIES = (
     Metric("sufficiency", -1, 1, False, "rows", "mean fall of that probability when no other words are left", _ERASER),
     Metric("comprehensiveness_gain", -2, 2, True, "rows", "comprehensiveness above that of the control's words", _OURS),
     Metric("sufficiency_gain", -2, 2, True, "rows", "sufficiency below that of the control's words", _OURS),
-    Metric(
-        "completeness_gap_nats",
-        0,
-        math.inf,
-        False,
-        "rows",
-        "mean distance of scores from the sum that their method claims",
-        "Sundararajan et al. 2017",
-    ),
 )
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ENTRIES}
 """By name. In `MetricRow.metric` a colon may follow, and what part of the rows it is about: the label in `f1:yes`."""

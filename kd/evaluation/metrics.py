@@ -5,12 +5,11 @@ Nothing here holds more than one shard's rows. `Counts` needs no rows at all: it
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kd.evaluation.metric_names import METRICS, Metric
-from kd.evaluation.units import is_evidence
-from kd.rows import Example, MetricRow, RationaleRow
+from kd.rows import Example, MetricRow
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
@@ -183,73 +182,3 @@ def is_near_chance(accuracy: MetricRow, level: float | None) -> bool:
     chance_level = level or 0.0
     low = accuracy.value if accuracy.ci_low is None else accuracy.ci_low
     return low <= chance_level or accuracy.value < chance_level + 0.1 * (1 - chance_level)
-
-
-# --- rationales ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RationaleSums:
-    """What is added up over rationale rows without an error."""
-
-    rows: int = 0
-    empty: int = 0
-    words: int = 0
-    with_evidence: int = 0
-    hits: int = 0
-    chance_hits: float = 0.0
-    gap_nats: Mean = Mean()
-
-    def __add__(self, other: "RationaleSums") -> "RationaleSums":
-        return RationaleSums(
-            self.rows + other.rows,
-            self.empty + other.empty,
-            self.words + other.words,
-            self.with_evidence + other.with_evidence,
-            self.hits + other.hits,
-            self.chance_hits + other.chance_hits,
-            self.gap_nats + other.gap_nats,
-        )
-
-    def metrics(self, about: About) -> list[MetricRow]:
-        """Hit rate (with its Wilson interval) beside its chance level, length, how many are empty, and the method's own gap."""
-        interval = wilson(self.hits, self.with_evidence) if self.with_evidence else None
-        return [
-            about.row("evidence_hit_rate", Mean(self.hits, self.with_evidence).value, self.with_evidence, interval),
-            about.row("evidence_hit_chance", Mean(self.chance_hits, self.with_evidence).value, self.with_evidence),
-            about.row("rationale_words", Mean(self.words, self.rows).value, self.rows),
-            about.row("empty_rationale_rate", Mean(self.empty, self.rows).value, self.rows),
-            about.row("completeness_gap_nats", self.gap_nats.value, self.gap_nats.count),
-        ]
-
-
-def rationale_sums(rows: Iterable[RationaleRow], candidates: Callable[[RationaleRow], Sequence[Sequence[int]]]) -> RationaleSums:
-    """Do rationales touch the human evidence? Rows without evidence count as rows, but not for the hit rate.
-
-    Args:
-        rows: of one source. candidates: the words that a rationale of the row may hold, each as the indices of its
-            occurrences among the row's words (`RationalesConfig.candidates_of`).
-    """
-    return sum((_sums_of(row, candidates(row)) for row in rows if row.error is None), RationaleSums())
-
-
-def _sums_of(row: RationaleRow, candidates: Sequence[Sequence[int]]) -> RationaleSums:
-    held = [group for group in candidates if any(row.rationale[index] for index in group)]
-    touching = [group for group in candidates if any(is_evidence(row, index) for index in group)]
-    return RationaleSums(
-        rows=1,
-        empty=int(not row.rationale_text),
-        words=len(held),
-        with_evidence=int(bool(row.evidence)),
-        hits=int(any(group in touching for group in held)),
-        chance_hits=chance_of_a_hit(len(candidates), len(touching), len(held)),
-        gap_nats=Mean() if row.completeness_gap is None else Mean(abs(row.completeness_gap), 1),
-    )
-
-
-def chance_of_a_hit(candidates: int, touching: int, drawn: int) -> float:
-    """Probability that at least one of `drawn` words, taken evenly without replacement, is one of the `touching` ones.
-
-    One minus the hypergeometric probability of none.
-    """
-    return 1 - math.comb(candidates - touching, drawn) / math.comb(candidates, drawn)

@@ -10,15 +10,16 @@ of the input. Its abstract is all that is public: data set, k, filters and formu
   nothing is in none of them.
 - Chance: as many words drawn evenly, without replacement, from those that could have been taken: a source that ranks nothing
   takes words of the roles that rationales come from, the ranking those of the options too. Then from the options' words alone.
-- A row whose answer has no word in the input is left out: labels are no part of its input.
+- A row whose answer has no word in the input is left out: labels are no part of its input. Not so with a chain of thought, which
+  may name any answer.
 
 Under `explained: gold` the gradient favours the gold option's own words, so the slices are told apart: which answer was
-explained, whose words are looked for, with the options' words or without (those that stand nowhere else; the k heaviest are
-then taken from the rest), and whether the model that gave the rationale was right.
+explained, whose words are looked for, and with the options' words or without (those that stand nowhere else; the k heaviest are
+then taken from the rest). Whether the model that gave the rationale was right follows from the row (`kd/evaluation/auditing.py`).
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +27,7 @@ from kd.evaluation.sums import Finding, Findings, Measure, Sums, Why, add_up
 from kd.evaluation.units import Unit, Units, heaviest, is_held
 from kd.rows import RationaleRow, Segment
 from kd.spans import words
-from kd.tasks.base import reads_alike
+from kd.stop_words import folded, says_something
 
 _OURS = "ours; after the analysis in arXiv 2409.12586"
 
@@ -62,31 +63,19 @@ class Slice:
     Args:
         explained: which answer was explained; `llm` for a chain of thought. answer: whose words are looked for: the label's, or
             those of the answer of the model that gave the rationale. options: whether words that stand in the options alone
-            may be taken. model: all rows, or those in which that model's own answer is the label, or is not.
+            may be taken.
     """
 
     explained: str
     answer: Literal["gold", "predicted"]
     options: Literal["in", "out"]
-    model: Literal["all", "right", "wrong"]
 
 
 BySlice = Mapping[Slice, Sums]
-Judge = Callable[[str, str], bool]
-"""Whether an answer is right, from it and the label: `TaskConfig.judge`."""
-
-
-def joined(parts: Iterable[BySlice]) -> dict[Slice, Sums]:
-    """The sums of several shards."""
-    total: dict[Slice, Sums] = {}
-    for part in parts:
-        for piece, sums in part.items():
-            total[piece] = total.get(piece, Sums()) + sums
-    return total
 
 
 def label_overlap(
-    rows: Sequence[RationaleRow], units: Units, k: int | None, drawn_from: Units | None = None, judge: Judge = reads_alike
+    rows: Sequence[RationaleRow], units: Units, k: int | None, drawn_from: Units | None = None
 ) -> dict[Slice, Sums]:
     """Sums for `WORDS` in every slice that the rows fall into.
 
@@ -95,7 +84,6 @@ def label_overlap(
             `choice`, and do not merge them where they are ranked (see `kd/evaluation/plausibility.py`).
         k: how many of the heaviest of these are taken; None takes the words of the rationale, which no source but the
             attribution ranks. drawn_from: the words that such a source could have taken; None for `units`.
-        judge: whether the teacher was right.
     """
     found = _found(rows, units)
     own = found if drawn_from is None else _found(rows, drawn_from)
@@ -103,21 +91,18 @@ def label_overlap(
         [(row, row.explained, teachers_answer(row)) for row in rows],
         ("in", "out"),
         WORDS,
-        judge,
         lambda row, answer, options: _words_of(row, answer, found[row.uid], own[row.uid], options, k),
     )
 
 
-def text_overlap(rows: Sequence[RationaleRow], units: Units, judge: Judge = reads_alike) -> dict[Slice, Sums]:
-    """Sums for `TEXT`: the chain of thought that came with the data; the model is the one that wrote it (`llm_label`), and
-    `judge` says whether that is right."""
-    found = _found(rows, units)
+def text_overlap(rows: Sequence[RationaleRow], keep_stop_words: bool) -> dict[Slice, Sums]:
+    """Sums for `TEXT`: the chain of thought that came with the data; the model is the one that wrote it (`llm_label`). Of an
+    answer's words those count that a rationale might hold: stop words only where they are kept."""
     return _sliced(
         [(row, "llm", row.llm_label) for row in rows],
         ("in",),
         TEXT,
-        judge,
-        lambda row, answer, _: _text_of(row, answer, found[row.uid]),
+        lambda row, answer, _: _text_of(row, answer, keep_stop_words),
     )
 
 
@@ -139,18 +124,13 @@ def _sliced(
     told: Sequence[_Told],
     options: Sequence[Literal["in", "out"]],
     measures: Sequence[Measure],
-    judge: Judge,
     of_row: Callable[[RationaleRow, str, str], Findings],
 ) -> dict[Slice, Sums]:
     pieces: dict[Slice, list[RationaleRow]] = {}
-    for row, explained, own in told:
-        models: list[Literal["all", "right", "wrong"]] = ["all"]
-        if own is not None and row.target is not None:
-            models.append("right" if judge(own, row.target) else "wrong")
-        for model in models:
-            for option in options:
-                pieces.setdefault(Slice(explained, "gold", option, model), []).append(row)
-                pieces.setdefault(Slice(explained, "predicted", option, model), []).append(row)
+    for row, explained, _ in told:
+        for option in options:
+            pieces.setdefault(Slice(explained, "gold", option), []).append(row)
+            pieces.setdefault(Slice(explained, "predicted", option), []).append(row)
     owns = {row.uid: own for row, _, own in told}
 
     def finder(piece: Slice) -> Callable[[RationaleRow], Findings]:
@@ -173,12 +153,12 @@ def _words_of(
 ) -> Findings:
     """What one row says: `found` are all words in which the answer may stand, `own` those that may be taken."""
     forms = _forms(answer)
-    if not any(_form(unit.text) in forms for unit in found):
+    if not any(folded(unit.text) in forms for unit in found):
         return Why.ANSWER_NOT_IN_INPUT
     asked = own if options == "in" else [unit for unit in own if not _only_in_options(row, unit)]
     taken = [unit for unit in asked if is_held(row, unit)] if k is None else heaviest(asked, k)
-    marks = [_form(unit.text) in forms for unit in taken]
-    right = sum(_form(unit.text) in forms for unit in asked)
+    marks = [folded(unit.text) in forms for unit in taken]
+    right = sum(folded(unit.text) in forms for unit in asked)
     first = bool(marks and marks[0])
     return {
         "overlap_any": float(any(marks)),
@@ -199,7 +179,7 @@ def _of_options(
     inside = [unit for unit in found if any(_is_option(row, index) for index in unit.occurrences)]
     if options == "out" or not inside:
         return dict.fromkeys(names, Why.OPTIONS_LEFT_OUT if options == "out" else Why.NO_OPTIONS)
-    right, drawn = sum(_form(unit.text) in forms for unit in inside), min(taken, len(inside))
+    right, drawn = sum(folded(unit.text) in forms for unit in inside), min(taken, len(inside))
     first: Finding = Why.UNRANKED if k is None else all_by_chance(len(inside), right, min(1, drawn))
     chances = (any_by_chance(len(inside), right, drawn), first, all_by_chance(len(inside), right, drawn))
     return dict(zip(names, chances, strict=True))
@@ -226,15 +206,14 @@ def _only_in_options(row: RationaleRow, unit: Unit) -> bool:
 # --- a chain of thought -------------------------------------------------------------------------------------------------
 
 
-def _text_of(row: RationaleRow, answer: str, found: Sequence[Unit]) -> Findings:
+def _text_of(row: RationaleRow, answer: str, keep_stop_words: bool) -> Findings:
     text = row.llm_rationale or ""
     if not text.strip():
         return Why.NO_TEXT
-    counting = {_form(unit.text) for unit in found}
-    if not _forms(answer) & counting:
-        return Why.ANSWER_NOT_IN_INPUT
-    own = _in_text(text, answer, counting)
-    options = [_in_text(text, option, counting) for option in row.label_set]
+    if not _wanted(answer, keep_stop_words):
+        return Why.ANSWER_SAYS_NOTHING
+    own = _in_text(text, answer, keep_stop_words)
+    options = [_in_text(text, option, keep_stop_words) for option in row.label_set]
     found_in: dict[str, Finding] = {}
     for place, name in enumerate(("cot_any", "cot_all", "cot_whole")):
         found_in[name] = float(own[place])
@@ -243,17 +222,16 @@ def _text_of(row: RationaleRow, answer: str, found: Sequence[Unit]) -> Findings:
     return found_in
 
 
-def _in_text(text: str, answer: str, counting: set[str]) -> tuple[bool, bool, bool]:
+def _in_text(text: str, answer: str, keep_stop_words: bool) -> tuple[bool, bool, bool]:
     """Whether a text has any of an answer's words that count, all of them, and the answer as it stands, in any case."""
-    wanted, there = _forms(answer) & counting, _forms(text)
-    return bool(wanted & there), bool(wanted) and wanted <= there, answer.strip().casefold() in text.casefold()
+    wanted, there = _wanted(answer, keep_stop_words), _forms(text)
+    return bool(wanted & there), bool(wanted) and wanted <= there, folded(answer.strip()) in folded(text)
+
+
+def _wanted(answer: str, keep_stop_words: bool) -> set[str]:
+    """The answer's words that count."""
+    return {form for form in _forms(answer) if says_something(form, keep_stop_words)}
 
 
 def _forms(text: str) -> set[str]:
-    segment = Segment("text", text)
-    return {_form(segment.text[span.start : span.end]) for span in words([segment])}
-
-
-def _form(word: str) -> str:
-    """A word for comparison: in any case, with either apostrophe."""
-    return word.casefold().replace("’", "'")
+    return {folded(text[span.start : span.end]) for span in words([Segment("text", text)])}

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kd.rows import Prediction
-
 Marks = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
 """Seeds x rows: whether the answer is right."""
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -61,19 +59,14 @@ class Paired:
         return total / self.rows
 
 
-def paired(variant: Mapping[int, Sequence[Prediction]], against: Mapping[int, Sequence[Prediction]]) -> Paired:
-    """One shard's answers of two variants, by seed. Seeds that only one of them has are not compared.
+def paired_marks(variant: Mapping[int, Marked], against: Mapping[int, Marked]) -> Paired:
+    """One shard's marks of two variants, by seed: two columns of a file of predictions. Seeds that only one has are not compared.
 
-    A row that has an error or no label in any of them is left out and counted.
+    A row that has no mark in any of them is left out and counted.
 
     Raises:
-        ValueError: the predictions are not of the same rows.
+        ValueError: the marks are not of the same rows.
     """
-    return paired_marks(*({seed: {row.uid: row.correct for row in side[seed]} for seed in side} for side in (variant, against)))
-
-
-def paired_marks(variant: Mapping[int, Marked], against: Mapping[int, Marked]) -> Paired:
-    """The same from the marks alone, which are two columns of a file of predictions."""
     seeds = sorted(variant.keys() & against.keys())
     marks = [side[seed] for side in (variant, against) for seed in seeds]
     uids = sorted(marks[0]) if marks else []

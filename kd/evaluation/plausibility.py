@@ -23,6 +23,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
+from kd.evaluation.overlap import any_by_chance
 from kd.evaluation.sums import Findings, Measure, Sums, Why, add_up
 from kd.evaluation.units import Unit, Units, is_evidence, is_held
 from kd.rows import RationaleRow
@@ -32,6 +33,8 @@ IOU_AT_LEAST = 0.5
 
 _ERASER = "ERASER, DeYoung et al. 2020, section 4.1"
 HARD = (
+    Measure("evidence_hit_rate", 0, 1, True, "rows", "share of rows whose rationale has a word of the human evidence", "ours"),
+    Measure("evidence_hit_chance", 0, 1, True, "rows", "the same for as many random words", "hypergeometric"),
     Measure("token_f1", 0, 1, True, "rows", "F1 of the rationale's words against human evidence", _ERASER),
     Measure("token_f1_chance", 0, 1, True, "rows", "the same for as many random words", "2(kg/n)/(k+g): hypergeometric mean"),
     Measure("iou_f1", 0, 1, True, "rows", "F1 of the rationale's runs of words, matched at IOU 0.5 or more", _ERASER),
@@ -96,6 +99,8 @@ def _hard(row: RationaleRow, found: Sequence[Unit], gold: Sequence[bool], draws:
     draw = random.Random(row.uid)
     by_chance = [score(draw.sample(list(found), sum(held))) for _ in range(draws)]
     return {
+        "evidence_hit_rate": float(any(map(min, held, gold))),
+        "evidence_hit_chance": any_by_chance(len(gold), sum(gold), sum(held)),
         "token_f1": f1(sum(map(min, held, gold)), sum(held), sum(gold)),
         "token_f1_chance": f1(sum(held) * sum(gold) / len(gold), sum(held), sum(gold)),
         "iou_f1": score(unit for unit, is_in in zip(found, held, strict=True) if is_in),

@@ -104,29 +104,34 @@ class Verdict:
     """What a run says about one comparison. All differences are in accuracy, the variant's less the other's.
 
     Args:
-        difference: mean over seeds and rows. ci_low, ci_high: its interval by the bootstrap, of coverage 1 - alpha.
+        alpha: of both tests. difference: mean over seeds and rows. ci_low, ci_high: its interval by the bootstrap, of coverage
+            1 - alpha.
         p_seeds, p_bootstrap: of the two tests, two-sided. p_value: the larger of both, corrected where it is not the primary
-            comparison. shown: p_value is at most alpha. detectable: the smallest difference, of either sign, that this run
-            would have shown with the configured power (`smallest_detectable`); None where there is no test, and where that is
-            more than a difference can be, 1.
+            comparison. detectable: the smallest difference, of either sign, that this run would have shown with the configured
+            power (`smallest_detectable`); None where there is no test, and where that is more than a difference can be, 1.
         seeds, rows: how many were compared; left_out: rows without a mark in one of the two. why_null: why there is no
             test, or no difference at all; None where there is one.
     """
 
     comparison: Comparison
     is_primary: bool
-    difference: float | None
-    ci_low: float | None
-    ci_high: float | None
-    p_seeds: float | None
-    p_bootstrap: float | None
-    p_value: float | None
-    shown: bool
-    detectable: float | None
+    alpha: float
     seeds: int
     rows: int
     left_out: int
-    why_null: str | None
+    why_null: str | None = None
+    difference: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    p_seeds: float | None = None
+    p_bootstrap: float | None = None
+    p_value: float | None = None
+    detectable: float | None = None
+
+    @property
+    def shown(self) -> bool:
+        """Whether both tests have a p-value of at most alpha, after correction."""
+        return self.p_value is not None and self.p_value <= self.alpha
 
     @property
     def in_words(self) -> str:
@@ -160,11 +165,9 @@ def verdicts(found: Mapping[Comparison, Paired], config: SignificanceConfig) -> 
     Args:
         found: for each comparison the sums over all shards; a variant without predictions is in none.
     """
-    asked = config.comparisons
-    tests = [_test(found.get(comparison, Paired((), {})), comparison, config) for comparison in asked]
-    corrected = iter(holm([test.larger for test in tests[1:] if test.larger is not None]))
-    p_values = [tests[0].larger, *(None if test.larger is None else next(corrected) for test in tests[1:])]
-    return [_verdict(test, p_value, config) for test, p_value in zip(tests, p_values, strict=True)]
+    first, *others = [_tested(found.get(each, Paired((), {})), each, config) for each in config.comparisons]
+    corrected = iter(holm([each.p_value for each in others if each.p_value is not None]))
+    return [first, *(each if each.p_value is None else replace(each, p_value=next(corrected)) for each in others)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -222,65 +225,30 @@ def p_of(means: Floats) -> float:
 # --- one comparison -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Test:
-    comparison: Comparison
-    paired: Paired
-    why_null: str | None
-    difference: float | None = None
-    interval: tuple[float, float] | None = None
-    p_seeds: float | None = None
-    p_bootstrap: float | None = None
-    detectable: float | None = None
-
-    @property
-    def larger(self) -> float | None:
-        return None if self.p_seeds is None or self.p_bootstrap is None else max(self.p_seeds, self.p_bootstrap)
-
-
-def _test(paired: Paired, comparison: Comparison, config: SignificanceConfig) -> _Test:
+def _tested(paired: Paired, comparison: Comparison, config: SignificanceConfig) -> Verdict:
+    """The verdict, its p-value not corrected yet."""
+    is_primary = comparison == config.primary
+    verdict = Verdict(comparison, is_primary, config.alpha, len(paired.seeds), paired.rows, paired.left_out)
     if not paired.seeds:
-        return _Test(comparison, paired, f"{comparison.variant} and {comparison.against} have no seed in common")
+        return replace(verdict, why_null=f"{comparison.variant} and {comparison.against} have no seed in common")
     if not paired.rows:
         reason = f"no row has a mark in both; {paired.left_out:,} have an error or no label"
-        return _Test(comparison, paired, reason if paired.left_out else "no row was answered: the split is empty")
+        return replace(verdict, why_null=reason if paired.left_out else "no row was answered: the split is empty")
     per_seed = paired.per_seed
-    difference = float(per_seed.mean())
+    verdict = replace(verdict, difference=float(per_seed.mean()))
     if len(per_seed) == 1:
-        why = "one seed says nothing about how students scatter; train two or more"
-        return _Test(comparison, paired, why, difference)
-    alpha = config.alpha if comparison == config.primary else config.strictest
+        return replace(verdict, why_null="one seed says nothing about how students scatter; train two or more")
     rng = np.random.default_rng([config.seed, *f"{comparison.variant}/{comparison.against}".encode()])
     means = bootstrap(paired, config.draws, rng)
     low, high = np.quantile(means, [config.alpha / 2, 1 - config.alpha / 2])
-    t_error = standard_error(per_seed, paired.rows)
-    return _Test(
-        comparison,
-        paired,
-        None,
-        difference,
-        (float(low), float(high)),
-        t_over_seeds(per_seed, paired.rows),
-        p_of(means),
-        smallest_detectable(t_error, len(per_seed), float(means.std(ddof=1)), alpha, config.power),
-    )
-
-
-def _verdict(test: _Test, p_value: float | None, config: SignificanceConfig) -> Verdict:
-    low, high = test.interval or (None, None)
-    return Verdict(
-        comparison=test.comparison,
-        is_primary=test.comparison == config.primary,
-        difference=test.difference,
-        ci_low=low,
-        ci_high=high,
-        p_seeds=test.p_seeds,
-        p_bootstrap=test.p_bootstrap,
-        p_value=p_value,
-        shown=p_value is not None and p_value <= config.alpha,
-        detectable=test.detectable,
-        seeds=len(test.paired.seeds),
-        rows=test.paired.rows,
-        left_out=test.paired.left_out,
-        why_null=test.why_null,
+    p_seeds, p_bootstrap, t_error = t_over_seeds(per_seed, paired.rows), p_of(means), standard_error(per_seed, paired.rows)
+    alpha, error = config.alpha if is_primary else config.strictest, float(means.std(ddof=1))
+    return replace(
+        verdict,
+        ci_low=float(low),
+        ci_high=float(high),
+        p_seeds=p_seeds,
+        p_bootstrap=p_bootstrap,
+        p_value=max(p_seeds, p_bootstrap),
+        detectable=smallest_detectable(t_error, len(per_seed), error, alpha, config.power),
     )

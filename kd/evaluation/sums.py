@@ -33,11 +33,13 @@ class Why(StrEnum):
     NO_OPTIONS = "has no options"
     OPTIONS_LEFT_OUT = "is measured without its options"
     ANSWER_NOT_IN_INPUT = "has an answer of which no word is in the input"
+    ANSWER_SAYS_NOTHING = "has an answer of which no word is one that a rationale may hold"
     UNRANKED = "has a rationale whose words are not ranked"
     NO_TEXT = "has no chain of thought"
     TOO_FEW_WORDS = "has no more words than are taken"
     NO_IMPORTANCE = "has no word of importance above zero"
     CONSTANT = "has the same importance on every word"
+    NO_SUM_CLAIMED = "has scores of a method that claims no sum"
     NOT_FINITE = "has an importance that is not a finite number"
     NO_CANDIDATES = "has no word that may be erased"
     NO_ECHO = "has no word that stands in several of its texts"
@@ -99,13 +101,14 @@ class Tally:
     @property
     def why_null(self) -> str | None:
         """Why there is no mean; None where there is one."""
-        if self.count:
-            return None
-        reasons = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
-        return (
-            "; ".join(f"{rows:,} of {sum(self.left_out.values()):,} rows: the row {why}" for why, rows in reasons)
-            or "there is no row"
-        )
+        return None if self.count else in_words(self.left_out)
+
+
+def in_words(left_out: Mapping[Why, int]) -> str:
+    """Why none of the rows says anything: their number by reason, the most frequent one first."""
+    reasons = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    said = [f"{rows:,} of {sum(left_out.values()):,} rows: the row {why}" for why, rows in reasons]
+    return "; ".join(said) or "there is no row"
 
 
 @dataclass(frozen=True)

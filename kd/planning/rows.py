@@ -64,9 +64,9 @@ def findings(config: RationalesConfig, source: SourceConfig, top_k: int, rows: S
     single = config.model_copy(update={"merge_duplicates": False})
     options = config.model_copy(update={"roles": tuple(dict.fromkeys((*config.roles, "choice")))})
     k = top_k if isinstance(source, AttributionSource) else None
-    return done(
-        MeasureRationales(config.units, single.units, options.units, k, isinstance(source, LlmSource), eq), rows, Measured
-    )
+    is_text = isinstance(source, LlmSource)
+    recipe = MeasureRationales(config.units, single.units, options.units, k, is_text, config.keep_stop_words, eq)
+    return done(recipe, rows, Measured)
 
 
 def erasures(config: FaithfulnessConfig, source: SourceConfig, rows: Sequence[RationaleRow]) -> list[Erasure]:

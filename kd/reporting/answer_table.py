@@ -52,7 +52,24 @@ def _notes(models: Mapping[str, Found]) -> list[str]:
         f"No macro-F1 for {differing}: the rows have no set of answers in common.": differing,
         f"No calibration error for {generated}: the answers were generated; evaluation.answer = rank has one.": generated,
     }
-    return [reason for reason, applies in reasons.items() if applies]
+    return [*(reason for reason, applies in reasons.items() if applies), *_unmet(models)]
+
+
+_NEVER = {
+    "f1": "no row has it as target or as answer",
+    "precision": "no row has it as answer",
+    "recall": "no row has it as target",
+}
+
+
+def _unmet(models: Mapping[str, Found]) -> list[str]:
+    """Which figures of which labels are missing: a sentence for each."""
+    missing = dict[str, list[str]]()
+    for name, found in models.items():
+        for metric, rows in found.items():
+            missing.setdefault(metric, []).extend(f"{name}/{row.seed}" for row in rows if row.value is None)
+    named = ((*metric.partition(":")[::2], names) for metric, names in missing.items() if names)
+    return [f"No {figure} of {label} for {', '.join(names)}: {_NEVER[figure]}." for figure, label, names in named if label]
 
 
 def _mean(rows: Iterable[MetricRow]) -> float | None:

@@ -1,13 +1,15 @@
 """The audit as tables: are the rationales any good, and whose words are they?"""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from kd.evaluation.overlap import TEXT, WORDS
 from kd.evaluation.plausibility import HARD, SOFT
+from kd.evaluation.sizes import GAP, SIZE
+from kd.reporting.rationale_table import Found, by_source
 from kd.reporting.tables import MISSING, Table, percent, teacher_near_chance
 from kd.rows import MetricRow
 
-AUDITED = (*HARD, *SOFT, *WORDS, *TEXT)
+AUDITED = (*SIZE, *HARD, *GAP, *SOFT, *WORDS, *TEXT)
 """The audit's measures over words; the others are in `kd.evaluation.metric_names`."""
 
 VOID = "void"
@@ -24,13 +26,12 @@ _COLUMNS = (
 )
 _PARTS = (_SOURCE, "explained", "words of", "options", "model")
 
-Found = Mapping[str, MetricRow]
 
-
-def audit_table(metrics: Sequence[MetricRow], reasons: Sequence[str]) -> Table:
-    """Faithfulness and plausibility of every source, in percent. `reasons` are sentences about what has no value."""
-    sources, is_void = _by_source(metrics), teacher_near_chance(metrics) is not None
-    lines = [line for source, found in sources.items() for line in _audited(source, found, is_void)]
+def audit_table(metrics: Sequence[MetricRow], reasons: Sequence[str], ranked: Collection[str] = ()) -> Table:
+    """Faithfulness and plausibility of every source, in percent. `reasons` are sentences about what has no value, `ranked` the
+    sources that rank words."""
+    sources, is_void = by_source(metrics), teacher_near_chance(metrics) is not None
+    lines = [line for source, found in sources.items() for line in _audited(source, found, source in ranked, is_void)]
     said = {
         "The rationales have not been audited: run audit.": not sources,
         "Void: the teacher is near chance, so what decides its answers says nothing. The numbers are in report.json.": sources
@@ -40,9 +41,8 @@ def audit_table(metrics: Sequence[MetricRow], reasons: Sequence[str]) -> Table:
     return Table("Audit of the rationales", _COLUMNS, lines, notes, left=frozenset({_SOURCE}))
 
 
-def _audited(source: str, found: Found, is_void: bool) -> Iterator[tuple[str, ...]]:
+def _audited(source: str, found: Found, ranked: bool, is_void: bool) -> Iterator[tuple[str, ...]]:
     """A line on the rationale, and one on the ranking of all words where the source has one."""
-    ranked = source == "attribution"
     asked = _count(found, "comprehensiveness:rationale")
     erased, kept = (_beside(found, f"{measure}:rationale", f"{measure}:rationale_random") for measure in _FALLS)
     hard = [_beside(found, name, f"{name}_chance") for name in ("token_f1", "iou_f1")]
@@ -60,26 +60,28 @@ def _audited(source: str, found: Found, is_void: bool) -> Iterator[tuple[str, ..
 _FALLS = ("comprehensiveness", "sufficiency")
 
 
-def overlap_table(metrics: Sequence[MetricRow]) -> Table:
-    """Whose words the rationales are made of, part by part; for sources that rank nothing only over all rows."""
-    sources, is_void = _by_source(metrics), teacher_near_chance(metrics) is not None
+def overlap_table(metrics: Sequence[MetricRow], ranked: Collection[str] = ()) -> Table:
+    """Whose words the rationales are made of, part by part; for sources that are not in `ranked` only over all rows."""
+    sources, is_void = by_source(metrics), teacher_near_chance(metrics) is not None
     lines = [
         line
         for source, found in sources.items()
-        for line in (*_words(source, found, is_void and source == "attribution"), *_texts(source, found))
+        for line in (*_words(source, found, source in ranked, is_void), *_texts(source, found))
     ]
     columns = (*_PARTS, "any / random / option", "first / random / option", "all / random / option", "whole", "rows")
     notes = [] if lines else ["No row has an answer whose words are part of its input, or nothing was audited."]
     return Table("Label overlap", columns, lines, notes, left=frozenset(_PARTS))
 
 
-def _words(source: str, found: Found, is_void: bool) -> Iterator[tuple[str, ...]]:
+def _words(source: str, found: Found, ranked: bool, is_void: bool) -> Iterator[tuple[str, ...]]:
     """Lines on words that were chosen, in the slices that have rows."""
     for part in _parts(found, "overlap_any"):
-        if source != "attribution" and not part.endswith("/all"):
+        if not ranked and not part.endswith("/all"):
             continue
         cells = [
-            VOID if is_void else _beside(found, f"{name}:{part}", f"{name}_chance:{part}", f"{name}_option_chance:{part}")
+            VOID
+            if is_void and ranked
+            else _beside(found, f"{name}:{part}", f"{name}_chance:{part}", f"{name}_option_chance:{part}")
             for name in ("overlap_any", "overlap_top1", "overlap_all")
         ]
         yield (source, *part.split("/"), *cells, MISSING, _count(found, f"overlap_any:{part}"))
@@ -97,14 +99,6 @@ def _texts(source: str, found: Found) -> Iterator[tuple[str, ...]]:
 def _parts(found: Found, name: str) -> list[str]:
     """The slices in which a measure has rows."""
     return [row.metric.removeprefix(f"{name}:") for row in found.values() if row.metric.startswith(f"{name}:") and row.n]
-
-
-def _by_source(metrics: Sequence[MetricRow]) -> dict[str, dict[str, MetricRow]]:
-    sources: dict[str, dict[str, MetricRow]] = {}
-    for row in metrics:
-        if row.stage == "audit" and row.subject == "rationales":
-            sources.setdefault(row.variant, {})[row.metric] = row
-    return sources
 
 
 def _beside(found: Found, metric: str, *controls: str) -> str:

@@ -168,4 +168,4 @@ def as_json(found: Comparisons | None) -> dict[str, Any]:
 
 def _verdict_json(verdict: Verdict) -> dict[str, Any]:
     named = {"comparison": verdict.comparison.model_dump(), "verdict": in_words(verdict)}
-    return asdict(verdict) | named | {"why_undetectable": verdict.why_undetectable}
+    return asdict(verdict) | named | {"shown": verdict.shown, "why_undetectable": verdict.why_undetectable}

@@ -6,7 +6,7 @@ It is made from plain data and may be made at any time: what is missing is a das
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ from kd.reporting.comparison_table import Comparisons, as_json, comparison_table
 from kd.reporting.cost_table import COSTS, Cost, cost_table
 from kd.reporting.heatmap import drawn
 from kd.reporting.plots import dot_plot
+from kd.reporting.rationale_table import LeftOut, rationale_table
 from kd.reporting.tables import (
     MISSING,
     Score,
@@ -34,7 +35,6 @@ from kd.reporting.tables import (
     chance_level,
     hundredfold,
     percent,
-    rationale_table,
     scores,
     stage_table,
     teacher_near_chance,
@@ -57,13 +57,15 @@ class Report:
 
     Args:
         name: the run's name.
-        metrics: a row per model, seed and metric (`Counts.metrics`), per source of rationales (`RationaleSums.metrics`),
-            and the chance level. Means over seeds are added here.
+        metrics: a row per model, seed and metric (`Counts.metrics`), per source of rationales (`AuditSums.metrics`), and the
+            chance level of each stage that has an accuracy. Means over seeds are added here.
         stages: title to manifest in the order of the run; None for a stage that is not complete.
         config: the resolved config.
         examples: rows to draw.
         baseline: the variant that learns from labels only, which the headline compares with; None where there is none.
         audit: why measures of the audit have no value, and what its gate says, in sentences.
+        ranked: the sources of rationales that rank words, as the teacher's attribution does.
+        left_out: how many rows say nothing about a measure of the audit.
         notes: sentences that a reader should know first, such as what kind of task this is.
         comparisons: what tests say of the differences between students; None where the config declares none.
         agreement: how far students look where their teacher looked.
@@ -78,6 +80,8 @@ class Report:
     baseline: str | None = None
     notes: Sequence[str] = ()
     audit: Sequence[str] = ()
+    ranked: frozenset[str] = frozenset()
+    left_out: LeftOut = field(default_factory=dict)
     comparisons: Comparisons | None = None
     agreement: Sequence[Looked] = ()
     costs: Sequence[Cost] = ()
@@ -94,11 +98,21 @@ class Report:
         return [comparison_table(self.comparisons), agreement_table(self.agreement, is_void), cost_table(self.costs)]
 
     @cached_property
+    def rationales(self) -> Table:
+        """How often each source of rationales touches the human evidence."""
+        return rationale_table(self.metrics, self.ranked, self.left_out)
+
+    @cached_property
     def tables(self) -> list[Table]:
         """Accuracy, answers, rationales, audit, label overlap, training, stages."""
-        of_rows = [accuracy_table(self.metrics), answer_table(self.metrics), rationale_table(self.metrics)]
-        of_rows += [audit_table(self.metrics, self.audit), overlap_table(self.metrics)]
+        of_rows = [accuracy_table(self.metrics), answer_table(self.metrics), self.rationales]
+        of_rows += [audit_table(self.metrics, self.audit, self.ranked), overlap_table(self.metrics, self.ranked)]
         return [*of_rows, training_table(self.stages), stage_table(self.stages)]
+
+    @cached_property
+    def table_notes(self) -> dict[str, list[str]]:
+        """What stands below each table, by its title: why a number is missing, and how others are to be read."""
+        return {table.title: list(table.notes) for table in (*self.tables, *self.beside_accuracy) if table.notes}
 
 
 # --- in words -----------------------------------------------------------------------------------------------------------
@@ -154,10 +168,13 @@ def warnings(report: Report) -> list[str]:
     teacher = teacher_near_chance(report.metrics)
     if teacher is None:
         return []
+    level = chance_level(report.metrics, teacher)
+    guessing = (
+        "where guessing gives " + percent(level) + "%" if level is not None else "whose answers are text that nobody guesses"
+    )
     return [
-        f"The teacher is near chance: {percent(teacher.value)}% of {teacher.n:,} rows, where guessing gives"
-        f" {percent(chance_level(report.metrics))}%. Its attributions explain answers that it does not know, so measures of them"
-        " are void, and so is a comparison of students that learn from them."
+        f"The teacher is near chance: {percent(teacher.value)}% of {teacher.n:,} rows, {guessing}. Its attributions explain"
+        " answers that it does not know, so measures of them are void, and so is a comparison of students that learn from them."
     ]
 
 
@@ -165,13 +182,16 @@ def warnings(report: Report) -> list[str]:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The content of report.json: `metrics` is a list of `MetricRow`; `measures` says of each what it means, by its name."""
+    """The content of report.json: `metrics` is a list of `MetricRow`; `measures` says of each what it means, by its name; why a
+    value is null stands in `audit`, in `comparisons` and, for the rest, in `table_notes`, by the title of the table."""
     return {
         "name": report.name,
         "headline": headline(report),
         "warnings": warnings(report),
         "notes": list(report.notes),
         "audit": list(report.audit),
+        "left_out": report.left_out,
+        "table_notes": report.table_notes,
         "metrics": [asdict(row) for row in report.all_metrics],
         "measures": {each.name: _explained(each) for each in (*METRICS.values(), *COMPARED, *AGREEMENT, *COSTS, *AUDITED)},
         "comparisons": as_json(report.comparisons),

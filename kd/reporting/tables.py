@@ -69,16 +69,21 @@ def _over_rows(rows: Iterable[MetricRow], metric: str) -> float | None:
     return Mean(sum((row.value or 0.0) * row.n for row in found), sum(row.n for row in found)).value
 
 
-def chance_level(metrics: Iterable[MetricRow]) -> float | None:
-    """The accuracy of guessing; None where there is nothing to guess from."""
-    return next((row.value for row in metrics if row.metric == "accuracy_chance"), None)
+def chance_level(metrics: Iterable[MetricRow], beside: MetricRow | None = None) -> float | None:
+    """The accuracy of guessing on the evaluated rows, or on those that another accuracy is of, which its stage and split say.
+
+    None where there is nothing to guess from.
+    """
+    levels = [row for row in metrics if row.metric == "accuracy_chance"]
+    if beside is None:
+        return next((row.value for row in levels if row.stage == "evaluate"), None)
+    return next((row.value for row in levels if (row.stage, row.split) == (beside.stage, beside.split)), None)
 
 
 def teacher_near_chance(metrics: Sequence[MetricRow]) -> MetricRow | None:
-    """The teacher's accuracy if it is near chance, of whichever stage measured it, else None."""
-    level = chance_level(metrics)
+    """The teacher's accuracy if it is near the chance level of the same rows, of whichever stage measured it, else None."""
     teachers = [row for row in metrics if row.subject == "teacher" and row.metric == "accuracy" and row.seed is not None]
-    return next((row for row in teachers if is_near_chance(row, level)), None)
+    return next((row for row in teachers if is_near_chance(row, chance_level(metrics, row))), None)
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------------
@@ -121,57 +126,6 @@ def _accuracy_notes(found: Sequence[Score], level: float | None) -> list[str]:
         "No chance level: no labelled row has a set of answers to guess from.": found and level is None,
     }
     return [reason for reason, applies in reasons.items() if applies]
-
-
-def rationale_table(metrics: Sequence[MetricRow]) -> Table:
-    """Each source of rationales: how often it touches the human evidence, beside the chance of doing so."""
-    groups: dict[str, dict[str, MetricRow]] = {}
-    for row in metrics:
-        if row.subject == "rationales":
-            groups.setdefault(row.variant, {})[row.metric] = row
-    void = "attribution" if teacher_near_chance(metrics) else None
-    without = [source for source, found in groups.items() if _value(found, "evidence_hit_rate") is None]
-    gap = groups.get("attribution", {}).get("completeness_gap_nats")
-    reasons = {
-        "There are no rationales yet: run rationalize.": not groups,
-        f"Completeness: scores miss the sum they should have by {_gap(gap)} on average.": gap is not None
-        and gap.value is not None,
-        f"No hit rate for {', '.join(without)}: the rows have no human evidence.": without,
-        "Void: the teacher is near chance, so what its attributions hit says nothing. The number is in report.json.": void
-        in groups,
-    }
-    return Table(
-        title="Rationales",
-        columns=("source", "hit %", "chance %", "words", "empty %", "rows", "with evidence"),
-        rows=[_rationale_line(source, found, source == void) for source, found in groups.items()],
-        notes=[reason for reason, applies in reasons.items() if applies],
-        left=frozenset({"source"}),
-    )
-
-
-def _rationale_line(source: str, found: Mapping[str, MetricRow], is_void: bool) -> tuple[str, ...]:
-    words = _value(found, "rationale_words")
-    return (
-        source,
-        "void" if is_void else percent(_value(found, "evidence_hit_rate")),
-        percent(_value(found, "evidence_hit_chance")),
-        MISSING if words is None else f"{words:.1f}",
-        percent(_value(found, "empty_rationale_rate")),
-        _count(found, "rationale_words"),
-        _count(found, "evidence_hit_rate"),
-    )
-
-
-def _gap(row: MetricRow | None) -> str:
-    return MISSING if row is None or row.value is None else f"{row.value:.3g} nats over {row.n:,} rows"
-
-
-def _value(found: Mapping[str, MetricRow], metric: str) -> float | None:
-    return found[metric].value if metric in found else None
-
-
-def _count(found: Mapping[str, MetricRow], metric: str) -> str:
-    return f"{found[metric].n:,}" if metric in found else MISSING
 
 
 def training_table(stages: Mapping[str, Manifest | None]) -> Table:
