@@ -42,6 +42,9 @@ CASES |= {
     "zero2-lora": {"zero_stage": 2} | LORA,
     "zero3-lora-offload": {"zero_stage": 3, "offload": "parameters"} | LORA,
 }
+DROPPING = {"zero1-dropout", "zero3-dropout"}
+"""Cases whose model drops out; the batch is cut for two workers, also where one takes all of it."""
+CASES |= {case: {"zero_stage": int(case[4]), "micro_batch_tokens": 1000, "cut_for_workers": 2} for case in sorted(DROPPING)}
 SPIKED = ["zero0", "zero1", "zero2", "zero3", "zero1-bfloat16", "zero3-bfloat16"]
 
 
@@ -195,10 +198,10 @@ def spike(case: str, queue: Queue, folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    with TemporaryDirectory() as corpus:
-        queue = tiny_queue(Path(corpus), SHORT)
+    with TemporaryDirectory() as corpus, TemporaryDirectory() as dropping:
+        queue, dropped = tiny_queue(Path(corpus), SHORT), tiny_queue(Path(dropping), SHORT, dropout=0.3)
         for case in CASES:
-            run(case, queue, folder)
+            run(case, dropped if case in DROPPING else queue, folder)
         for case in SPIKED if world() == 2 else []:
             spike(case, queue, folder)
     if world() == 2:
