@@ -3,7 +3,6 @@
 import math
 import pickle
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from kd.attribution.engine import Attribute, AttributionConfig, Engine
 from kd.attribution.methods import Case, Explanation, IntegratedGradients, MethodConfig, Occlusion, Saliency
-from kd.families.base import Reading
-from kd.families.text import Encoded
 from kd.loading import load, set_threads
 from kd.models import Loaded
 from kd.rows import Attribution, Row, RowError, Segment, Span, text_of
@@ -215,54 +212,6 @@ def test_the_order_of_rows_and_the_budget_change_no_score(models: dict[str, Load
     expected = {row.uid: row.scores for row in attribute(models["t5"], rows)}
     for row in attribute(models["t5"], rows[::-1], batch_tokens=60):
         assert row.scores == pytest.approx(expected[row.uid], abs=1e-5)
-
-
-@pytest.mark.parametrize("method", METHODS, ids=str)
-def test_what_runs_out_of_memory_is_halved_and_gives_the_same_scores(
-    models: dict[str, Loaded], method: MethodConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows, family = tiny.examples(), tiny.family(models["t5"])
-    expected = attribute(models["t5"], rows, method=method)
-    sizes: list[int] = []
-    read = family.read
-
-    def short_of_memory(batch: Sequence[Encoded], differentiable: bool = False) -> Reading:
-        sizes.append(len(batch))
-        if len(batch) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return read(batch, differentiable)
-
-    monkeypatch.setattr(family, "read", short_of_memory)
-    found = Engine(AttributionConfig(method=method), family).attribute(rows, Counter())
-    assert sizes[0] == 6
-    assert sum(size for size in sizes if size <= 2) == 6
-    for one, other in zip(found, expected, strict=True):
-        assert isinstance(one, Attribution)
-        assert one.scores == pytest.approx(other.scores, abs=1e-5)
-
-
-@pytest.mark.parametrize("method", [IntegratedGradients(n_steps=8), Occlusion()], ids=lambda method: method.type)
-@pytest.mark.parametrize("count", [6, 1], ids=["a batch", "a row"])
-def test_versions_of_a_row_that_run_out_of_memory_are_taken_fewer_at_once_and_give_the_same_scores(
-    models: dict[str, Loaded], method: MethodConfig, count: int
-) -> None:
-    rows, taken = tiny.examples()[:count], list[int]()
-    expected = attribute(models["t5"], rows, method=method)
-
-    def short_of_memory(_: object, args: object, given: dict[str, torch.Tensor]) -> None:
-        taken.append(len(given["inputs_embeds"]))
-        if taken[-1] > count:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    hook = models["t5"].model.get_encoder().register_forward_pre_hook(short_of_memory, with_kwargs=True)
-    try:
-        found = attribute(models["t5"], rows, method=method)
-    finally:
-        hook.remove()
-    assert max(taken) > count
-    for one, other in zip(found, expected, strict=True):
-        assert one.scores == pytest.approx(other.scores, abs=1e-5)
-        assert one.completeness_gap == pytest.approx(other.completeness_gap, abs=1e-5)
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------
