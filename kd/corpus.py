@@ -12,81 +12,21 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC
-from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from fsspec.implementations.arrow import ArrowFSWrapper  # type: ignore[import-untyped]
 
 from kd.errors import InputError
 from kd.manifests import digest
+from kd.places import Place
 from kd.tasks.base import TaskConfig
 
 FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}
 PROBED_RECORDS = 100
 LONGEST_CELL = 2**31 - 1
-
-
-class Found(NamedTuple):
-    """What a listing says of a file: its size, and when it was changed, in UTC; None where the file system does not say."""
-
-    size_bytes: int
-    modified: str | None
-
-
-@dataclass(frozen=True)
-class Place:
-    """A folder on any file system: a local path, `s3://`, `gs://`, or `hf://datasets/OWNER/NAME/...`."""
-
-    root: str
-
-    @cached_property
-    def where(self) -> tuple[pafs.FileSystem, str]:
-        """The file system, and the folder's path in it."""
-        if self.root.startswith("hf://"):
-            from huggingface_hub import HfFileSystem
-
-            return pafs.PyFileSystem(pafs.FSSpecHandler(HfFileSystem())), self.root.removeprefix("hf://").rstrip("/")
-        if "://" not in self.root:
-            return pafs.LocalFileSystem(), str(Path(self.root).absolute())
-        try:
-            filesystem, base = pafs.FileSystem.from_uri(self.root)
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot open {self.root}: expected a local path, s3://, gs:// or hf://; {error}") from error
-        return filesystem, base.rstrip("/")
-
-    def __getstate__(self) -> dict[str, str]:
-        return {"root": self.root}
-
-    def exists(self) -> bool:
-        """Whether there is such a folder. Raises InputError if its file system does not answer."""
-        filesystem, base = self.where
-        with self._answering():
-            return bool(filesystem.get_file_info(base).type != pafs.FileType.NotFound)
-
-    def glob(self, pattern: str) -> dict[str, Found | None]:
-        """Paths that match a pattern below the folder, and what is said of each; None for a folder. Raises like `exists`."""
-        filesystem, base = self.where
-        with self._answering():
-            found = ArrowFSWrapper(filesystem).glob(f"{base}/{pattern}", detail=True)
-        return {path: _said(info) if info["type"] == "file" else None for path, info in found.items()}
-
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        """What a file system says where it cannot be asked. The hub's client has errors of its own beside OSError."""
-        refusals: tuple[type[Exception], ...] = (OSError,)
-        if self.root.startswith("hf://"):
-            from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
-            refusals += (HTTPError, ValueError)
-        try:
-            yield
-        except refusals as error:
-            raise InputError(f"cannot list {self.root}: {error}; check the path, the network and the credentials") from error
 
 
 @dataclass(frozen=True)
@@ -236,11 +176,6 @@ def _readable(file: SourceFile) -> Iterator[None]:
         raise InputError(
             f"cannot read {file.path} as {file.format}: {error}; mend it, or move it out of the corpus, or set its format"
         ) from error
-
-
-def _said(info: Mapping[str, Any]) -> Found:
-    modified = info["mtime"]
-    return Found(info["size"], modified and modified.astimezone(UTC).isoformat(timespec="microseconds"))
 
 
 def _format_of(name: str, wanted: str, owner: str) -> str:

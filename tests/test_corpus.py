@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kd.corpus import Place, decoded, find, find_splits, is_there
+from kd.corpus import decoded, find, find_splits, is_there
 from kd.errors import InputError
 from kd.examples import as_example
+from kd.places import Place
 from kd.tasks.svamp import Svamp
 
 Records = Sequence[dict[str, Any]]

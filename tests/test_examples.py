@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from kd.attempts import begin_attempt
-from kd.corpus import Place as Folder
 from kd.corpus import Source, SourceFile
 from kd.errors import InputError, StageError, StoreError
 from kd.examples import Place, Stream, Written, as_example, check_complete, uid_of
 from kd.manifests import Shard
+from kd.places import Place as Folder
 from kd.rows import Example
 from kd.side import attach, find_side, side_table
 from kd.store import Store

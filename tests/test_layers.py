@@ -15,6 +15,7 @@ LAYERS = [
     (
         "kd.tasks",
         "kd.agreement_rows",
+        "kd.places",
         "kd.corpus",
         "kd.examples",
         "kd.uids",
@@ -63,7 +64,7 @@ LIBRARIES = {
         "kd.deepspeed_engine",
     ),
     "datasets": ("kd.tasks", "kd.store", "kd.training"),
-    "pyarrow": ("kd.arrow", "kd.store", "kd.refusals", "kd.corpus", "kd.ray_data", "kd.ray_corpus"),
+    "pyarrow": ("kd.arrow", "kd.store", "kd.refusals", "kd.places", "kd.corpus", "kd.ray_data", "kd.ray_corpus"),
     "tensorboardX": ("kd.training.events",),
     "pandas": (),
 }
