@@ -52,7 +52,7 @@ class DeepSpeedEngine:
         self.module = model
         self._parameters = list(model.parameters())
         self.config = config
-        self._deepspeed = _import_deepspeed(device)
+        self._deepspeed = import_deepspeed(device)
         self._copy = self._whole_copy(model) if config.zero_stage == 3 else None
         self._optimizer = adamw(model, config)
         self._hyperparameters = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
@@ -173,7 +173,7 @@ def _make_universal(folder: Path) -> None:
         raise StoreError(f"cannot cut a checkpoint anew in {folder}: {error}; check the free space there") from error
 
 
-def _import_deepspeed(device: str) -> Any:
+def import_deepspeed(device: str) -> Any:
     """DeepSpeed, which decides on the accelerator when it is imported."""
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"

@@ -1,6 +1,7 @@
 """What every worker of a Ray Train group does: the runs of a queue, one after the other, with DeepSpeed."""
 
 import gc
+import importlib
 import tempfile
 import time
 from itertools import count
@@ -11,7 +12,7 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
-from kd.deepspeed_engine import DeepSpeedEngine
+from kd.deepspeed_engine import DeepSpeedEngine, import_deepspeed
 from kd.errors import Overtaken, StageError, StoreError, UserError
 from kd.training.checkpoints import Checkpoints
 from kd.training.progress import ProgressFile
@@ -44,6 +45,7 @@ def work(settings: dict[str, Any]) -> None:
         Watchdog(queue.training.step_timeout_s, rank(), lambda beat: roster.beat.remote(group, beat)) as watch,
         tempfile.TemporaryDirectory(prefix="kd-features-") as cache,
     ):
+        _load_libraries(queue.device)
         features = _of_this_node(Path(cache))
         for before in range(RUNS_PER_GROUP_AT_STAGE_3) if queue.training.zero_stage == 3 else count():
             position: int | None = by_first(lambda: _told(roster.take.remote(group)))
@@ -62,12 +64,14 @@ def work(settings: dict[str, Any]) -> None:
             if rank() == 0:
                 time.sleep(PAUSE_S if end.again else 0.0)
                 _told(roster.ended.remote(group, end))
-            if not before:
-                _keep_what_is_loaded()
 
 
-def _keep_what_is_loaded() -> None:
-    """What the first run has imported stays for good: no collection looks through it again, a third of a second each time."""
+def _load_libraries(device: str) -> None:
+    """Import what every run needs. It stays for good: no collection of garbage looks through it again, a third of a second each
+    time.
+    """
+    import_deepspeed(device)
+    importlib.import_module("transformers.modeling_utils")
     gc.collect()
     gc.freeze()
 

@@ -96,6 +96,12 @@ def test_workers_compute_alike(world: int, budget: int) -> None:
     assert max(loads) < 1.1 * sum(loads) / world
 
 
+def test_workers_that_meet_at_the_end_of_a_step_change_micro_batches_until_they_have_the_same_work() -> None:
+    sizes = [(tokens, 1) for tokens in (20, 13, 12, 10, 9, 1)]
+    shares = list(zip(*deal(sizes, 1, 2, in_step=False), strict=True))
+    assert sorted(sum(sizes[index][0] for each in share for index in each.group) for share in shares) == [32, 33]
+
+
 @pytest.mark.parametrize("budget", [1024, 2048, 4096])
 def test_workers_that_do_not_wait_in_every_pass_are_done_no_later(budget: int) -> None:
     sizes = batch()

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from kd.deepspeed_engine import _import_deepspeed
+from kd.deepspeed_engine import import_deepspeed
 from kd.training.config import LoopConfig
 from kd.training.deepspeed import deepspeed_json
 
@@ -96,7 +96,7 @@ class Asked(dict[str, Any]):
 
 def known(settings: dict[str, Any]) -> set[str]:
     """The keys that DeepSpeed asks these settings for, and the fields of its models of them."""
-    _import_deepspeed("cpu")
+    import_deepspeed("cpu")
     from deepspeed.runtime.config import _REMOVED_TOP_LEVEL_CONFIG_KEYS, _REMOVED_ZERO_CONFIG_KEYS, DeepSpeedConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig

@@ -53,11 +53,11 @@ def deal(
     """
     meant = cut_for or world
     time = _time_of(sizes, in_step)
-    groups = min(_ways(sizes, budget_tokens, meant), key=lambda groups: time(_dealt(groups, sizes, meant)))
-    return _dealt(groups, sizes, world)
+    groups = min(_ways(sizes, budget_tokens, meant), key=lambda groups: time(_dealt(groups, sizes, meant, in_step)))
+    return _dealt(groups, sizes, world, in_step)
 
 
-def _dealt(groups: Sequence[Group], sizes: Sizes, world: int) -> list[list[MicroBatch]]:
+def _dealt(groups: Sequence[Group], sizes: Sizes, world: int, in_step: bool) -> list[list[MicroBatch]]:
     """Groups, the largest first, as passes of one for each worker."""
     missing = -len(groups) % world
     numbered = [MicroBatch(number, group) for number, group in enumerate([*groups, *([] for _ in range(missing))])]
@@ -67,7 +67,27 @@ def _dealt(groups: Sequence[Group], sizes: Sizes, world: int) -> list[list[Micro
         dealt = dict(zip(least_loaded, numbered[start : start + world], strict=True))
         passes.append([dealt[rank] for rank in range(world)])
         loads = [load + work(dealt[rank].group, sizes) for rank, load in enumerate(loads)]
-    return passes
+    return passes if in_step else _evened(passes, sizes)
+
+
+def _evened(passes: Sequence[Sequence[MicroBatch]], sizes: Sizes) -> list[list[MicroBatch]]:
+    """The passes after the busiest worker has changed micro-batches for smaller ones of the least busy, one at a time, as long
+    as the busier of both has less to do then.
+    """
+    shares = [list(share) for share in zip(*passes, strict=True)]
+    while True:
+        loads = [sum(work(each.group, sizes) for each in share) for share in shares]
+        gives, takes = shares[loads.index(max(loads))], shares[loads.index(min(loads))]
+        gap = max(loads) - min(loads)
+        moved = {
+            (mine, other): work(gives[mine].group, sizes) - work(takes[other].group, sizes)
+            for mine, other in itertools.product(range(len(passes)), repeat=2)
+        }
+        useful = [places for places, less in moved.items() if 0 < less < gap]
+        if not useful:
+            return [list(dealt) for dealt in zip(*shares, strict=True)]
+        mine, other = min(useful, key=lambda places: abs(gap - 2 * moved[places]))
+        gives[mine], takes[other] = takes[other], gives[mine]
 
 
 def _time_of(sizes: Sizes, in_step: bool) -> Callable[[list[list[MicroBatch]]], float]:
