@@ -81,6 +81,7 @@ def attributed(row: Example, parts: Parts) -> Attribution:
         explained="gold",
         explained_answer=row.target,
         generated=row.target,
+        generated_cut=False,
         ranked=row.target,
         choice_logprobs=[-0.1, -2.4],
         target_logprob=-0.1,

@@ -34,9 +34,9 @@ class AuditFindings:
     def metrics(self) -> list[MetricRow]:
         """Faithfulness, plausibility and label overlap of every source, and the teacher's accuracy on what it explained."""
         rows = [row for name in self._works.sources for row in self._of(name)]
-        if self._teacher is None:
+        if not self._answers:
             return rows
-        return [*rows, self._teacher, *chance_metrics(self._chance, self._about(CHANCE, CHANCE, 0))]
+        return [*rows, *self._answers, *chance_metrics(self._chance, self._about(CHANCE, CHANCE, 0))]
 
     @property
     def ranked(self) -> frozenset[str]:
@@ -115,10 +115,14 @@ class AuditFindings:
         return nulls | self._asked[name].nulls()
 
     @cached_property
+    def _answers(self) -> list[MetricRow]:
+        """The teacher's accuracy on the measured rows, which are the same for every source, and what belongs beside it."""
+        sums = next(iter(self._measured.values()), AuditSums())
+        return sums.teacher(self._about(TEACHER, TEACHER, 0))
+
+    @property
     def _teacher(self) -> MetricRow | None:
-        """The teacher's accuracy on the measured rows, which are the same for every source."""
-        sums = next(iter(self._measured.values()), None)
-        return sums.teacher(self._about(TEACHER, TEACHER, 0)) if sums and sums.right.count else None
+        return next((row for row in self._answers if row.metric == "accuracy"), None)
 
     @property
     def _chance(self) -> Mean:

@@ -13,6 +13,7 @@ from jobs.comparisons import compared
 from jobs.costs import costs
 from jobs.slices import first_rows, spread_rows
 from jobs.teacher_wiring import EXAMPLES, TEACHER
+from jobs.training_lines import validated
 from jobs.wiring import Wiring
 from kd.errors import StageError
 from kd.evaluation.answer_sums import COLUMNS, AnswerSums, answer_sums
@@ -75,7 +76,7 @@ class Findings:
         level = chance(self._sample(EXAMPLES, self.wiring.examples.shards_of("validation"), Example))
         about = About(TEACHER, "teach", TEACHER, 0, self.wiring.config.task.task, "validation")
         row = about.row("accuracy", share, rows, wilson(round(share * rows), rows))
-        text = f"the teacher's validation accuracy is {share:.1%} of {rows:,} rows"
+        text = f"the teacher's validation accuracy is {validated(figures)} of {rows:,} rows"
         if level.value is not None:
             text += f", chance is {level.value:.1%}"
         if is_near_chance(row, level.value):

@@ -1,7 +1,7 @@
 """What a person sees of training: one line per run while it goes on, and one that stays when it is over."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -105,7 +105,7 @@ class TrainingLines:
 
 
 def _figures(progress: Progress) -> Iterator[str]:
-    """The loss, its terms where there are several, and the validation accuracy, as far as they are known."""
+    """The loss, its terms where there are several, and the validation's figures, as far as they are known."""
     figures = progress.figures
     terms = [f"{name.removeprefix('loss_')} {value:.3f}" for name, value in figures.items() if name.startswith("loss_")]
     if "loss" in figures:
@@ -113,16 +113,22 @@ def _figures(progress: Progress) -> Iterator[str]:
     elif terms:
         yield f"loss {', '.join(terms)}"
     if "validation_accuracy" in figures:
-        yield f"validation {figures['validation_accuracy']:.1%}"
+        yield f"validation {validated(figures)}"
 
 
 def _outcome(manifest: Manifest) -> str:
     figures = manifest.figures
     if figures["validation_accuracy"] is None:
         return "not validated"
-    best = f"best on validation {figures['validation_accuracy']:.1%}, at step {figures['best_step']:,}"
-    last = f"; {figures['last_validation_accuracy']:.1%} at the last, {figures['last_step']:,}"
+    best = f"best on validation {validated(figures)}, at step {figures['best_step']:,}"
+    last = f"; {validated(figures, 'last_')} at the last, {figures['last_step']:,}"
     return best if figures["last_step"] == figures["best_step"] else best + last
+
+
+def validated(figures: Mapping[str, float | str | None], which: str = "") -> str:
+    """A validation's accuracy, and beside it how many answers could be read and how many were cut at the length limit."""
+    shares = (figures[f"{which}validation_{name}"] for name in ("accuracy", "parse_rate", "truncation_rate"))
+    return "{:.1%} ({:.1%} parsed, {:.1%} cut)".format(*shares)
 
 
 def _early(progress: Progress) -> str:

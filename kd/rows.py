@@ -109,10 +109,11 @@ class Attribution(Example):
     """An example with the teacher's answers and one raw score per input token of a segment.
 
     `explained` says which answer was explained; `explained_answer` is its text. `generated` is the teacher's greedy
-    answer, `ranked` the most probable entry of the label set (null where there is none), `choice_logprobs` the
-    log-probability of every entry in nats. `target_logprob` is that of the explained answer: of a model that writes, the
-    number that `scores` are about; of a classifier they are about the logit. `completeness_gap` is the error of methods that
-    claim completeness, else null. `scores` are as the method gave them. `fold` names the teacher's fold, 0 where there is one
+    answer, `generated_cut` whether it met the length limit; `ranked` is the most probable entry of the label set (null where
+    there is none), `choice_logprobs` the log-probability of every entry in nats. `target_logprob` is that of the explained
+    answer: of a model that writes, the number that `scores` are about; of a classifier they are about the logit.
+    `completeness_gap` is the error of methods that claim completeness, else null. `scores` are as the method gave them. `fold`
+    names the teacher's fold, 0 where there is one
     teacher.
     """
 
@@ -121,6 +122,7 @@ class Attribution(Example):
     explained: str
     explained_answer: str | None
     generated: str | None
+    generated_cut: bool | None
     ranked: str | None
     choice_logprobs: list[float]
     target_logprob: float | None

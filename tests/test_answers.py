@@ -7,12 +7,16 @@ from collections import Counter
 import pytest
 
 from kd.evaluation.answers import Answerer
+from kd.families.opening import load_family
 from kd.models import ModelSource
 from kd.rows import Example, RowError, Segment
 from kd.shards import count
 from kd.tasks.svamp import Svamp
+from kd.training.engine import TorchEngine
+from kd.training.validation import open_validation
 from tests import tiny
 from tests.tiny_answers import LEARNT, TOY, answered, outcome, question, recipe
+from tests.tiny_runs import SHORT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,6 +84,25 @@ def test_an_equation_is_right_by_its_value_and_half_an_equation_is_unparsed(stud
     svamp = Svamp(path="nowhere")
     assert outcome(answered(student, question("two and two", "8 / 2"), svamp)) == ("( 2 + 2 )", "ok", True)
     assert outcome(answered(student, question("is it blue", "8 / 2"), svamp, "say: ")) == (None, "unparsed", False)
+
+
+def test_validation_while_training_counts_answers_as_evaluation_does(student: ModelSource) -> None:
+    rows = [
+        question("is it red", "yes", ("yes", "no")),
+        question("is it blue", "yes", ("yes", "no")),
+        question("is it red", "maybe", ("maybe", "never")),
+        question("is it late", "yes"),
+        question("two and two", "( 2 + 2 )"),
+    ]
+    family = load_family(student, "cpu", 1)
+    validation = open_validation(rows, family, "", TOY.judge, 4096, rank=0, world=1)
+    assert validation is not None
+    engine = TorchEngine(family.model, SHORT, "cpu")
+    with engine.whole():
+        score = validation.score(engine, family)
+    made = Counter(prediction.status for prediction in (answered(student, row) for row in rows))
+    assert made == {"ok": 3, "unparsed": 1, "truncated": 1}
+    assert (score.accuracy, score.parse_rate, score.truncation_rate) == (2 / 5, 3 / 5, 1 / 5)
 
 
 # --- the stage ------------------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_a_text_that_met_the_length_limit_is_no_label_whatever_it_reads_like(mod
         ([*said[:-1], *[models["pair"].tokenizer.pad_token_id] * 8], "coffee cake", 0),
     ):
         (found,) = attribute(steered(models["pair"], answer), [row])
-        assert found.generated == generated
+        assert (found.generated, found.generated_cut) == (generated, not right)
         assert found.tally().count("generated_right") == right
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import eq
 
 import pytest
@@ -53,8 +54,8 @@ def test_a_teacher_that_looks_at_the_planted_cue_alone_has_every_known_value() -
     assert found["token_f1_chance"].value == pytest.approx(sum(1 / n for n in candidates) / 200)
     assert found["overlap_any:gold/gold/in/all"].value == 0, "a cue is no word of an answer"
     right = sum(row.label_set[0] == row.target for row in rows)  # the made-up teacher answers the first option
-    assert (sums.right.total, sums.right.count, sums.chance.value) == (right, 200, 0.25)
-    assert sums.teacher(TEACHER).value == right / 200
+    assert (sums.answers.correct, sums.answers.labelled, sums.chance.value) == (right, 200, 0.25)
+    assert sums.teacher(TEACHER)[0].value == right / 200
     assert found["overlap_any:gold/gold/out/right"].n == right
     assert found["overlap_any:gold/gold/out/wrong"].n == 200 - right
 
@@ -125,7 +126,21 @@ def test_the_task_says_whether_an_answer_is_right(judge: Judge, answer: str, lab
     row = rationale_row(("question", "the capital"), target=label, ranked=answer, llm=("It is known.", answer))
     (one,) = measured([row], of_words(judge))
     assert (one.teacher_right, one.llm_right) == (bool(right), bool(right))
-    assert audit_sums([one]).teacher(TEACHER).value == right
+    accuracy, parsed, cut = audit_sums([one]).teacher(TEACHER)
+    assert (accuracy.value, parsed.value, cut.value) == (right, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("written", "is_cut", "status"), [("( 84 / 2 )", False, "ok"), ("84 /", False, "unparsed"), ("84", True, "truncated")]
+)
+def test_beside_the_teachers_accuracy_stands_how_many_of_its_own_answers_are_none(
+    written: str, is_cut: bool, status: str
+) -> None:
+    asked = rationale_row(("question", "how many"), target="( 84.0 / 2.0 )", ranked=None)
+    found = measured([replace(asked, generated=written, generated_cut=is_cut)], of_words(Svamp().judge))
+    assert found[0].teacher_status == status
+    figures = {row.metric: row.value for row in audit_sums(found).teacher(TEACHER)}
+    assert figures == {"accuracy": status == "ok", "parse_rate": status == "ok", "truncation_rate": status == "truncated"}
 
 
 def test_without_evidence_plausibility_is_null_with_the_reason_and_the_rest_comes_out() -> None:
@@ -136,7 +151,7 @@ def test_without_evidence_plausibility_is_null_with_the_reason_and_the_rest_come
     found = by_metric(sums)
     assert found["token_f1"].value is None
     assert found["overlap_any:gold/gold/in/all"].value == 1
-    assert (sums.right.count, sums.chance.value) == (0, 0.5), "no own answer of the teacher is known"
+    assert (sums.answers.labelled, sums.chance.value) == (0, 0.5), "no own answer of the teacher is known"
 
 
 def test_an_answer_that_is_no_part_of_the_input_leaves_label_overlap_null_with_the_reason() -> None:

@@ -50,7 +50,7 @@ def timing(step: int) -> dict[str, float]:
 
 def test_the_points_are_those_of_the_history(tmp_path: Path) -> None:
     store, state = Store.at(str(tmp_path)), State(step=20)
-    state.history = [entry(10, 1.0), entry(20, None, validation_accuracy=0.75, validation_loss=0.25)]
+    state.history = [entry(10, 1.0), entry(20, None, validation_accuracy=0.75, validation_parse_rate=0.5, validation_loss=0.25)]
     state.timings = [timing(10), timing(20)]
     EventFile(store, "students/words/0", TERMS).publish(state)
     first, second = read_events(store, "students/words/0")
@@ -58,7 +58,7 @@ def test_the_points_are_those_of_the_history(tmp_path: Path) -> None:
     speeds = {"speed/tokens_per_s": 15.0, "speed/padding_frac": 0.25, "speed/waiting_frac": 0.25}
     common = {"loss/rationale": 2.0, "gradient_norm": 3.0, "learning_rate": 0.5} | speeds
     assert points(first) == common | {"loss/label": 1.0, "loss_total": 0.25 * 1.0 + 0.75 * 2.0}
-    assert points(second) == common | {"validation/accuracy": 0.75, "validation/loss": 0.25}
+    assert points(second) == common | {"validation/accuracy": 0.75, "validation/parse_rate": 0.5, "validation/loss": 0.25}
 
 
 def test_a_file_that_grows_is_the_file_that_is_written_at_once(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_trained_run_has_its_curves_its_timings_and_its_progress(tmp_path: Pat
             expected = {f"loss/{name}": loss for name, loss in logged["loss"].items()}
             expected |= {"gradient_norm": logged["gradient_norm"], "learning_rate": logged["learning_rate"]}
             keys = [key for key in logged if key.startswith("validation_")]
-            expected |= {key.replace("_", "/"): logged[key] for key in keys}
+            expected |= {key.replace("_", "/", 1): logged[key] for key in keys}
             assert {tag: points(event)[tag] for tag in expected} == pytest.approx(expected, rel=1e-6)
             assert 0 <= points(event)["speed/padding_frac"] < 1
             assert 0 < points(event)["speed/waiting_frac"] < 1

@@ -17,6 +17,7 @@ from jobs.wiring import Wiring
 from kd.config import Config
 from kd.rows import Example
 from kd.store import Store
+from kd.training.validation import Score, named
 from tests.mini import TINY, alone, mini_config, plain, prepared, studied, taught, write_mini
 
 
@@ -137,7 +138,8 @@ def validated(done: Wiring, folder: Path, accuracy: float | None, rows: int) -> 
     manifest = store.manifest(TEACHER)
     assert manifest is not None
     assert manifest.figures["validation_rows"] == 10
-    figures = {**manifest.figures, "validation_accuracy": accuracy, "validation_rows": rows}
+    score = None if accuracy is None else Score(accuracy, 1.0, parse_rate=0.875, truncation_rate=0.125)
+    figures = {**manifest.figures, **named(score), "validation_rows": rows}
     store.publish_manifest(TEACHER, replace(manifest, figures=figures))
     return Wiring(done.config, store)
 
@@ -150,7 +152,10 @@ def test_a_teacher_is_near_chance_by_the_interval_of_the_rows_that_were_scored(
     done: Wiring, tmp_path: Path, accuracy: float, rows: int, is_near: bool
 ) -> None:
     verdict = Findings(validated(done, tmp_path, accuracy, rows)).teacher_verdict()
-    assert f"the teacher's validation accuracy is {accuracy:.1%} of {rows:,} rows, chance is 25.0%" in verdict
+    assert (
+        f"the teacher's validation accuracy is {accuracy:.1%} (87.5% parsed, 12.5% cut) of {rows:,} rows, chance is 25.0%"
+        in verdict
+    )
     assert verdict.startswith("WARNING") == is_near
 
 

@@ -23,7 +23,7 @@ from kd.training.runs import MODEL, Queue, trained
 from kd.training.session import train_here
 from kd.training.validation import Score, sample
 from tests import tiny
-from tests.tiny_runs import SHORT, history, tiny_queue, trainer
+from tests.tiny_runs import SHORT, history, score_of, tiny_queue, trainer
 
 torch.set_num_threads(1)  # more than there is to do, and other tests run beside these
 LONG = SHORT.model_copy(update={"steps": 60, "eval_every_steps": 20, "log_every_steps": 10})
@@ -79,11 +79,7 @@ def test_the_best_step_is_exported_for_plain_transformers(tmp_path: Path) -> Non
     queue = tiny_queue(tmp_path, LONG)
     train_here(queue)
     folder, manifest = trained(queue.store, queue.items[0].run, LONG)
-    scores = {
-        entry["step"]: Score(entry["validation_accuracy"], entry["validation_loss"])
-        for entry in history(queue)
-        if "validation_accuracy" in entry
-    }
+    scores = {entry["step"]: score_of(entry) for entry in history(queue) if "validation_accuracy" in entry}
     best = scores[manifest.figures["best_step"]]
     assert sorted(scores) == [20, 40, 60]
     assert not any(score.beats(best) for score in scores.values())
@@ -271,10 +267,13 @@ def test_the_plain_engine_says_what_it_cannot_do(change: dict[str, Any]) -> None
 
 
 def test_accuracy_decides_and_the_loss_breaks_ties() -> None:
-    assert Score(0.5, 9.0).beats(None)
-    assert Score(0.6, 9.0).beats(Score(0.5, 1.0))
-    assert Score(0.5, 0.9).beats(Score(0.5, 1.0))
-    assert not Score(0.5, 1.0).beats(Score(0.5, 1.0))
+    def score(accuracy: float, loss_nats: float) -> Score:
+        return Score(accuracy, loss_nats, parse_rate=1.0, truncation_rate=0.0)
+
+    assert score(0.5, 9.0).beats(None)
+    assert score(0.6, 9.0).beats(score(0.5, 1.0))
+    assert score(0.5, 0.9).beats(score(0.5, 1.0))
+    assert not score(0.5, 1.0).beats(score(0.5, 1.0))
 
 
 def test_the_validation_sample_is_the_same_every_time_and_bounded(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def attributed(example: Example, config: RationalesConfig, look: Look) -> Ration
         explained="gold",
         explained_answer=example.target,
         generated=own,
+        generated_cut=False,
         ranked=own,
         choice_logprobs=[],
         target_logprob=None,

@@ -48,6 +48,7 @@ def attributed(segments: list[Segment], scores: list[float], uid: str = "r1", ll
         explained="gold",
         explained_answer="bank",
         generated="bank",
+        generated_cut=False,
         ranked="bank",
         choice_logprobs=[-0.1, -2.0],
         target_logprob=-0.1,

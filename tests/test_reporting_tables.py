@@ -16,6 +16,7 @@ from kd.reporting.tables import (
     terminal_table,
     training_table,
 )
+from kd.training.validation import Score, named
 from tests.tiny_reports import FULL, answers, manifest, rationales, unlabelled
 
 
@@ -105,13 +106,14 @@ def test_markdown_cells_cannot_break_the_table() -> None:
 
 
 def test_a_run_shows_its_best_step_and_its_last_one() -> None:
-    scores = {"best_step": 40, "validation_accuracy": 0.75, "validation_loss": 0.5}
-    last = {"last_step": 60, "last_validation_accuracy": 1.0, "last_validation_loss": 0.75, "trained_parameters": 3072}
+    scores = {"best_step": 40, **named(Score(0.75, 0.5, parse_rate=0.875, truncation_rate=0.125))}
+    newest = named(Score(1.0, 0.75, parse_rate=1.0, truncation_rate=0.0))
+    last = {"last_step": 60, **{f"last_{name}": value for name, value in newest.items()}, "trained_parameters": 3072}
     unscored = dict.fromkeys({**scores, **last}) | {"best_step": 6, "last_step": 6, "trained_parameters": 10}
     runs = {"teach": manifest(figures=scores | last), "train a/0": manifest(figures=unscored), "prepare": manifest()}
     table = training_table(runs)
-    assert table.rows[0] == ("teach", "40", "75.0", "0.5", "60", "100.0", "0.75", "3,072")
-    assert table.rows[1] == ("train a/0", "6", "–", "–", "6", "–", "–", "10")
+    assert table.rows[0] == ("teach", "40", "75.0", "87.5", "12.5", "0.5", "60", "100.0", "100.0", "0.0", "0.75", "3,072")
+    assert table.rows[1] == ("train a/0", "6", *["–"] * 4, "6", *["–"] * 4, "10")
     assert len(table.rows) == 2
     assert table.notes == ["Not validated, so the last step is kept: train a/0."]
     assert training_table({"train": None}).notes == ["Nothing has been trained."]

@@ -39,6 +39,7 @@ def attribution(uid: str = "a", **changes: object) -> Attribution:
         "explained": "gold",
         "explained_answer": "home",
         "generated": "home",
+        "generated_cut": False,
         "ranked": "home",
         "choice_logprobs": [-0.25, -2.0],
         "target_logprob": -0.25,

@@ -15,7 +15,7 @@ from kd.training.progress import read_runs
 from kd.training.runs import LAST_MODEL, MODEL, Queue
 from kd.training.session import train_here
 from kd.training.validation import Score
-from tests.tiny_runs import SHORT, history, tiny_queue, trainer
+from tests.tiny_runs import SHORT, history, score_of, tiny_queue, trainer
 
 torch.set_num_threads(1)
 # It learns the label at once, and then a high learning rate drives it back and forth.
@@ -35,7 +35,7 @@ def trained(folder: Path, **changes: Any) -> tuple[Queue, Manifest]:
 
 
 def scores(queue: Queue) -> dict[int, Score]:
-    return {entry["step"]: Score(entry["validation_accuracy"], entry["validation_loss"]) for entry in history(queue)}
+    return {entry["step"]: score_of(entry) for entry in history(queue)}
 
 
 def expected_stop(found: dict[int, Score], patience: int) -> tuple[int, int]:

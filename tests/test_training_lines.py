@@ -17,6 +17,7 @@ from kd.training.progress import ProgressFile
 from kd.training.roster import End, Roster
 from kd.training.runs import FAILURE, Failure, Queue
 from kd.training.session import begin, train_here
+from kd.training.validation import Score, named
 from kd.training.watchdog import Beat
 from tests.test_console import Terminal
 from tests.tiny_runs import SHORT, tiny_queue
@@ -26,7 +27,7 @@ def halfway(queue: Queue, number: int, step: int, seconds: float, accuracy: floa
     """What a worker writes of a run in which nothing was trained."""
     item = queue.items[number]
     losses = {term.name: 1.0 + place for place, term in enumerate(item.run.objective.terms)}
-    scored = {} if accuracy is None else {"validation_accuracy": accuracy, "validation_loss": 1.0}
+    scored = {} if accuracy is None else named(Score(accuracy, 1.0, parse_rate=0.9, truncation_rate=0.05))
     entry = {"step": step, "loss": losses, "gradient_norm": 1.0, "learning_rate": 0.1, "tokens": 1, "padding_frac": 0.0} | scored
     timing = {"step": step, "unix_s": 0.0, "seconds": 1.0, "waited_s": 0.0}
     ProgressFile(queue).of(item)(State(step=step, seconds=seconds, history=[entry], timings=[timing]))
@@ -42,7 +43,7 @@ def test_every_run_under_way_has_a_line_with_what_it_learns_and_how_long_it_take
     assert screen.getvalue() == (
         "\r\x1b[K"
         "train        label/0  step 0/400  0 %  loss 1.000\n"
-        "train        words/0  step 100/400  25 %  loss 1.500 (label 1.000, rationale 2.000)  validation 61.2%  2.0 steps/s  ETA 2:30"
+        "train        words/0  step 100/400  25 %  loss 1.500 (label 1.000, rationale 2.000)  validation 61.2% (90.0% parsed, 5.0% cut)  2.0 steps/s  ETA 2:30"
     )
     assert lines.line.moved
 
@@ -58,9 +59,12 @@ def test_a_run_that_is_over_leaves_one_line_with_its_best_step(tmp_path: Path) -
         lines.show()
     manifest = queue.store.manifest(queue.items[0].folder)
     assert manifest is not None
-    accuracy, step = manifest.figures["validation_accuracy"], manifest.figures["best_step"]
+    step, figures = manifest.figures["best_step"], manifest.figures
+    scored = "{validation_accuracy:.1%} ({validation_parse_rate:.1%} parsed, {validation_truncation_rate:.1%} cut)".format(
+        **figures
+    )
     assert log.getvalue().splitlines() == [
-        f"train        words/0  best on validation {accuracy:.1%}, at step {step}  ({duration(manifest.seconds)})",
+        f"train        words/0  best on validation {scored}, at step {step}  ({duration(manifest.seconds)})",
         "train        label/0  step 3/6  50 %  loss 1.000  2.0 steps/s  ETA 0:02",
     ]
     train_here(queue)

@@ -50,6 +50,7 @@ def rationale_row(
         explained=explained,
         explained_answer=target if explained == "gold" else ranked,
         generated=ranked,
+        generated_cut=False,
         ranked=ranked,
         choice_logprobs=[],
         target_logprob=0.0,

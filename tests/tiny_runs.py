@@ -19,6 +19,7 @@ from kd.training.loop import Trainer
 from kd.training.objectives import AnyObjective, LabelOnly, MultiTask
 from kd.training.runs import Queue, Run
 from kd.training.session import open_run
+from kd.training.validation import Score
 from tests.tiny import SPEC, example, tiny_source
 
 WORDS = ["river", "bank", "money", "coffee", "cake", "café", "open", "serves"]
@@ -139,6 +140,12 @@ def history(queue: Queue, item: int = 0) -> list[dict[str, Any]]:
     return entries
 
 
+def score_of(entry: Mapping[str, Any]) -> Score:
+    """What a validated step of a history says."""
+    names = ("accuracy", "loss", "parse_rate", "truncation_rate")
+    return Score(*(entry[f"validation_{name}"] for name in names))
+
+
 def figures(entries: Sequence[Mapping[str, Any]]) -> list[float]:
     """Every step's losses and gradient norm; a loss that nothing had a part in as -1."""
     return [-1.0 if value is None else value for entry in entries for value in (*entry["loss"].values(), entry["gradient_norm"])]
@@ -152,6 +159,7 @@ _ATTRIBUTED: dict[str, Any] = {
     "explained": "gold",
     "explained_answer": None,
     "generated": None,
+    "generated_cut": None,
     "ranked": None,
     "choice_logprobs": [],
     "target_logprob": None,

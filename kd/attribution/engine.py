@@ -165,6 +165,7 @@ class Engine:
             explained=question.explained,
             explained_answer=answers.text,
             generated=None if said is None else self._generated(said, row.label_set),
+            generated_cut=None if said is None else not said.finished,
             ranked=row.label_set[_argmax(ranking)] if ranking else None,
             choice_logprobs=ranking,
             target_logprob=answers.logprob,

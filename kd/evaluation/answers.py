@@ -19,7 +19,7 @@ from kd.errors import RowFault
 from kd.frozen import Frozen
 from kd.models import ModelSource
 from kd.rows import Example, Prediction, RowError, Segment, Split, extended
-from kd.tasks.base import TaskConfig, normalise
+from kd.tasks.base import TaskConfig
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -147,7 +147,7 @@ class Answerer:
         return [self._ranked(*parts) for parts in zip(questions, logprobs, strict=True)]
 
     def _generated(self, question: _Question, said: Generated) -> Prediction:
-        answer = self._read(said, question.row) if said.finished else None
+        answer = self._family.answer_in(said, question.row.label_set, self._recipe.task.judge)
         status = "truncated" if not said.finished else "unparsed" if answer is None else "ok"
         return self._prediction(question, answer, said.text, status, [])
 
@@ -179,14 +179,3 @@ class Answerer:
             correct=None if row.target is None else right,
             truncated_tokens=question.encoded.truncated_tokens,
         )
-
-    def _read(self, said: Generated, row: Example) -> str | None:
-        """The answer in what was generated; None where it cannot be read.
-
-        Where there is a label set, it is the label that was generated (`Family.label_of`), as the task judges. Elsewhere it is
-        the text itself, unless that is empty or the task cannot judge it: what a task can read is right for itself.
-        """
-        judge = self._recipe.task.judge
-        if row.label_set:
-            return self._family.label_of(said, row.label_set, judge)
-        return said.text if normalise(said.text) and judge(said.text, said.text) else None

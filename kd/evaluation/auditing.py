@@ -6,6 +6,7 @@ was explained, whose words are looked for, and whether the options' own words co
 `/right` or `/wrong` follows: which rows, by whether the model that gave the rationale was right.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,15 +15,16 @@ from pydantic import Field, PositiveInt, model_validator
 
 from kd.audit_rows import Measured
 from kd.evaluation.faithfulness import FaithfulnessConfig
-from kd.evaluation.metrics import About, Mean, chance_of, wilson
+from kd.evaluation.metrics import About, Counts, Mean, chance_of
 from kd.evaluation.overlap import TEXT, WORDS, BySlice, label_overlap, teachers_answer, text_overlap
 from kd.evaluation.plausibility import HARD, SOFT, hard_plausibility, soft_plausibility
 from kd.evaluation.sizes import GAP, SIZE, gaps, sizes
 from kd.evaluation.sums import Finding, Measure, Result, Sums, Tally, Why
 from kd.evaluation.units import Units
 from kd.frozen import Frozen
-from kd.rows import MetricRow, RationaleRow, Split
+from kd.rows import MetricRow, RationaleRow, Split, Status
 from kd.shards import Apply
+from kd.tasks.base import is_read
 
 Judge = Callable[[str, str], bool]
 """Whether an answer is right, from it and the label: `TaskConfig.judge`."""
@@ -98,12 +100,21 @@ class MeasureRationales:
             silent_part=[part for _, part, _ in silent],
             why=[why.value for _, _, why in silent],
             teacher_right=self._is_right(teachers_answer(row), row.target),
+            teacher_status=self._status(row),
             llm_right=self._is_right(row.llm_label, row.target),
             chance=chance_of(row),
         )
 
     def _is_right(self, answer: str | None, target: str | None) -> bool | None:
         return None if answer is None or target is None else self.judge(answer, target)
+
+    def _status(self, row: RationaleRow) -> Status | None:
+        """How the teacher's own answer came out: what is ranked is an answer, what it wrote may be none."""
+        if row.ranked is not None or row.generated is None:
+            return "ok" if row.ranked is not None else None
+        if row.generated_cut:
+            return "truncated"
+        return "ok" if is_read(row.generated, self.judge) else "unparsed"
 
     def _found(self, row: RationaleRow) -> Iterator[tuple[str, str, Tally]]:
         """Part, metric, and the tally of this one row."""
@@ -159,18 +170,19 @@ class Reported:
 class AuditSums:
     """What is added up over the measured rows of one source.
 
-    Findings by part, how often the teacher was right and would be by guessing, and how many rows have an error.
+    Findings by part, how the teacher's own answers to labelled rows came out, how often it would be right by guessing, and how
+    many rows have an error.
     """
 
     parts: Mapping[str, Sums] = field(default_factory=dict)
-    right: Mean = field(default_factory=Mean)
+    answers: Counts = field(default_factory=Counts)
     chance: Mean = field(default_factory=Mean)
     errors: int = 0
 
     def __add__(self, other: "AuditSums") -> "AuditSums":
         names = dict.fromkeys([*self.parts, *other.parts])
         parts = {name: self.parts.get(name, Sums()) + other.parts.get(name, Sums()) for name in names}
-        return AuditSums(parts, self.right + other.right, self.chance + other.chance, self.errors + other.errors)
+        return AuditSums(parts, self.answers + other.answers, self.chance + other.chance, self.errors + other.errors)
 
     def metrics(self, about: About, reported: Reported) -> list[MetricRow]:
         """Every measure with its interval over rows; behind the colon stands the part. Null where no row says anything."""
@@ -187,10 +199,9 @@ class AuditSums:
         """How many rows say nothing about a measure, by its metric and by reason; a measure of which all do is not in it."""
         return {_named(result.measure, part): result.left_out for part, result in self._results(reported) if result.left_out}
 
-    def teacher(self, about: About) -> MetricRow:
-        """The share of the measured rows in which the teacher's own answer is the label."""
-        rows = self.right.count
-        return about.row("accuracy", self.right.value, rows, wilson(round(self.right.total), rows) if rows else None)
+    def teacher(self, about: About) -> list[MetricRow]:
+        """How often the teacher's own answer is the label, on the measured rows, and how often it is none; none of no rows."""
+        return self.answers.metrics(about) if self.answers.answered else []
 
     def _results(self, reported: Reported) -> Iterator[tuple[str, Result]]:
         """Part and result. A row with an error is left out of all that is about all rows."""
@@ -206,15 +217,21 @@ class AuditSums:
 def audit_sums(rows: Iterable[Measured]) -> AuditSums:
     """The sums over a shard's rows."""
     found: dict[str, dict[str, list[Finding]]] = {}
-    right, chances, errors = list[bool](), list[float](), 0
+    answers, chances, errors = Counter[str | None](), list[float](), 0
     for row in rows:
         errors += row.error is not None
         for part, name, finding in _findings(row):
             found.setdefault(part, {}).setdefault(name, []).append(finding)
-        right += [] if row.teacher_right is None else [row.teacher_right]
+        if row.teacher_right is not None:
+            answers.update((row.teacher_status,) + ("correct",) * row.teacher_right)
         chances += [] if row.chance is None else [row.chance]
     parts = {part: Sums({name: Tally.of(each) for name, each in inside.items()}) for part, inside in found.items()}
-    return AuditSums(parts, Mean(sum(right), len(right)), Mean(sum(chances), len(chances)), errors)
+    return AuditSums(parts, _counted(answers), Mean(sum(chances), len(chances)), errors)
+
+
+def _counted(answers: Mapping[str | None, int]) -> Counts:
+    """The teacher's own answers by how they came out, and how many of them are right."""
+    return Counts(answers["ok"], answers["unparsed"], answers["truncated"], correct=answers["correct"])
 
 
 def _findings(row: Measured) -> Iterator[tuple[str, str, Finding]]:

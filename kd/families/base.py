@@ -18,7 +18,7 @@ from kd.errors import ConfigError, RowFault
 from kd.families.text import Encoded, Reader, as_fault
 from kd.models import Loaded
 from kd.rows import Example, Segment
-from kd.tasks.base import reads_alike
+from kd.tasks.base import is_read, reads_alike
 
 Answer = list[int]
 """Target ids of an answer: what the model is to write, its end-of-sequence token included; a classifier's is its class."""
@@ -172,6 +172,18 @@ class Family(ABC):
         if not same:
             same = [label for label in labels if is_same(said.text, label)]
         return same[0] if len(set(same)) == 1 else None
+
+    def answer_in(self, said: Generated, labels: Sequence[str], is_same: Callable[[str, str], bool]) -> str | None:
+        """The answer in what was generated; None where it met the length limit or cannot be read.
+
+        Where there are labels, it is the one that was generated (`label_of`). Elsewhere it is the text itself, unless that is
+        no answer at all (`is_read`). Raises what `check_labels` does.
+        """
+        if not said.finished:
+            return None
+        if labels:
+            return self.label_of(said, labels, is_same)
+        return said.text if is_read(said.text, is_same) else None
 
     def size(self, encoded: Encoded, answers: Sequence[Answer]) -> tuple[int, int]:
         """Input and answer tokens that a row takes in a batch; without answers the most that may be generated."""

@@ -40,6 +40,7 @@ def _attributed(row: Example, length: Length, method: str, draw: random.Random) 
         explained="gold",
         explained_answer=answer,
         generated=answer,
+        generated_cut=False,
         ranked=answer if row.label_set else None,
         choice_logprobs=[draw.random() for _ in row.label_set],
         target_logprob=draw.random(),

@@ -4,7 +4,7 @@ What is missing is a dash, and a note below the table says why.
 """
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kd.evaluation.metrics import Mean, is_near_chance, over_seeds
@@ -138,24 +138,26 @@ def training_table(stages: Mapping[str, Manifest | None]) -> Table:
     }
     return Table(
         title="Training",
-        columns=("run", "best step", "best %", "best loss", "last step", "last %", "last loss", "trained parameters"),
+        columns=("run", *(f"{which} {name}" for which in ("best", "last") for name in _OF_A_STEP), "trained parameters"),
         rows=[_training_line(title, figures) for title, figures in runs.items()],
         notes=[reason for reason, applies in reasons.items() if applies],
         left=frozenset({"run"}),
     )
 
 
+_OF_A_STEP = {"step": "step", "%": "accuracy", "parsed %": "parse_rate", "cut %": "truncation_rate", "loss": "loss"}
+"""A step's columns, and the names of their figures in a manifest."""
+
+
 def _training_line(title: str, figures: Mapping[str, float | str | None]) -> tuple[str, ...]:
-    best = ("best_step", "validation_accuracy", "validation_loss")
-    last = ("last_step", "last_validation_accuracy", "last_validation_loss")
-    cells = [_figure(name, figures[name]) for name in (*best, *last, "trained_parameters")]
-    return (title, *cells)
+    return (title, *_of_step("best", "", figures), *_of_step("last", "last_", figures), _short(figures["trained_parameters"]))
 
 
-def _figure(name: str, value: float | str | None) -> str:
-    """A share as percent, anything else as a short number."""
-    is_share = name.endswith("accuracy") and isinstance(value, float)
-    return percent(float(value)) if is_share and value is not None else _short(value)
+def _of_step(which: str, prefix: str, figures: Mapping[str, float | str | None]) -> Iterator[str]:
+    """The cells of a step: shares in percent, other figures as short numbers."""
+    for column, name in _OF_A_STEP.items():
+        value = figures[f"{which}_step" if name == "step" else f"{prefix}validation_{name}"]
+        yield percent(float(value)) if "%" in column and value is not None else _short(value)
 
 
 def stage_table(stages: Mapping[str, Manifest | None]) -> Table:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -275,6 +275,11 @@ def normalise(answer: str) -> str:
 def reads_alike(one: str, other: str) -> bool:
     """Whether two answers are the same after `normalise`."""
     return normalise(one) == normalise(other)
+
+
+def is_read(answer: str, judge: Callable[[str, str], bool]) -> bool:
+    """Whether free text is an answer at all: it is not empty, and what a task can read is right for itself."""
+    return bool(normalise(answer)) and judge(answer, answer)
 
 
 def folder_and_pattern(path: str) -> tuple[str, str | None]:

@@ -54,7 +54,7 @@ def curves(entry: Mapping[str, Any], terms: Sequence[Term]) -> dict[str, float]:
     points = {f"loss/{name}": loss for name, loss in losses.items()}
     points |= {"loss_total": total_loss(terms, losses)}
     points |= {"learning_rate": entry["learning_rate"], "gradient_norm": entry["gradient_norm"]}
-    points |= {f"validation/{name}": entry.get(f"validation_{name}") for name in ("accuracy", "loss")}
+    points |= {name.replace("_", "/", 1): value for name, value in entry.items() if name.startswith("validation_")}
     return {tag: value for tag, value in points.items() if value is not None}
 
 

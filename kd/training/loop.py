@@ -31,7 +31,7 @@ from kd.training.engine import Engine, reseed
 from kd.training.objectives import Term, coefficients, sums_per_term
 from kd.training.order import Order
 from kd.training.ranks import by_first
-from kd.training.validation import Score, Validation
+from kd.training.validation import Score, Validation, named
 from kd.training.watchdog import Watch, unwatched
 
 BEST = "best"
@@ -245,7 +245,7 @@ class Trainer:
             self._judge(score)
             by_first(lambda: self._keep(whole))
         if score is not None:
-            self.state.history[-1] |= {"validation_accuracy": score.accuracy, "validation_loss": score.loss_nats}
+            self.state.history[-1] |= named(score)
 
     def _judge(self, score: Score | None) -> None:
         """Whether this step is the best so far, and whether it is the last; scores are of all ranks, so all of them agree."""

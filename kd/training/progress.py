@@ -30,8 +30,9 @@ _TIMES_ITS_COST = 100
 class Progress:
     """How far a run is.
 
-    `figures` are the newest: `loss` (what is learned from), `loss_<term>` each, `validation_accuracy`. `seconds` is what the
-    run's steps so far took, over all attempts, validations included. A run may be over before its last step.
+    `figures` are the newest: `loss` (what is learned from), `loss_<term>` each, and those of a validation
+    (`kd.training.validation.named`). `seconds` is what the run's steps so far took, over all attempts, validations included. A
+    run may be over before its last step.
     """
 
     run: str
@@ -159,11 +160,11 @@ def _file_of(run: str, suffix: str) -> str:
 
 
 def _figures(state: "State", item: Claimed) -> dict[str, float]:
-    """The newest losses, and the newest validation accuracy."""
+    """The newest losses, and the figures of the newest validation."""
     if not state.history:
         return {}
     points = curves(state.history[-1], item.run.objective.terms)
     losses = {"loss": points["loss_total"]} if "loss_total" in points else {}
     losses |= {f"loss_{tag.removeprefix('loss/')}": value for tag, value in points.items() if tag.startswith("loss/")}
-    accuracies = [entry["validation_accuracy"] for entry in reversed(state.history) if "validation_accuracy" in entry]
-    return losses | ({"validation_accuracy": accuracies[0]} if accuracies else {})
+    validated: Mapping[str, float] = next((entry for entry in reversed(state.history) if "validation_accuracy" in entry), {})
+    return losses | {name: value for name, value in validated.items() if name.startswith("validation_")}

@@ -23,7 +23,7 @@ from kd.training.order import Order
 from kd.training.progress import ProgressFile
 from kd.training.runs import HISTORY, LAST_MODEL, MODEL, TIMINGS, Claimed, Queue, Run
 from kd.training.saved import clear_finished
-from kd.training.validation import Validation, open_validation, sample
+from kd.training.validation import Validation, named, open_validation, sample
 
 log = logging.getLogger(__name__)
 
@@ -136,11 +136,9 @@ def _selected(state: State, training: LoopConfig) -> dict[str, float | str | Non
     is_best = state.best_step == state.step
     return {
         "best_step": state.best_step,
-        "validation_accuracy": state.best.accuracy if state.best else None,
-        "validation_loss": state.best.loss_nats if state.best else None,
+        **named(state.best),
         "last_step": state.step,
-        "last_validation_accuracy": state.last.accuracy if state.last else None,
-        "last_validation_loss": state.last.loss_nats if state.last else None,
+        **{f"last_{name}": value for name, value in named(state.last).items()},
         "last_model": MODEL if is_best else LAST_MODEL if training.keep_last else None,
     }
 

@@ -24,19 +24,36 @@ class Question:
     encoded: Encoded
     target_ids: list[int]
     target: str
+    label_set: list[str]
     size: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Score:
-    """How a step did: accuracy of the generated answers, and the mean loss per token of the right ones in nats."""
+    """How a step did: accuracy of the generated answers, and the mean loss per token of the right ones in nats.
+
+    Beside the accuracy stand the shares of answers that could be read and of those that met the length limit, as evaluation
+    counts them.
+    """
 
     accuracy: float
     loss_nats: float
+    parse_rate: float
+    truncation_rate: float
 
     def beats(self, other: "Score | None") -> bool:
         """More right answers, or as many at a lower loss."""
         return other is None or (self.accuracy, -self.loss_nats) > (other.accuracy, -other.loss_nats)
+
+
+def named(score: Score | None) -> dict[str, float | None]:
+    """A score by the names that histories and manifests give it; nulls where nothing was validated."""
+    return {
+        "validation_accuracy": score.accuracy if score else None,
+        "validation_parse_rate": score.parse_rate if score else None,
+        "validation_truncation_rate": score.truncation_rate if score else None,
+        "validation_loss": score.loss_nats if score else None,
+    }
 
 
 @dataclass(frozen=True)
@@ -50,20 +67,27 @@ class Validation:
 
     def score(self, engine: Engine, family: Family) -> Score:
         """Let the family's model answer; every rank gets the score over all of them."""
-        right = nll_nats = tokens = 0.0
+        right = parsed = cut_short = nll_nats = tokens = 0.0
         for batch in self.batches:
             asked = [self.questions[index] for index in batch]
             inputs, targets = [question.encoded.ids for question in asked], [question.target_ids for question in asked]
             answers = family.read([question.encoded for question in asked]).generate()
             right += sum(self._is_right(a, q) for a, q in zip(answers, asked, strict=True))
+            parsed += sum(self._is_read(family, a, q) for a, q in zip(answers, asked, strict=True))
+            cut_short += sum(not answer.finished for answer in answers)
             nll_nats += float(family.sequence_nll(family.model, inputs, targets).sum())
             tokens += sum(map(len, targets))
-        sums = engine.total(torch.tensor([right, nll_nats, tokens], dtype=torch.float64, device=engine.device)).tolist()
-        return Score(sums[0] / self.total, sums[1] / sums[2])
+        mine = torch.tensor([right, parsed, cut_short, nll_nats, tokens], dtype=torch.float64, device=engine.device)
+        right, parsed, cut_short, nll_nats, tokens = engine.total(mine).tolist()
+        return Score(right / self.total, nll_nats / tokens, parsed / self.total, cut_short / self.total)
 
     def _is_right(self, said: Generated, question: Question) -> bool:
         """Word for word, token by token, or as the task judges."""
         return said.ids == question.target_ids or (said.finished and self.judge(said.text, question.target))
+
+    def _is_read(self, family: Family, said: Generated, question: Question) -> bool:
+        """Whether there is an answer in what was generated; what is right is one."""
+        return self._is_right(said, question) or family.answer_in(said, question.label_set, self.judge) is not None
 
 
 def sample(store: Store, folder: str, shards: Sequence[Shard], most: int) -> list[Example]:
@@ -123,4 +147,5 @@ def _is_usable(row: Example) -> bool:
 
 def _question(row: Example, encoded: Encoded, family: Family) -> Question:
     assert row.target is not None  # only rows with a target are sampled
-    return Question(encoded, family.encode_answer(row.target), row.target, family.size(encoded, []))
+    family.check_labels(row.label_set)
+    return Question(encoded, family.encode_answer(row.target), row.target, row.label_set, family.size(encoded, []))
