@@ -36,7 +36,7 @@ class Watch:
         driver, *others = _family()
         sizes = {process: _private_mib(process) for process in others}
         own = _private_mib(driver)
-        workers = [size for process, size in sizes.items() if _is_worker(process)]
+        workers = [size for process, size in sizes.items() if is_worker(process)]
         self._rises("the driver", own)
         self._rises("the largest worker", max(workers, default=0.0))
         self._rises("all processes", own + sum(sizes.values()))
@@ -75,7 +75,8 @@ def _family() -> list[psutil.Process]:
     return [here, *here.children(recursive=True)]
 
 
-def _is_worker(process: psutil.Process) -> bool:
+def is_worker(process: psutil.Process) -> bool:
+    """Whether a process runs Ray's tasks or an actor."""
     try:
         return any(name.startswith(WORKER) for name in (process.name(), *process.cmdline()[:1]))
     except psutil.Error:

@@ -7,12 +7,13 @@ import threading
 import time
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 
 from bench.attribution import CAPTUM, INSEQ, answer_tokens, compare, in_turn, padding
 from bench.competitors import Floor, Inseq
-from bench.processes import Watch
+from bench.processes import Watch, is_worker
 from bench.record import Record, ratio
 from bench.texts import questions
 from bench.trivial import SHARD_ROWS, Trivial, corpus, work
@@ -198,8 +199,16 @@ def test_processor_time_of_a_process_that_has_ended_still_counts() -> None:
             time.sleep(0.02)
             watch.sample()
         seen = watch.cpu_s
+        assert not is_worker(psutil.Process(child.pid))
         child.kill()
     watch.sample()
     assert watch.cpu_s >= seen
     assert watch.peaks_mib["all processes"] > watch.peaks_mib["the driver"] > 0
-    assert watch.peaks_mib["the largest worker"] == 0, "no process here is Ray's"
+
+
+def test_a_worker_is_known_by_the_name_that_ray_gives_it() -> None:
+    watch = Watch()
+    with subprocess.Popen(["ray::Sleeper", "-c", "input()"], executable=sys.executable, stdin=subprocess.PIPE) as child:
+        watch.sample()
+        assert is_worker(psutil.Process(child.pid))
+        assert watch.peaks_mib["the largest worker"] > 0
