@@ -135,7 +135,10 @@ class DeepSpeedEngine:
     def _whole_copy(self, model: "PreTrainedModel") -> "PreTrainedModel":
         """A model of its own on every rank: under ZeRO-3 ranks that generate unequally long answers would wait forever."""
         copy = deepcopy(model)
-        return copy.to(torch.bfloat16) if self.config.precision == "bfloat16" else copy
+        if self.config.precision == "bfloat16":
+            for parameter in copy.parameters():  # buffers stay as they are, as in the model that is trained
+                parameter.data = parameter.data.to(torch.bfloat16)
+        return copy
 
     @contextmanager
     def _gathered(self, copy: "PreTrainedModel") -> Iterator["PreTrainedModel"]:

@@ -43,7 +43,8 @@ def test_every_run_under_way_has_a_line_with_what_it_learns_and_how_long_it_take
     assert screen.getvalue() == (
         "\r\x1b[K"
         "train        label/0  step 0/400  0 %  loss 1.000\n"
-        "train        words/0  step 100/400  25 %  loss 1.500 (label 1.000, rationale 2.000)  validation 61.2% (90.0% parsed, 5.0% cut)  2.0 steps/s  ETA 2:30"
+        "train        words/0  step 100/400  25 %  2.0 steps/s  ETA 2:30  loss 1.500  validation 61.2% (90.0% parsed, 5.0% cut)"
+        "  loss of label 1.000, rationale 2.000"
     )
     assert lines.line.moved
 
@@ -65,7 +66,7 @@ def test_a_run_that_is_over_leaves_one_line_with_its_best_step(tmp_path: Path) -
     )
     assert log.getvalue().splitlines() == [
         f"train        words/0  best on validation {scored}, at step {step}  ({duration(manifest.seconds)})",
-        "train        label/0  step 3/6  50 %  loss 1.000  2.0 steps/s  ETA 0:02",
+        "train        label/0  step 3/6  50 %  2.0 steps/s  ETA 0:02  loss 1.000",
     ]
     train_here(queue)
     with lines.following():
