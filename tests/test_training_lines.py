@@ -1,6 +1,7 @@
 """What a person sees of training: a line per run, rewritten while it goes on, kept when it is over."""
 
 import io
+import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from jobs import training_lines
 from jobs.console import Console, duration
-from jobs.training_lines import TrainingLines
+from jobs.training_lines import TrainingLines, validated
 from kd.errors import StoreError
 from kd.store import Store
 from kd.training.loop import State
@@ -47,6 +48,14 @@ def test_every_run_under_way_has_a_line_with_what_it_learns_and_how_long_it_take
         "  loss of label 1.000, rationale 2.000"
     )
     assert lines.line.moved
+
+
+def test_a_run_of_a_version_that_did_not_count_what_could_be_read_has_its_accuracy_alone() -> None:
+    figures = {"validation_accuracy": 0.5, "best_step": 2, "last_step": 2, "last_validation_accuracy": 0.5}
+    assert validated(figures) == "50.0%"
+    assert State.from_json(json.dumps({"step": 2, "best": {"accuracy": 0.5, "loss_nats": 1.0}, "last": None})).best == Score(
+        0.5, 1.0
+    )
 
 
 def test_a_run_that_is_over_leaves_one_line_with_its_best_step(tmp_path: Path) -> None:
