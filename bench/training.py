@@ -144,7 +144,8 @@ def bare_loop(queue: Queue) -> float:
 def cut_before(opened: Opened, queue: Queue, step: int) -> tuple[list[Any], torch.Tensor]:
     """The micro-batches that a lone worker's loop would see in a step, and what a nat of each term weighs."""
     lessons, terms = opened.lessons, opened.lessons.terms
-    share = lessons.table.batch(lessons.order.rows_of_batch(step)).share(0, 1, queue.training.micro_batch_tokens, len(terms))
+    config, batch = queue.training, lessons.table.batch(lessons.order.rows_of_batch(step))
+    share = batch.share(0, 1, config.micro_batch_tokens, len(terms), config.is_in_step, config.cut_for_workers)
     return share.micro_batches, torch.tensor(coefficients(terms, share.target_tokens))
 
 

@@ -96,24 +96,24 @@ class TrainingLines:
                 self.line.console.say(f"{self.line.title:<12} {said.run:<{self._width}}  {said}")
 
     def _text(self, progress: Progress) -> str:
-        """How far a run is."""
+        """How far a run is; what is wanted most stands first, as a narrow terminal cuts the end."""
         share = 100 * progress.step // progress.steps
-        parts = [f"{progress.run:<{self._width}}", f"step {progress.step:,}/{progress.steps:,}  {share} %", *_figures(progress)]
+        parts = [f"{progress.run:<{self._width}}", f"step {progress.step:,}/{progress.steps:,}  {share} %"]
         if progress.seconds_left is not None:
             parts += [f"{progress.step / progress.seconds:,.1f} steps/s  ETA {duration(progress.seconds_left)}"]
-        return "  ".join(parts)
+        return "  ".join([*parts, *_figures(progress)])
 
 
 def _figures(progress: Progress) -> Iterator[str]:
-    """The loss, its terms where there are several, and the validation's figures, as far as they are known."""
+    """The loss, the validation's figures, and the terms of the loss where there are several, as far as they are known."""
     figures = progress.figures
     terms = [f"{name.removeprefix('loss_')} {value:.3f}" for name, value in figures.items() if name.startswith("loss_")]
     if "loss" in figures:
-        yield f"loss {figures['loss']:.3f}" + (f" ({', '.join(terms)})" if len(terms) > 1 else "")
-    elif terms:
-        yield f"loss {', '.join(terms)}"
+        yield f"loss {figures['loss']:.3f}"
     if "validation_accuracy" in figures:
         yield f"validation {validated(figures)}"
+    if len(terms) > 1 or (terms and "loss" not in figures):
+        yield f"loss of {', '.join(terms)}"
 
 
 def _outcome(manifest: Manifest) -> str:
@@ -127,8 +127,9 @@ def _outcome(manifest: Manifest) -> str:
 
 def validated(figures: Mapping[str, float | str | None], which: str = "") -> str:
     """A validation's accuracy, and beside it how many answers could be read and how many were cut at the length limit."""
-    shares = (figures[f"{which}validation_{name}"] for name in ("accuracy", "parse_rate", "truncation_rate"))
-    return "{:.1%} ({:.1%} parsed, {:.1%} cut)".format(*shares)
+    accuracy, *rates = (figures.get(f"{which}validation_{name}") for name in ("accuracy", "parse_rate", "truncation_rate"))
+    known = [f"{rate:.1%} {name}" for rate, name in zip(rates, ("parsed", "cut"), strict=True) if rate is not None]
+    return f"{accuracy:.1%}" + (f" ({', '.join(known)})" if known else "")
 
 
 def _early(progress: Progress) -> str:

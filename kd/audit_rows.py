@@ -33,8 +33,9 @@ class Measured(Row):
     Two sets of parallel lists: each `metric` has a `value` for a `part` (empty for the row as a whole, else what of it is
     looked at, see `kd/evaluation/auditing.py`); each `silent_metric` has the reason `why` there is none for its `silent_part`.
     `teacher_right` and `llm_right` say whether the own answer of the teacher, and of the LLM that wrote the chain of thought, is
-    the label: null without one of both. `teacher_status` is how the teacher's came out, as in `kd.rows.Prediction`, null without
-    one. `chance` is the share of the label set that is right: null without label set or label.
+    the label: null without one of both. `teacher_status` is how the teacher's came out (`kd.rows.Prediction`), null without
+    one: what it ranks first is `ok`, and what is not `ok` is not right. `chance` is the share of the label set that is right:
+    null without label set or label.
     """
 
     metric: list[str]

@@ -53,7 +53,7 @@ class DeepSpeedEngine:
         self._parameters = list(model.parameters())
         self.config = config
         self._deepspeed = import_deepspeed(device)
-        self._copy = self._whole_copy(model) if config.zero_stage == 3 else None
+        self._copy = whole_copy(model, config.precision) if config.zero_stage == 3 else None
         self._optimizer = adamw(model, config)
         self._hyperparameters = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
         self._is_recut = config.zero_stage > 0 and saved_by not in (None, self.world)
@@ -132,11 +132,6 @@ class DeepSpeedEngine:
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
-    def _whole_copy(self, model: "PreTrainedModel") -> "PreTrainedModel":
-        """A model of its own on every rank: under ZeRO-3 ranks that generate unequally long answers would wait forever."""
-        copy = deepcopy(model)
-        return copy.to(torch.bfloat16) if self.config.precision == "bfloat16" else copy
-
     @contextmanager
     def _gathered(self, copy: "PreTrainedModel") -> Iterator["PreTrainedModel"]:
         """The copy on the device, with the weights of now, fetched one by one from the ranks that hold them."""
@@ -149,6 +144,18 @@ class DeepSpeedEngine:
             yield copy
         finally:
             copy.to(device="cpu")
+
+
+def whole_copy(model: "PreTrainedModel", precision: str) -> "PreTrainedModel":
+    """A model of its own on every rank: under ZeRO-3 ranks that generate unequally long answers would wait forever.
+
+    Parameters have the precision of training, buffers (the frequencies of rotary positions) that of the model, as DeepSpeed does.
+    """
+    copy = deepcopy(model)
+    if precision == "bfloat16":
+        for parameter in copy.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return copy
 
 
 def _make_universal(folder: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_teacher_near_chance_voids_what_follows_from_its_answers_and_nothing_e
     table = audit_table([*NEAR_CHANCE, *values], ["One reason."], RANKED)
     assert [line[1] for line in table.rows] == ["void"] * 3
     assert [line[4] for line in table.rows] == ["void", "–", "80.0 / 10.0"]
-    assert table.notes[0].startswith("Void: the teacher is near chance")
+    assert table.notes[0].startswith("Void: on test the teacher is near chance")
     assert table.notes[1:] == ["One reason."]
     assert [line[5] for line in overlap_table([*NEAR_CHANCE, *values], RANKED).rows] == ["void", "68.0 / 15.0 / 25.0"]
 

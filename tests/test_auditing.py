@@ -131,7 +131,7 @@ def test_the_task_says_whether_an_answer_is_right(judge: Judge, answer: str, lab
 
 
 @pytest.mark.parametrize(
-    ("written", "is_cut", "status"), [("( 84 / 2 )", False, "ok"), ("84 /", False, "unparsed"), ("84", True, "truncated")]
+    ("written", "is_cut", "status"), [("( 84 / 2 )", False, "ok"), ("84 /", False, "unparsed"), ("42", True, "truncated")]
 )
 def test_beside_the_teachers_accuracy_stands_how_many_of_its_own_answers_are_none(
     written: str, is_cut: bool, status: str
@@ -243,7 +243,7 @@ def test_a_source_passes_whose_words_decide_so_much_more_than_random_ones() -> N
 def test_what_a_teacher_near_chance_says_passes_no_gate() -> None:
     (verdict,) = judged(AuditConfig(min_faithfulness_gain=0.1), gain(0.5), accuracy(0.26), 0.25)
     assert not verdict.passed
-    assert verdict.text.endswith("is void: the teacher is near chance")
+    assert verdict.text.endswith("is void: the teacher is near chance there")
     (verdict,) = judged(AuditConfig(min_faithfulness_gain=0.1), gain(0.5), None, 0.25)
     assert verdict.passed
     assert verdict.text.endswith("how often the teacher is right there is not known")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd.batching import cut
-from kd.training.cutting import MicroBatch, cost, deal, work
+from kd.training.cutting import MicroBatch, cost, deal, evened, work
 
 SIZES = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 20)), max_size=40)
 BUDGET = st.integers(1, 400)
@@ -25,38 +25,40 @@ def load(passes: list[list[MicroBatch]], rank: int, sizes: list[tuple[int, int]]
     return sum(cost(dealt[rank].group, sizes) for dealt in passes)
 
 
-@given(SIZES, BUDGET, WORLD)
+@given(SIZES, BUDGET, WORLD, st.booleans())
 def test_every_sequence_is_learned_once_and_every_worker_takes_equally_many_micro_batches(
-    sizes: list[tuple[int, int]], budget: int, world: int
+    sizes: list[tuple[int, int]], budget: int, world: int, in_step: bool
 ) -> None:
-    passes = deal(sizes, budget, world)
+    passes = deal(sizes, budget, world, in_step)
     assert passes
     assert {len(dealt) for dealt in passes} == {world}
     assert sorted(index for dealt in passes for each in dealt for index in each.group) == list(range(len(sizes)))
 
 
-@given(SIZES, BUDGET, WORLD)
-def test_a_micro_batch_of_several_sequences_is_within_the_budget(sizes: list[tuple[int, int]], budget: int, world: int) -> None:
-    groups = [each.group for dealt in deal(sizes, budget, world) for each in dealt]
+@given(SIZES, BUDGET, WORLD, st.booleans())
+def test_a_micro_batch_of_several_sequences_is_within_the_budget(
+    sizes: list[tuple[int, int]], budget: int, world: int, in_step: bool
+) -> None:
+    groups = [each.group for dealt in deal(sizes, budget, world, in_step) for each in dealt]
     assert all(len(group) < 2 or cost(group, sizes) <= budget for group in groups)
 
 
-@given(SIZES, BUDGET, WORLD)
+@given(SIZES, BUDGET, WORLD, st.booleans())
 def test_nobody_stands_in_while_another_has_two_sequences_and_numbers_run_through(
-    sizes: list[tuple[int, int]], budget: int, world: int
+    sizes: list[tuple[int, int]], budget: int, world: int, in_step: bool
 ) -> None:
-    passes = deal(sizes, budget, world)
+    passes = deal(sizes, budget, world, in_step)
     dealt = sorted((each for dealt in passes for each in dealt), key=lambda each: each.number)
     assert [each.number for each in dealt] == list(range(len(passes) * world))
     if any(not each.group for each in dealt):
         assert all(len(each.group) < 2 for each in dealt) or world == 1
 
 
-@given(SIZES, BUDGET, WORLD)
+@given(SIZES, BUDGET, WORLD, st.booleans())
 def test_more_workers_never_take_more_passes_than_the_budget_asks_for(
-    sizes: list[tuple[int, int]], budget: int, world: int
+    sizes: list[tuple[int, int]], budget: int, world: int, in_step: bool
 ) -> None:
-    assert len(deal(sizes, budget, world)) == max(1, -(-len(cut(sizes, budget)) // world))
+    assert len(deal(sizes, budget, world, in_step)) == max(1, -(-len(cut(sizes, budget)) // world))
 
 
 def test_one_worker_takes_the_cut_as_it_is() -> None:
@@ -100,6 +102,24 @@ def test_workers_that_meet_at_the_end_of_a_step_change_micro_batches_until_they_
     sizes = [(tokens, 1) for tokens in (20, 13, 12, 10, 9, 1)]
     shares = list(zip(*deal(sizes, 1, 2, in_step=False), strict=True))
     assert sorted(sum(sizes[index][0] for each in share for index in each.group) for share in shares) == [32, 33]
+
+
+@given(SIZES, BUDGET, WORLD)
+def test_what_is_exchanged_leaves_the_busiest_worker_no_more_to_do(sizes: list[tuple[int, int]], budget: int, world: int) -> None:
+    passes = deal(sizes, budget, world)
+    before, after = (
+        [sum(work(each.group, sizes) for each in share) for share in zip(*each, strict=True)]
+        for each in (passes, evened([*map(list, passes)], sizes))
+    )
+    assert max(after) <= max(before) + 1e-9
+    assert sum(after) == pytest.approx(sum(before))
+
+
+def test_many_micro_batches_are_evened_in_no_time() -> None:
+    sizes = [(tokens, 1) for tokens in range(1, 1001)]
+    shares = zip(*deal(sizes, 1, 4, in_step=False), strict=True)
+    loads = [sum(sizes[index][0] for each in share for index in each.group) for share in shares]
+    assert max(loads) <= 1.003 * min(loads)
 
 
 @pytest.mark.parametrize("budget", [1024, 2048, 4096])

@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kd.deepspeed_engine import whole_copy
 from kd.training.config import LoopConfig
 from kd.training.runs import MODEL, Queue
 from kd.training.session import train_here
+from tests import tiny
 from tests.deepspeed_worker import CASES, DROPOUT, TOKENS
 from tests.processes import ROOT, work_together
 from tests.tiny_runs import SHORT, figures, history, tiny_queue
@@ -87,6 +89,16 @@ def test_bfloat16_stays_near(outcomes: Path, plain: dict[int, Queue], case: str)
     assert figures(entries) == pytest.approx(figures(history(plain[8])), rel=0.03)
     weights = load_file(outcomes / case / "whole" / "model.safetensors").values()
     assert {weight.dtype for weight in weights} == {torch.bfloat16}
+
+
+def test_what_is_validated_at_stage_3_in_bfloat16_keeps_the_frequencies_of_rotary_positions() -> None:
+    model = tiny.tiny_llama().model
+    copy = whole_copy(model, "bfloat16")
+    assert {parameter.dtype for parameter in copy.parameters()} == {torch.bfloat16}
+    frequencies = dict(model.named_buffers())
+    assert frequencies
+    assert all(torch.equal(mine, frequencies[name]) for name, mine in copy.named_buffers())
+    assert {mine.dtype for _, mine in copy.named_buffers()} == {torch.float32}
 
 
 @pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.resumes])

@@ -244,12 +244,15 @@ def test_a_run_is_recognised_by_everything_that_made_it(tmp_path: Path) -> None:
         trained(queue.store, run, SHORT)
 
 
-def test_matrices_decay_and_norms_do_not(tmp_path: Path) -> None:
+def test_matrices_decay_and_norms_and_biases_do_not(tmp_path: Path) -> None:
     model = load(tiny_queue(tmp_path, SHORT).items[0].run.model, "cpu").model
     decayed, kept = adamw(model, SHORT).param_groups
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    kinds = [{names[id(parameter)].split(".")[-2] for parameter in group["params"]} for group in (decayed, kept)]
+    assert kinds[1] == {"layer_norm", "final_layer_norm", "relative_attention_bias"}
+    assert not kinds[0] & kinds[1]
     assert {parameter.dim() for parameter in decayed["params"]} == {2}
-    assert {parameter.dim() for parameter in kept["params"]} == {1}
 
 
 @pytest.mark.parametrize(("clip_norm", "after"), [(0.0, 5.0), (1.0, 1.0), (9.0, 5.0)])

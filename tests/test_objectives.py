@@ -1,10 +1,12 @@
 """What a row teaches, and how losses add up."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import ValidationError
 
-from kd.training.objectives import LabelOnly, MultiTask, Target, Term, coefficients, sums_per_term
+from kd.training.objectives import LabelOnly, MultiTask, Target, Term, coefficients, sums_per_term, taught
 from tests.tiny import example
 from tests.tiny_runs import rationale_row
 
@@ -65,3 +67,10 @@ def test_the_gradient_of_a_sum_reaches_every_sequence() -> None:
     (sums_per_term(nll, torch.tensor([0, 1, 0]), 2) * torch.tensor([0.5, 0.25])).sum().backward()
     assert nll.grad is not None
     assert nll.grad.tolist() == [0.5, 0.25, 0.5]
+
+
+def test_the_teachers_answer_is_learned_unless_it_wrote_one_that_met_the_length_limit() -> None:
+    row = replace(rationale_row(example(target=None), ""), explained="predicted", explained_answer="42 +", generated="42 +")
+    assert taught(row, "teacher").target == "42 +"
+    assert taught(replace(row, generated_cut=True), "teacher").target is None
+    assert taught(replace(row, generated_cut=True, ranked="42"), "teacher").target == "42 +", "an answer that is ranked is whole"

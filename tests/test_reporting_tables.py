@@ -114,6 +114,8 @@ def test_a_run_shows_its_best_step_and_its_last_one() -> None:
     table = training_table(runs)
     assert table.rows[0] == ("teach", "40", "75.0", "87.5", "12.5", "0.5", "60", "100.0", "100.0", "0.0", "0.75", "3,072")
     assert table.rows[1] == ("train a/0", "6", *["–"] * 4, "6", *["–"] * 4, "10")
+    older = {name: value for name, value in (scores | last).items() if "rate" not in name}
+    assert training_table({"teach": manifest(figures=older)}).rows[0][2:5] == ("75.0", "–", "–")
     assert len(table.rows) == 2
     assert table.notes == ["Not validated, so the last step is kept: train a/0."]
     assert training_table({"train": None}).notes == ["Nothing has been trained."]

@@ -72,7 +72,9 @@ def test_a_teacher_near_chance_is_said_loudly_and_its_rationales_are_void() -> N
         *rationales("llm", 80),
     ]
     (warning,) = warnings(report(metrics))
-    assert warning.startswith("The teacher is near chance: 26.0% of 100 rows, where guessing gives 25.0%.")
+    assert warning.startswith(
+        "The teacher is near chance: 26.0% (100.0% parsed, 0.0% cut) of 100 rows of test, where guessing gives 25.0%."
+    )
     assert [line[1] for line in rationale_table(metrics, {"attribution"}).rows] == ["void", "80.0"]
     assert warning in to_json(report(metrics))["warnings"]
     assert f"**{warning}**" in to_markdown(report(metrics))
@@ -81,7 +83,7 @@ def test_a_teacher_near_chance_is_said_loudly_and_its_rationales_are_void() -> N
 
 def test_a_teacher_that_only_its_own_stage_has_measured_is_judged_by_that() -> None:
     (warning,) = warnings(report(audited(24, 0.25)))
-    assert "24.0% of 100 rows, where guessing gives 25.0%" in warning
+    assert "24.0% (100.0% parsed, 0.0% cut) of 100 rows of train, where guessing gives 25.0%" in warning
 
 
 def audited(right: int, level: float | None) -> list[MetricRow]:
@@ -95,7 +97,7 @@ def test_an_evaluated_split_without_labels_hides_no_teacher_near_chance() -> Non
     elsewhere = chance_metrics(Mean(), About("chance", "evaluate", "chance", 0, "toy", "test"))
     metrics = [*unlabelled("plain"), *elsewhere, *audited(26, 0.25), *rationales("attribution", 90)]
     (warning,) = warnings(report(metrics))
-    assert "26.0% of 100 rows, where guessing gives 25.0%" in warning
+    assert "26.0% (100.0% parsed, 0.0% cut) of 100 rows of train, where guessing gives 25.0%" in warning
     assert rationale_table(metrics, {"attribution"}).rows[0][1] == "void"
 
 

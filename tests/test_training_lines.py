@@ -1,6 +1,7 @@
 """What a person sees of training: a line per run, rewritten while it goes on, kept when it is over."""
 
 import io
+import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from jobs import training_lines
 from jobs.console import Console, duration
-from jobs.training_lines import TrainingLines
+from jobs.training_lines import TrainingLines, validated
 from kd.errors import StoreError
 from kd.store import Store
 from kd.training.loop import State
@@ -43,9 +44,18 @@ def test_every_run_under_way_has_a_line_with_what_it_learns_and_how_long_it_take
     assert screen.getvalue() == (
         "\r\x1b[K"
         "train        label/0  step 0/400  0 %  loss 1.000\n"
-        "train        words/0  step 100/400  25 %  loss 1.500 (label 1.000, rationale 2.000)  validation 61.2% (90.0% parsed, 5.0% cut)  2.0 steps/s  ETA 2:30"
+        "train        words/0  step 100/400  25 %  2.0 steps/s  ETA 2:30  loss 1.500  validation 61.2% (90.0% parsed, 5.0% cut)"
+        "  loss of label 1.000, rationale 2.000"
     )
     assert lines.line.moved
+
+
+def test_a_run_of_a_version_that_did_not_count_what_could_be_read_has_its_accuracy_alone() -> None:
+    figures = {"validation_accuracy": 0.5, "best_step": 2, "last_step": 2, "last_validation_accuracy": 0.5}
+    assert validated(figures) == "50.0%"
+    assert State.from_json(json.dumps({"step": 2, "best": {"accuracy": 0.5, "loss_nats": 1.0}, "last": None})).best == Score(
+        0.5, 1.0
+    )
 
 
 def test_a_run_that_is_over_leaves_one_line_with_its_best_step(tmp_path: Path) -> None:
@@ -65,7 +75,7 @@ def test_a_run_that_is_over_leaves_one_line_with_its_best_step(tmp_path: Path) -
     )
     assert log.getvalue().splitlines() == [
         f"train        words/0  best on validation {scored}, at step {step}  ({duration(manifest.seconds)})",
-        "train        label/0  step 3/6  50 %  loss 1.000  2.0 steps/s  ETA 0:02",
+        "train        label/0  step 3/6  50 %  2.0 steps/s  ETA 0:02  loss 1.000",
     ]
     train_here(queue)
     with lines.following():

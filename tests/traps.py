@@ -68,7 +68,7 @@ class Counts(LabelOnly):
     @property
     def answer_prefix(self) -> str:
         if distributed.get_rank() == 0:
-            gc.unfreeze()  # what the first run left counts too
+            gc.unfreeze()  # so that nothing hides there
             gc.collect()
             living = sum(isinstance(each, torch.Tensor) for each in gc.get_objects())
             with (Path(self.folder) / f"{os.getpid()}.txt").open("a") as stream:

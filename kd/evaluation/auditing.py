@@ -99,17 +99,20 @@ class MeasureRationales:
             silent_metric=[name for name, _, _ in silent],
             silent_part=[part for _, part, _ in silent],
             why=[why.value for _, _, why in silent],
-            teacher_right=self._is_right(teachers_answer(row), row.target),
+            teacher_right=self._is_right(teachers_answer(row), row.target, self._status(row)),
             teacher_status=self._status(row),
             llm_right=self._is_right(row.llm_label, row.target),
             chance=chance_of(row),
         )
 
-    def _is_right(self, answer: str | None, target: str | None) -> bool | None:
-        return None if answer is None or target is None else self.judge(answer, target)
+    def _is_right(self, answer: str | None, target: str | None, status: Status | None = "ok") -> bool | None:
+        """What could not be read, or was cut, is not right; None where there is nothing to compare."""
+        return None if answer is None or target is None else status == "ok" and self.judge(answer, target)
 
     def _status(self, row: RationaleRow) -> Status | None:
-        """How the teacher's own answer came out: what is ranked is an answer, what it wrote may be none."""
+        """How the teacher's own answer (`teachers_answer`) came out: one that is ranked is an answer, one that it wrote may be
+        none.
+        """
         if row.ranked is not None or row.generated is None:
             return "ok" if row.ranked is not None else None
         if row.generated_cut:

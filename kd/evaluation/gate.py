@@ -44,9 +44,13 @@ def _verdict(source: str, gain: MetricRow | None, least: float, is_void: bool) -
     if gain is None or gain.value is None:
         return GateVerdict(source, False, f"{source}: {asked}, and no row could be measured")
     interval = "" if gain.ci_low is None else f" (95% interval over rows {gain.ci_low:.3f} to {gain.ci_high:.3f})"
-    found = f"{gain.value:.3f}{interval} of {gain.n:,} rows"
+    found = f"{gain.value:.3f}{interval} on {gain.n:,} rows of {gain.split}"
     if is_void:
-        return GateVerdict(source, False, f"{source}: {asked}; what was found, {found}, is void: the teacher is near chance")
+        return GateVerdict(
+            source, False, f"{source}: {asked}; what was found, {found}, is void: the teacher is near chance there"
+        )
     passed = gain.value >= least and gain.ci_low is not None and gain.ci_low >= min(least, 0.0)
     said = "passes" if passed else "does not pass"
-    return GateVerdict(source, passed, f"{source} {said}: its words make the answer's probability fall {found} more; {asked}")
+    return GateVerdict(
+        source, passed, f"{source} {said}: above random words, its words make the answer's probability fall {found}; {asked}"
+    )

@@ -129,22 +129,26 @@ def wilson(successes: int, trials: int) -> Interval:
 
 
 def over_seeds(rows: Sequence[MetricRow]) -> list[MetricRow]:
-    """For each variant its mean accuracy over seeds, and the spread, lowest and highest. Their `seed` is null.
+    """For each variant its mean accuracy over seeds with the spread, lowest and highest, and the mean parse and truncation rate.
+    Their `seed` is null.
 
     The spread is null with a single seed: one number has none.
     """
-    groups: dict[About, list[MetricRow]] = {}
+    groups: dict[tuple[About, str], list[MetricRow]] = {}
     for row in rows:
-        if row.metric == "accuracy" and row.seed is not None and row.value is not None:
+        if row.metric in ("accuracy", "parse_rate", "truncation_rate") and row.seed is not None and row.value is not None:
             about = About(row.subject, row.stage, row.variant, None, row.task, row.split)
-            groups.setdefault(about, []).append(row)
-    return [summary for about, seeds in groups.items() for summary in _summaries(about, seeds)]
+            groups.setdefault((about, row.metric), []).append(row)
+    return [summary for (about, metric), seeds in groups.items() for summary in _summaries(about, metric, seeds)]
 
 
-def _summaries(about: About, seeds: Sequence[MetricRow]) -> list[MetricRow]:
+def _summaries(about: About, metric: str, seeds: Sequence[MetricRow]) -> list[MetricRow]:
     values = [row.value for row in seeds if row.value is not None]
+    mean = about.row(metric, statistics.fmean(values), sum(row.n for row in seeds))
+    if metric != "accuracy":
+        return [mean]
     return [
-        about.row("accuracy", statistics.fmean(values), sum(row.n for row in seeds)),
+        mean,
         about.row("accuracy_spread", statistics.stdev(values) if len(values) > 1 else None, len(values)),
         about.row("accuracy_min", min(values), len(values)),
         about.row("accuracy_max", max(values), len(values)),

@@ -6,7 +6,7 @@ from kd.evaluation.overlap import TEXT, WORDS
 from kd.evaluation.plausibility import HARD, SOFT
 from kd.evaluation.sizes import GAP, SIZE
 from kd.reporting.rationale_table import Found, by_source
-from kd.reporting.tables import MISSING, Table, percent, teacher_near_chance
+from kd.reporting.tables import MISSING, Table, chance_level, percent, teacher_near_chance, with_rates
 from kd.rows import MetricRow
 
 AUDITED = (*SIZE, *HARD, *GAP, *SOFT, *WORDS, *TEXT)
@@ -30,15 +30,23 @@ _PARTS = (_SOURCE, "explained", "words of", "options", "model")
 def audit_table(metrics: Sequence[MetricRow], reasons: Sequence[str], ranked: Collection[str] = ()) -> Table:
     """Faithfulness and plausibility of every source, in percent. `reasons` are sentences about what has no value, `ranked` the
     sources that rank words."""
-    sources, is_void = by_source(metrics), teacher_near_chance(metrics) is not None
-    lines = [line for source, found in sources.items() for line in _audited(source, found, source in ranked, is_void)]
-    said = {
-        "The rationales have not been audited: run audit.": not sources,
-        "Void: the teacher is near chance, so what decides its answers says nothing. The numbers are in report.json.": sources
-        and is_void,
-    }
-    notes = [*(note for note, applies in said.items() if applies), *reasons]
+    sources, near = by_source(metrics), teacher_near_chance(metrics)
+    lines = [line for source, found in sources.items() for line in _audited(source, found, source in ranked, near is not None)]
+    notes = [] if sources else ["The rationales have not been audited: run audit."]
+    if sources and near is not None:
+        where = f"on {near.split} the teacher is near chance, so what decides its answers says nothing"
+        notes += [f"Void: {where}. The numbers are in report.json."]
+    notes += [*_of_the_teacher(metrics), *reasons]
     return Table("Audit of the rationales", _COLUMNS, lines, notes, left=frozenset({_SOURCE}))
+
+
+def _of_the_teacher(metrics: Sequence[MetricRow]) -> Iterator[str]:
+    """How good the teacher's own answers to the measured rows are."""
+    own = [row for row in metrics if (row.subject, row.stage, row.metric) == ("teacher", "audit", "accuracy")]
+    for row in own:
+        level = chance_level(metrics, row)
+        guessing = "" if level is None else f"; chance is {percent(level)}%"
+        yield f"The teacher's own answers to the {row.n:,} measured rows are right in {with_rates(row, metrics)}{guessing}."
 
 
 def _audited(source: str, found: Found, ranked: bool, is_void: bool) -> Iterator[tuple[str, ...]]:

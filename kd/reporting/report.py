@@ -39,6 +39,7 @@ from kd.reporting.tables import (
     stage_table,
     teacher_near_chance,
     training_table,
+    with_rates,
 )
 from kd.rows import Attribution, MetricRow, Prediction, RationaleRow
 
@@ -173,8 +174,9 @@ def warnings(report: Report) -> list[str]:
         "where guessing gives " + percent(level) + "%" if level is not None else "whose answers are text that nobody guesses"
     )
     return [
-        f"The teacher is near chance: {percent(teacher.value)}% of {teacher.n:,} rows, {guessing}. Its attributions explain"
-        " answers that it does not know, so measures of them are void, and so is a comparison of students that learn from them."
+        f"The teacher is near chance: {with_rates(teacher, report.metrics)} of {teacher.n:,} rows of {teacher.split}, {guessing}."
+        " Its attributions explain answers that it does not know, so measures of them are void, and so is a comparison of"
+        " students that learn from them."
     ]
 
 
@@ -254,7 +256,7 @@ def _facts(row: Attribution) -> dict[str, str]:
     facts = {"gold answer": MISSING + " (no label)" if row.target is None else row.target}
     if row.method != UNEXPLAINED:
         facts |= {
-            "teacher wrote": row.generated or MISSING,
+            "teacher wrote": (row.generated or MISSING) + " (cut at the length limit)" * bool(row.generated_cut),
             "teacher ranks first": row.ranked or MISSING + " (no set of answers)",
             "explained": f"{row.explained_answer or MISSING} ({row.explained})",
         }

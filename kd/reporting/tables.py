@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kd.evaluation.metrics import Mean, is_near_chance, over_seeds
+from kd.evaluation.metrics import is_near_chance, over_seeds
 from kd.manifests import Manifest
 from kd.rows import MetricRow
 
@@ -59,14 +59,9 @@ def _score(subject: str, variant: str, rows: Sequence[MetricRow]) -> Score:
         mean=summary.get("accuracy"),
         spread=summary.get("accuracy_spread"),
         rows=max(answered, default=0),
-        parse_rate=_over_rows(rows, "parse_rate"),
-        truncation_rate=_over_rows(rows, "truncation_rate"),
+        parse_rate=summary.get("parse_rate"),
+        truncation_rate=summary.get("truncation_rate"),
     )
-
-
-def _over_rows(rows: Iterable[MetricRow], metric: str) -> float | None:
-    found = [row for row in rows if row.metric == metric and row.value is not None]
-    return Mean(sum((row.value or 0.0) * row.n for row in found), sum(row.n for row in found)).value
 
 
 def chance_level(metrics: Iterable[MetricRow], beside: MetricRow | None = None) -> float | None:
@@ -84,6 +79,15 @@ def teacher_near_chance(metrics: Sequence[MetricRow]) -> MetricRow | None:
     """The teacher's accuracy if it is near the chance level of the same rows, of whichever stage measured it, else None."""
     teachers = [row for row in metrics if row.subject == "teacher" and row.metric == "accuracy" and row.seed is not None]
     return next((row for row in teachers if is_near_chance(row, chance_level(metrics, row))), None)
+
+
+def with_rates(accuracy: MetricRow, metrics: Iterable[MetricRow]) -> str:
+    """An accuracy in percent, and how many of the same answers could be read and were cut at the length limit."""
+    same = [row for row in metrics if (row.subject, row.stage, row.seed) == (accuracy.subject, accuracy.stage, accuracy.seed)]
+    rates = {row.metric: f"{percent(row.value)}%" for row in same if row.variant == accuracy.variant}
+    missing = f"{MISSING}%"
+    parsed, cut = (rates.get(name, missing) for name in ("parse_rate", "truncation_rate"))
+    return f"{percent(accuracy.value)}% ({parsed} parsed, {cut} cut)"
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------------
@@ -156,7 +160,7 @@ def _training_line(title: str, figures: Mapping[str, float | str | None]) -> tup
 def _of_step(which: str, prefix: str, figures: Mapping[str, float | str | None]) -> Iterator[str]:
     """The cells of a step: shares in percent, other figures as short numbers."""
     for column, name in _OF_A_STEP.items():
-        value = figures[f"{which}_step" if name == "step" else f"{prefix}validation_{name}"]
+        value = figures.get(f"{which}_step" if name == "step" else f"{prefix}validation_{name}")
         yield percent(float(value)) if "%" in column and value is not None else _short(value)
 
 

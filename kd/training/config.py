@@ -185,7 +185,8 @@ class TrainingConfig(LoopConfig):
     """Which answer students learn: the row's target (`gold`), the one of the teacher that was explained (`teacher`), which
     rows without a label have too, or the label of the LLM whose rationale came with the row (`llm`). Where
     `attribution.explained` is gold, the first two differ only in rows without a label. A row without the answer that is asked
-    for teaches nothing, and is counted; validation and evaluation are against the target in any case."""
+    for teaches nothing, and is counted, and so does one whose answer the teacher wrote and did not end; validation and
+    evaluation are against the target in any case."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Each variant is trained once per seed: it sets first weights, order of the rows and dropout, alike for all variants."""
 

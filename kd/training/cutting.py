@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
+import numpy as np
+
 from kd.batching import cut, padded_tokens, widths
 
 Group = list[int]
@@ -19,6 +21,8 @@ Sizes = Sequence[tuple[int, int]]
 SCORING_WORK = 0.75
 """What a real target token costs besides its position, in positions: it is scored against the vocabulary, which padding is not
 (T5-small's FLOP; larger models less)."""
+_EVEN_FRAC = 0.002
+"""Workers are called equally busy if no two are further apart than this share of the work of the busiest."""
 _FEW_PARTS = 8
 """Up to so many parts it is tried which of the two lengths to divide by at first; of more it would take too long."""
 
@@ -36,9 +40,10 @@ def deal(
 ) -> list[list[MicroBatch]]:
     """The sequences of a global batch in micro-batches, pass by pass and worker by worker.
 
-    Label and rationale are cut together, each sequence beside others of its lengths, so that little is padded. The micro-
-    batches of one pass are of like size, and the largest of them goes to the worker that has had the least. Of the ways to
-    cut that are tried, workers take the one that is done first.
+    Label and rationale are cut together, each sequence beside others of its lengths, so that little is padded. Workers that
+    wait in every pass have micro-batches of like size there, the largest of them for the one that has had the least; of those
+    that wait in the end alone, each has as much to do in all. Of the ways to cut that are tried, workers take the one that is
+    done first.
 
     Args:
         sizes: input and target tokens of each sequence.
@@ -67,27 +72,25 @@ def _dealt(groups: Sequence[Group], sizes: Sizes, world: int, in_step: bool) -> 
         dealt = dict(zip(least_loaded, numbered[start : start + world], strict=True))
         passes.append([dealt[rank] for rank in range(world)])
         loads = [load + work(dealt[rank].group, sizes) for rank, load in enumerate(loads)]
-    return passes if in_step else _evened(passes, sizes)
+    return passes if in_step else evened(passes, sizes)
 
 
-def _evened(passes: Sequence[Sequence[MicroBatch]], sizes: Sizes) -> list[list[MicroBatch]]:
-    """The passes after the busiest worker has changed micro-batches for smaller ones of the least busy, one at a time, as long
-    as the busier of both has less to do then.
+def evened(passes: list[list[MicroBatch]], sizes: Sizes) -> list[list[MicroBatch]]:
+    """The passes after the busiest worker has changed micro-batches for smaller ones of the least busy, one at a time: as long as
+    the busier of both has less to do then, and they are further apart than it matters.
     """
-    shares = [list(share) for share in zip(*passes, strict=True)]
+    loads = np.array([[work(each.group, sizes) for each in dealt] for dealt in passes])
     while True:
-        loads = [sum(work(each.group, sizes) for each in share) for share in shares]
-        gives, takes = shares[loads.index(max(loads))], shares[loads.index(min(loads))]
-        gap = max(loads) - min(loads)
-        moved = {
-            (mine, other): work(gives[mine].group, sizes) - work(takes[other].group, sizes)
-            for mine, other in itertools.product(range(len(passes)), repeat=2)
-        }
-        useful = [places for places, less in moved.items() if 0 < less < gap]
-        if not useful:
-            return [list(dealt) for dealt in zip(*shares, strict=True)]
-        mine, other = min(useful, key=lambda places: abs(gap - 2 * moved[places]))
-        gives[mine], takes[other] = takes[other], gives[mine]
+        totals = loads.sum(0)
+        most, least = int(totals.argmax()), int(totals.argmin())
+        gap = totals[most] - totals[least]
+        moved = np.subtract.outer(loads[:, most], loads[:, least])
+        useful = (moved > 0) & (moved < gap)
+        if gap <= _EVEN_FRAC * totals[most] or not useful.any():
+            return passes
+        mine, other = divmod(int(np.where(useful, abs(gap - 2 * moved), np.inf).argmin()), len(passes))
+        passes[mine][most], passes[other][least] = passes[other][least], passes[mine][most]
+        loads[mine, most], loads[other, least] = loads[other, least], loads[mine, most]
 
 
 def _time_of(sizes: Sizes, in_step: bool) -> Callable[[list[list[MicroBatch]]], float]:

@@ -133,13 +133,13 @@ def write_state(state: Mapping[str, Any], path: Path) -> None:
 
 
 def adamw(model: torch.nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) with decay for matrices and none for norms and biases.
+    """AdamW (Loshchilov and Hutter 2019) with decay for matrices and none for norms and biases, T5's of positions among them.
 
     The fused form updates all weights in one call, which on a small model is a tenth of the step; torch ships it compiled.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.dim() > 1]
-    others = [parameter for parameter in trained if parameter.dim() <= 1]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    matrices = [parameter for name, parameter in trained.items() if parameter.dim() > 1 and "bias" not in name]
+    others = [parameter for name, parameter in trained.items() if parameter.dim() <= 1 or "bias" in name]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
 

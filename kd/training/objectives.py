@@ -144,14 +144,18 @@ AnyObjective = Annotated[LabelOnly | MultiTask, Field(discriminator="type")]
 
 
 def taught(row: Example, answers: Answers) -> Example:
-    """The row with the answer to learn as its target. Raises TypeError for a teacher's answer to a row that none answered."""
+    """The row with the answer to learn as its target; none where the teacher wrote one that met the length limit.
+
+    Raises TypeError for a teacher's answer to a row that none answered.
+    """
     if answers == "gold":
         return row
     if answers == "llm":
         return dataclasses.replace(row, target=(row.llm_label or "").strip() or None)
     if not isinstance(row, Attribution):
         raise TypeError(f"expected an attributed row with the teacher's answer, got {type(row).__name__}")
-    return dataclasses.replace(row, target=row.explained_answer or None)
+    is_cut = row.explained == "predicted" and row.ranked is None and bool(row.generated_cut)
+    return dataclasses.replace(row, target=None if is_cut else row.explained_answer or None)
 
 
 def sums_per_term(nll_nats: Float[Tensor, "n"], term: Int[Tensor, "n"], terms: int) -> Float[Tensor, "k"]:

@@ -33,13 +33,13 @@ class Score:
     """How a step did: accuracy of the generated answers, and the mean loss per token of the right ones in nats.
 
     Beside the accuracy stand the shares of answers that could be read and of those that met the length limit, as evaluation
-    counts them.
+    counts generated ones; None of a run of a version that did not count them.
     """
 
     accuracy: float
     loss_nats: float
-    parse_rate: float
-    truncation_rate: float
+    parse_rate: float | None = None
+    truncation_rate: float | None = None
 
     def beats(self, other: "Score | None") -> bool:
         """More right answers, or as many at a lower loss."""
@@ -72,22 +72,21 @@ class Validation:
             asked = [self.questions[index] for index in batch]
             inputs, targets = [question.encoded.ids for question in asked], [question.target_ids for question in asked]
             answers = family.read([question.encoded for question in asked]).generate()
-            right += sum(self._is_right(a, q) for a, q in zip(answers, asked, strict=True))
-            parsed += sum(self._is_read(family, a, q) for a, q in zip(answers, asked, strict=True))
-            cut_short += sum(not answer.finished for answer in answers)
+            read = [self._read(family, *each) for each in zip(answers, asked, strict=True)]
+            right += sum(answer is not None and self.judge(answer, q.target) for answer, q in zip(read, asked, strict=True))
+            parsed += sum(answer is not None for answer in read)
+            cut_short += sum(not said.finished for said in answers)
             nll_nats += float(family.sequence_nll(family.model, inputs, targets).sum())
             tokens += sum(map(len, targets))
         mine = torch.tensor([right, parsed, cut_short, nll_nats, tokens], dtype=torch.float64, device=engine.device)
         right, parsed, cut_short, nll_nats, tokens = engine.total(mine).tolist()
         return Score(right / self.total, nll_nats / tokens, parsed / self.total, cut_short / self.total)
 
-    def _is_right(self, said: Generated, question: Question) -> bool:
-        """Word for word, token by token, or as the task judges."""
-        return said.ids == question.target_ids or (said.finished and self.judge(said.text, question.target))
-
-    def _is_read(self, family: Family, said: Generated, question: Question) -> bool:
-        """Whether there is an answer in what was generated; what is right is one."""
-        return self._is_right(said, question) or family.answer_in(said, question.label_set, self.judge) is not None
+    def _read(self, family: Family, said: Generated, question: Question) -> str | None:
+        """The answer in what was generated; free text that is the target token by token is the target."""
+        if not question.label_set and said.ids == question.target_ids:
+            return question.target
+        return family.answer_in(said, question.label_set, self.judge)
 
 
 def sample(store: Store, folder: str, shards: Sequence[Shard], most: int) -> list[Example]:
