@@ -108,15 +108,24 @@ def test_markdown_cells_cannot_break_the_table() -> None:
 def test_a_run_shows_its_best_step_and_its_last_one() -> None:
     scores = {"best_step": 40, **named(Score(0.75, 0.5, parse_rate=0.875, truncation_rate=0.125))}
     newest = named(Score(1.0, 0.75, parse_rate=1.0, truncation_rate=0.0))
-    last = {"last_step": 60, **{f"last_{name}": value for name, value in newest.items()}, "trained_parameters": 3072}
+    last = {
+        "last_step": 60,
+        **{f"last_{name}": value for name, value in newest.items()},
+        "validation_rows": 200,
+        "trained_parameters": 3072,
+    }
     unscored = dict.fromkeys({**scores, **last}) | {"best_step": 6, "last_step": 6, "trained_parameters": 10}
     runs = {"teach": manifest(figures=scores | last), "train a/0": manifest(figures=unscored), "prepare": manifest()}
     table = training_table(runs)
-    assert table.rows[0] == ("teach", "40", "75.0", "87.5", "12.5", "0.5", "60", "100.0", "100.0", "0.0", "0.75", "3,072")
-    assert table.rows[1] == ("train a/0", "6", *["–"] * 4, "6", *["–"] * 4, "10")
+    assert table.rows == [
+        ("teach", "40", "best", "75.0", "87.5", "12.5", "0.5", "200", "3,072"),
+        ("teach", "60", "last", "100.0", "100.0", "0.0", "0.75", "200", "3,072"),
+        ("train a/0", "6", "best, last", "–", "–", "–", "–", "–", "10"),
+    ]
     older = {name: value for name, value in (scores | last).items() if "rate" not in name}
-    assert training_table({"teach": manifest(figures=older)}).rows[0][2:5] == ("75.0", "–", "–")
-    assert len(table.rows) == 2
+    assert training_table({"teach": manifest(figures=older)}).rows[0][3:6] == ("75.0", "–", "–")
+    counted = stage_table({"teach": manifest(figures=scores | last | {"final_loss_label": 0.25})}).rows[0][-1]
+    assert counted == "final_loss_label 0.25", "what the table of training says is not said twice"
     assert table.notes == ["Not validated, so the last step is kept: train a/0."]
     assert training_table({"train": None}).notes == ["Nothing has been trained."]
 

@@ -142,26 +142,28 @@ def training_table(stages: Mapping[str, Manifest | None]) -> Table:
     }
     return Table(
         title="Training",
-        columns=("run", *(f"{which} {name}" for which in ("best", "last") for name in _OF_A_STEP), "trained parameters"),
-        rows=[_training_line(title, figures) for title, figures in runs.items()],
+        columns=("run", "step", "which", "%", "parsed %", "cut %", "loss", "rows", "trained parameters"),
+        rows=[line for title, figures in runs.items() for line in _training_lines(title, figures)],
         notes=[reason for reason, applies in reasons.items() if applies],
-        left=frozenset({"run"}),
+        left=frozenset({"run", "which"}),
     )
 
 
-_OF_A_STEP = {"step": "step", "%": "accuracy", "parsed %": "parse_rate", "cut %": "truncation_rate", "loss": "loss"}
-"""A step's columns, and the names of their figures in a manifest."""
+def _training_lines(title: str, figures: Mapping[str, float | str | None]) -> Iterator[tuple[str, ...]]:
+    """A line on the best step and one on the last; a single one where both are the same."""
+    is_one = figures["best_step"] == figures["last_step"]
+    for which, prefix in [("best, last", "")] if is_one else [("best", ""), ("last", "last_")]:
+        accuracy, parsed, cut, loss = (
+            figures.get(f"{prefix}validation_{name}") for name in ("accuracy", "parse_rate", "truncation_rate", "loss")
+        )
+        shares = [MISSING if share is None else percent(float(share)) for share in (accuracy, parsed, cut)]
+        step = _short(figures[f"{which.partition(',')[0]}_step"])
+        sizes = [_short(figures.get(name)) for name in ("validation_rows", "trained_parameters")]
+        yield (title, step, which, *shares, _short(loss), *sizes)
 
 
-def _training_line(title: str, figures: Mapping[str, float | str | None]) -> tuple[str, ...]:
-    return (title, *_of_step("best", "", figures), *_of_step("last", "last_", figures), _short(figures["trained_parameters"]))
-
-
-def _of_step(which: str, prefix: str, figures: Mapping[str, float | str | None]) -> Iterator[str]:
-    """The cells of a step: shares in percent, other figures as short numbers."""
-    for column, name in _OF_A_STEP.items():
-        value = figures.get(f"{which}_step" if name == "step" else f"{prefix}validation_{name}")
-        yield percent(float(value)) if "%" in column and value is not None else _short(value)
+_IN_THE_TRAINING_TABLE = ("best_step", "last_step", "validation_", "last_validation_", "trained_parameters")
+"""How the figures begin that are not said twice."""
 
 
 def stage_table(stages: Mapping[str, Manifest | None]) -> Table:
@@ -184,6 +186,7 @@ def stage_table(stages: Mapping[str, Manifest | None]) -> Table:
 def _stage_line(title: str, manifest: Manifest | None) -> tuple[str, ...]:
     if manifest is None:
         return (title, *[MISSING] * 6)
+    counted = {**manifest.counts, **manifest.figures}
     return (
         title,
         f"{manifest.rows:,}" if manifest.rows else MISSING,
@@ -191,7 +194,7 @@ def _stage_line(title: str, manifest: Manifest | None) -> tuple[str, ...]:
         f"{manifest.seconds:,.1f}",
         MISSING if manifest.rows_per_s is None else f"{manifest.rows_per_s:,.1f}",
         manifest.device,
-        ", ".join(f"{name} {_short(value)}" for name, value in {**manifest.counts, **manifest.figures}.items()),
+        ", ".join(f"{name} {_short(value)}" for name, value in counted.items() if not name.startswith(_IN_THE_TRAINING_TABLE)),
     )
 
 
