@@ -1,15 +1,20 @@
-"""Measures beside independent implementations, on random inputs: the calibration error of torchmetrics, scipy's Wilson interval."""
+"""Measures beside independent implementations, on random inputs: the calibration error of torchmetrics, scipy's Wilson interval,
+statsmodels' correction of p-values."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import binomtest
+from statsmodels.stats.multitest import multipletests
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from kd.evaluation.answer_sums import BINS, answer_sums
 from kd.evaluation.metrics import About, wilson
+from kd.evaluation.significance import holm
 from kd.rows import Prediction
 from tests.tiny import example
 from tests.tiny_reports import predicted
@@ -67,3 +72,8 @@ def test_the_wilson_interval_is_that_of_scipy() -> None:
         for successes in {0, trials, int(draw.integers(0, trials + 1))}:
             theirs = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
             assert wilson(successes, trials) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holms_correction_is_that_of_statsmodels(p_values: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1], abs=1e-9)
