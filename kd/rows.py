@@ -113,8 +113,7 @@ class Attribution(Example):
     there is none), `choice_logprobs` the log-probability of every entry in nats. `target_logprob` is that of the explained
     answer: of a model that writes, the number that `scores` are about; of a classifier they are about the logit.
     `completeness_gap` is the error of methods that claim completeness, else null. `scores` are as the method gave them. `fold`
-    names the teacher's fold, 0 where there is one
-    teacher.
+    names the teacher's fold, 0 where there is one teacher.
     """
 
     model: str
@@ -144,7 +143,8 @@ class Attribution(Example):
         if self.error is not None:
             return ()
         # Of free text only the task can say whether it is right; a label is one or is not.
-        right = [self.target in self.label_set and self.target == own for own in (self.ranked, self.generated)]
+        own = (self.ranked, None if self.generated_cut else self.generated)
+        right = [self.target in self.label_set and self.target == answer for answer in own]
         said = ("ranked_right",) * right[0] + ("generated_right",) * right[1]
         return Example.tally(self) + ("input_truncated",) * (self.truncated_tokens > 0) + said
 

@@ -76,7 +76,7 @@ def test_each_number_of_the_audit_stands_beside_its_chance(done: Wiring) -> None
     assert [(row.value, row.n) for row in rates] == [(1, 30), (0, 30)], "what the teacher ranks first is an answer"
     share = f"{100 * (figures['teacher', 'accuracy'].value or 0):.1f}% (100.0% parsed, 0.0% cut); chance is 25.0%"
     notes = Findings(done).report().tables[3].notes
-    assert f"The teacher's own answers to the 30 measured rows are right in {share}." in notes
+    assert f"The teacher's own answers to the 30 measured rows with a label are right in {share}." in notes
     assert (figures["chance", "accuracy_chance"].value, figures["chance", "accuracy_chance"].n) == (0.25, 30)
     assert (figures["llm", "evidence_hit_rate"].value, figures["none", "evidence_hit_rate"].value) == (1, 0)
     assert figures["none", "rationale_words"].n == 30

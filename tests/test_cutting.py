@@ -115,11 +115,16 @@ def test_what_is_exchanged_leaves_the_busiest_worker_no_more_to_do(sizes: list[t
     assert sum(after) == pytest.approx(sum(before))
 
 
-def test_many_micro_batches_are_evened_in_no_time() -> None:
-    sizes = [(tokens, 1) for tokens in range(1, 1001)]
-    shares = zip(*deal(sizes, 1, 4, in_step=False), strict=True)
-    loads = [sum(sizes[index][0] for each in share for index in each.group) for share in shares]
-    assert max(loads) <= 1.003 * min(loads)
+def test_many_micro_batches_are_evened_by_few_exchanges() -> None:
+    sizes = [(1 + number % 97, 1) for number in range(1000)]
+    larger = sorted(range(1000), key=lambda number: -sizes[number][0])
+    passes = [[MicroBatch(number, [number]) for number in pair] for pair in zip(larger[:500], larger[500:], strict=True)]
+    uneven, even = (
+        [sum(work(each.group, sizes) for each in share) for share in zip(*each, strict=True)]
+        for each in (passes, evened([list(dealt) for dealt in passes], sizes))
+    )
+    assert max(uneven) > 2 * min(uneven)
+    assert max(even) <= 1.003 * min(even)
 
 
 @pytest.mark.parametrize("budget", [1024, 2048, 4096])

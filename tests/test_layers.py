@@ -63,9 +63,9 @@ LIBRARIES = {
         "kd.ray_worker",
         "kd.deepspeed_engine",
     ),
-    "datasets": ("kd.tasks", "kd.store", "kd.training"),
+    "datasets": ("kd.tasks", "kd.store", "kd.training", "kd.ray_worker"),
     "pyarrow": ("kd.arrow", "kd.store", "kd.refusals", "kd.places", "kd.corpus", "kd.ray_data", "kd.ray_corpus"),
-    "tensorboardX": ("kd.training.events",),
+    "tensorboardX": ("kd.training.events", "kd.ray_worker"),
     "pandas": (),
 }
 

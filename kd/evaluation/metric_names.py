@@ -23,21 +23,20 @@ class Metric:
 
 
 _COUNTED = "by definition"
+_MEAN = "without a seed: the mean over seeds"
 _OURS = "ours"
 _RETRIEVAL = "van Rijsbergen 1979"
 _CALIBRATION = "Guo et al. 2017"
 _ERASER = "DeYoung et al. 2020"
 
 _ENTRIES = (
-    Metric(
-        "accuracy", 0, 1, True, "rows", "share of labelled rows answered right; without a seed: the mean over seeds", _COUNTED
-    ),
+    Metric("accuracy", 0, 1, True, "rows", f"share of labelled rows answered right; {_MEAN}", _COUNTED),
     Metric("accuracy_spread", 0, 1, False, "seeds", "sample standard deviation of the accuracy over seeds", _COUNTED),
     Metric("accuracy_min", 0, 1, True, "seeds", "lowest accuracy of a seed", _COUNTED),
     Metric("accuracy_max", 0, 1, True, "seeds", "highest accuracy of a seed", _COUNTED),
     Metric("accuracy_chance", 0, 1, True, "rows", "accuracy of guessing evenly among each row's label set", "mean of 1/labels"),
-    Metric("parse_rate", 0, 1, True, "rows", "share of rows whose answer could be read", _COUNTED),
-    Metric("truncation_rate", 0, 1, False, "rows", "share of rows whose answer was cut at the length limit", _COUNTED),
+    Metric("parse_rate", 0, 1, True, "rows", f"share of rows whose answer could be read; {_MEAN}", _COUNTED),
+    Metric("truncation_rate", 0, 1, False, "rows", f"share of rows whose answer was cut at the length limit; {_MEAN}", _COUNTED),
     Metric(
         "macro_f1",
         0,

@@ -46,7 +46,8 @@ def _of_the_teacher(metrics: Sequence[MetricRow]) -> Iterator[str]:
     for row in own:
         level = chance_level(metrics, row)
         guessing = "" if level is None else f"; chance is {percent(level)}%"
-        yield f"The teacher's own answers to the {row.n:,} measured rows are right in {with_rates(row, metrics)}{guessing}."
+        rows = f"the {row.n:,} measured rows with a label"
+        yield f"The teacher's own answers to {rows} are right in {with_rates(row, metrics)}{guessing}."
 
 
 def _audited(source: str, found: Found, ranked: bool, is_void: bool) -> Iterator[tuple[str, ...]]:

@@ -76,7 +76,7 @@ def chance_level(metrics: Iterable[MetricRow], beside: MetricRow | None = None) 
 
 
 def teacher_near_chance(metrics: Sequence[MetricRow]) -> MetricRow | None:
-    """The teacher's accuracy if it is near the chance level of the same rows, of whichever stage measured it, else None."""
+    """The teacher's accuracy if it is near the chance level of the same rows, audited or evaluated, else None."""
     teachers = [row for row in metrics if row.subject == "teacher" and row.metric == "accuracy" and row.seed is not None]
     return next((row for row in teachers if is_near_chance(row, chance_level(metrics, row))), None)
 

@@ -22,7 +22,7 @@ SCORING_WORK = 0.75
 """What a real target token costs besides its position, in positions: it is scored against the vocabulary, which padding is not
 (T5-small's FLOP; larger models less)."""
 _EVEN_FRAC = 0.002
-"""Workers are called equally busy if no two are further apart than this share of the work of the busiest."""
+"""Nothing is exchanged between workers that are no further apart than this share of the work of the busiest."""
 _FEW_PARTS = 8
 """Up to so many parts it is tried which of the two lengths to divide by at first; of more it would take too long."""
 

@@ -150,7 +150,8 @@ class Queue:
                 raise StageError(
                     f"{where}: none of its {features.rows} rows has anything to teach; expected rows with a target, or with an"
                     " llm_label where training.answers is llm. For a corpus without labels set training.answers = teacher (or"
-                    " llm), and leave teach out"
+                    " llm), and leave teach out. An answer that the teacher wrote and did not end teaches nothing either: raise"
+                    " teacher.max_generated_tokens"
                 )
             if run.objective.needs_rationales:
                 self._check_rationales(run, features.inputs)

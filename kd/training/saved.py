@@ -13,6 +13,8 @@ from kd.training.runs import Queue
 CHECKPOINTS = "checkpoints"
 """The folder of a run's checkpoints, below the run's; it goes when the run is finished."""
 CHECKPOINT_MANIFEST = "manifest.json"
+FORMAT = 2
+"""Of what the files of a checkpoint hold: it changes with what an engine writes, and others are not read."""
 
 
 class Harmed(StoreError):
@@ -41,7 +43,8 @@ class Stored:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint's manifest says: whose it is, after which step and by how many ranks it was written, its files.
+    """What a checkpoint's manifest says: whose it is, after which step and by how many ranks it was written, its files and their
+    format.
 
     `started_from` is the name of the weights that the run started from; those of them that are frozen are in no checkpoint.
     """
@@ -54,10 +57,13 @@ class Checkpoint:
     files: Sequence[Stored]
     best_step: int | None
     best: Sequence[Stored]
+    format: int = FORMAT
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Checkpoint":
-        """Raises TypeError where the keys are not those of this version."""
+        """Raises TypeError where the keys, or the format, are not those of this version."""
+        if content.get("format") != FORMAT:
+            raise TypeError(f"expected format {FORMAT}, got {content.get('format')}")
         files = {key: [Stored(**each) for each in content[key]] for key in ("files", "best") if key in content}
         return cls(**{**content, **files})
 

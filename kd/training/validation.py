@@ -8,7 +8,7 @@ import torch
 
 from kd.batching import cut
 from kd.errors import RowFault, StageError
-from kd.families.base import Family, Generated
+from kd.families.base import Family
 from kd.families.text import Encoded
 from kd.manifests import Shard
 from kd.rows import Example, Segment
@@ -72,7 +72,7 @@ class Validation:
             asked = [self.questions[index] for index in batch]
             inputs, targets = [question.encoded.ids for question in asked], [question.target_ids for question in asked]
             answers = family.read([question.encoded for question in asked]).generate()
-            read = [self._read(family, *each) for each in zip(answers, asked, strict=True)]
+            read = [family.answer_in(said, q.label_set, self.judge) for said, q in zip(answers, asked, strict=True)]
             right += sum(answer is not None and self.judge(answer, q.target) for answer, q in zip(read, asked, strict=True))
             parsed += sum(answer is not None for answer in read)
             cut_short += sum(not said.finished for said in answers)
@@ -81,12 +81,6 @@ class Validation:
         mine = torch.tensor([right, parsed, cut_short, nll_nats, tokens], dtype=torch.float64, device=engine.device)
         right, parsed, cut_short, nll_nats, tokens = engine.total(mine).tolist()
         return Score(right / self.total, nll_nats / tokens, parsed / self.total, cut_short / self.total)
-
-    def _read(self, family: Family, said: Generated, question: Question) -> str | None:
-        """The answer in what was generated; free text that is the target token by token is the target."""
-        if not question.label_set and said.ids == question.target_ids:
-            return question.target
-        return family.answer_in(said, question.label_set, self.judge)
 
 
 def sample(store: Store, folder: str, shards: Sequence[Shard], most: int) -> list[Example]:
@@ -132,7 +126,7 @@ def open_validation(
         raise StageError(
             f"none of {len(faults)} rows of validation can be read and answered by the student, the first one for"
             f" {faults[0].reason} ({faults[0].detail}); expected some. Raise the student's max_input_tokens or max_answer_tokens,"
-            " or set eval_rows: 0 to train without validation"
+            " give a classifier a class for every label of the task, or set eval_rows: 0 to train without validation"
         )
     if not questions:
         return None
