@@ -176,7 +176,7 @@ class RationaleRow(Attribution):
 
 
 Status = Literal["ok", "unparsed", "truncated"]
-_COUNTED_AS = {"ok": "ok", "unparsed": "unparsed", "truncated": "answer_truncated"}
+COUNTED_AS = {"ok": "ok", "unparsed": "unparsed", "truncated": "answer_truncated"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +212,7 @@ class Prediction(Example):
         if self.error is not None:
             return ()
         cut = ("input_truncated",) * (self.truncated_tokens > 0)
-        return Example.tally(self) + cut + (_COUNTED_AS[self.status],) + ("correct",) * bool(self.correct)
+        return Example.tally(self) + cut + (COUNTED_AS[self.status],) + ("correct",) * bool(self.correct)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

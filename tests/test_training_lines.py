@@ -1,7 +1,6 @@
 """What a person sees of training: a line per run, rewritten while it goes on, kept when it is over."""
 
 import io
-import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -53,9 +52,11 @@ def test_every_run_under_way_has_a_line_with_what_it_learns_and_how_long_it_take
 def test_a_run_of_a_version_that_did_not_count_what_could_be_read_has_its_accuracy_alone() -> None:
     figures = {"validation_accuracy": 0.5, "best_step": 2, "last_step": 2, "last_validation_accuracy": 0.5}
     assert validated(figures) == "50.0%"
-    assert State.from_json(json.dumps({"step": 2, "best": {"accuracy": 0.5, "loss_nats": 1.0}, "last": None})).best == Score(
-        0.5, 1.0
-    )
+
+
+def test_a_state_goes_on_with_every_figure_of_its_scores() -> None:
+    state = State(step=2, best=Score(0.5, 1.0, parse_rate=0.75, truncation_rate=0.25))
+    assert State.from_json(state.to_json()) == state
 
 
 def test_a_run_that_is_over_leaves_one_line_with_its_best_step(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from kd.evaluation.sizes import GAP, SIZE, gaps, sizes
 from kd.evaluation.sums import Finding, Measure, Result, Sums, Tally, Why
 from kd.evaluation.units import Units
 from kd.frozen import Frozen
-from kd.rows import MetricRow, RationaleRow, Split, Status
+from kd.rows import COUNTED_AS, MetricRow, RationaleRow, Split, Status
 from kd.shards import Apply
 from kd.tasks.base import is_read
 
@@ -87,7 +87,7 @@ class MeasureRationales:
         return lambda rows, _: [self._measured(row) for row in rows]
 
     def _measured(self, row: RationaleRow) -> Measured:
-        found = list(self._found(row))
+        found, status = list(self._found(row)), self._status(row)
         values = [(name, part, tally.total) for part, name, tally in found if tally.count]
         silent = [(name, part, why) for part, name, tally in found for why in tally.left_out]
         return Measured(
@@ -99,22 +99,23 @@ class MeasureRationales:
             silent_metric=[name for name, _, _ in silent],
             silent_part=[part for _, part, _ in silent],
             why=[why.value for _, _, why in silent],
-            teacher_right=self._is_right(teachers_answer(row), row.target, self._status(row)),
-            teacher_status=self._status(row),
+            teacher_right=self._is_right(teachers_answer(row), row.target) and status == "ok",
+            teacher_status=status,
             llm_right=self._is_right(row.llm_label, row.target),
             chance=chance_of(row),
         )
 
-    def _is_right(self, answer: str | None, target: str | None, status: Status | None = "ok") -> bool | None:
-        """What could not be read, or was cut, is not right; None where there is nothing to compare."""
-        return None if answer is None or target is None else status == "ok" and self.judge(answer, target)
+    def _is_right(self, answer: str | None, target: str | None) -> bool | None:
+        return None if answer is None or target is None else self.judge(answer, target)
 
     def _status(self, row: RationaleRow) -> Status | None:
         """How the teacher's own answer (`teachers_answer`) came out: one that is ranked is an answer, one that it wrote may be
         none.
         """
-        if row.ranked is not None or row.generated is None:
-            return "ok" if row.ranked is not None else None
+        if row.ranked is not None:
+            return "ok"
+        if row.generated is None:
+            return None
         if row.generated_cut:
             return "truncated"
         return "ok" if is_read(row.generated, self.judge) else "unparsed"
@@ -220,21 +221,16 @@ class AuditSums:
 def audit_sums(rows: Iterable[Measured]) -> AuditSums:
     """The sums over a shard's rows."""
     found: dict[str, dict[str, list[Finding]]] = {}
-    answers, chances, errors = Counter[str | None](), list[float](), 0
+    answers, chances, errors = Counter[str](), list[float](), 0
     for row in rows:
         errors += row.error is not None
         for part, name, finding in _findings(row):
             found.setdefault(part, {}).setdefault(name, []).append(finding)
-        if row.teacher_right is not None:
-            answers.update((row.teacher_status,) + ("correct",) * row.teacher_right)
+        if row.teacher_right is not None and row.teacher_status is not None:
+            answers.update((COUNTED_AS[row.teacher_status],) + ("correct",) * row.teacher_right)
         chances += [] if row.chance is None else [row.chance]
     parts = {part: Sums({name: Tally.of(each) for name, each in inside.items()}) for part, inside in found.items()}
-    return AuditSums(parts, _counted(answers), Mean(sum(chances), len(chances)), errors)
-
-
-def _counted(answers: Mapping[str | None, int]) -> Counts:
-    """The teacher's own answers by how they came out, and how many of them are right."""
-    return Counts(answers["ok"], answers["unparsed"], answers["truncated"], correct=answers["correct"])
+    return AuditSums(parts, Counts.of(answers), Mean(sum(chances), len(chances)), errors)
 
 
 def _findings(row: Measured) -> Iterator[tuple[str, str, Finding]]:

@@ -83,11 +83,10 @@ def teacher_near_chance(metrics: Sequence[MetricRow]) -> MetricRow | None:
 
 def with_rates(accuracy: MetricRow, metrics: Iterable[MetricRow]) -> str:
     """An accuracy in percent, and how many of the same answers could be read and were cut at the length limit."""
-    same = [row for row in metrics if (row.subject, row.stage, row.seed) == (accuracy.subject, accuracy.stage, accuracy.seed)]
-    rates = {row.metric: f"{percent(row.value)}%" for row in same if row.variant == accuracy.variant}
-    missing = f"{MISSING}%"
-    parsed, cut = (rates.get(name, missing) for name in ("parse_rate", "truncation_rate"))
-    return f"{percent(accuracy.value)}% ({parsed} parsed, {cut} cut)"
+    of = (accuracy.subject, accuracy.stage, accuracy.variant, accuracy.seed, accuracy.split)
+    rates = {row.metric: row.value for row in metrics if (row.subject, row.stage, row.variant, row.seed, row.split) == of}
+    parsed, cut = (percent(rates.get(name)) for name in ("parse_rate", "truncation_rate"))
+    return f"{percent(accuracy.value)}% ({parsed}% parsed, {cut}% cut)"
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------------

@@ -138,8 +138,9 @@ def adamw(model: torch.nn.Module, config: LoopConfig) -> torch.optim.AdamW:
     The fused form updates all weights in one call, which on a small model is a tenth of the step; torch ships it compiled.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    matrices = [parameter for name, parameter in trained.items() if parameter.dim() > 1 and "bias" not in name]
-    others = [parameter for name, parameter in trained.items() if parameter.dim() <= 1 or "bias" in name]
+    decaying = {name for name, parameter in trained.items() if parameter.dim() > 1 and "bias" not in name}
+    matrices = [parameter for name, parameter in trained.items() if name in decaying]
+    others = [parameter for name, parameter in trained.items() if name not in decaying]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
 

@@ -33,13 +33,13 @@ class Score:
     """How a step did: accuracy of the generated answers, and the mean loss per token of the right ones in nats.
 
     Beside the accuracy stand the shares of answers that could be read and of those that met the length limit, as evaluation
-    counts generated ones; None of a run of a version that did not count them.
+    counts generated ones.
     """
 
     accuracy: float
     loss_nats: float
-    parse_rate: float | None = None
-    truncation_rate: float | None = None
+    parse_rate: float
+    truncation_rate: float
 
     def beats(self, other: "Score | None") -> bool:
         """More right answers, or as many at a lower loss."""
