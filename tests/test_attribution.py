@@ -58,11 +58,12 @@ def test_a_generated_label_is_spelt_as_the_label_set_spells_it_unless_two_labels
     assert [row.generated for row in attribute(loaded, rows)] == ["Coffee Cake", "coffee cake"]
 
 
-def test_a_text_that_met_the_length_limit_is_no_label_whatever_it_reads_like(models: dict[str, Loaded]) -> None:
+@pytest.mark.parametrize("label", ["coffee cake", "Coffee Cake"])
+def test_a_text_that_met_the_length_limit_is_no_label_whatever_it_reads_like(models: dict[str, Loaded], label: str) -> None:
     said = tiny.family(models["pair"]).encode_answer("coffee cake")
-    row = tiny.example(choices=("coffee cake", "money"), target="coffee cake")
+    row = tiny.example(choices=(label, "money"), target=label)
     for answer, generated, right in (
-        (said, "coffee cake", 1),
+        (said, label, 1),
         ([*said[:-1], *[models["pair"].tokenizer.pad_token_id] * 8], "coffee cake", 0),
     ):
         (found,) = attribute(steered(models["pair"], answer), [row])

@@ -208,7 +208,9 @@ def test_processor_time_of_a_process_that_has_ended_still_counts() -> None:
 
 def test_a_worker_is_known_by_the_name_that_ray_gives_it() -> None:
     watch = Watch()
-    with subprocess.Popen(["ray::Sleeper", "-c", "input()"], executable=sys.executable, stdin=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        ["ray::Sleeper", "-c", "import sys; sys.stdin.read()"], executable=sys.executable, stdin=subprocess.PIPE
+    ) as child:
         watch.sample()
         assert is_worker(psutil.Process(child.pid))
         assert watch.peaks_mib["the largest worker"] > 0
