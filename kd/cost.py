@@ -3,17 +3,24 @@
 A weight costs 2 FLOP per token forward. Backward costs 2 for the gradient at its input, and 2 more for its own, which
 frozen weights do not need. Attention's two products cost 2 FLOP per width and pair of positions forward, and twice that
 backward. Everything else (norms, activations, the softmax) is left out, as is usual; so these are lower bounds.
+
+How many weights a token passes is not read off a model's layers but counted: the model runs on torch's meta device, which
+computes nothing, on inputs of a few lengths, and the counts are solved for the weights and widths. So shared layers count as
+often as they run, of a mixture's experts those that a token is sent to, and every other product as it is.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from kd.errors import ConfigError
 
 if TYPE_CHECKING:
     from kd.models import Loaded
 
-_CROSS = ("EncDecAttention", "encoder_attn", "crossattention")
-_KEYS_VALUES = ("k", "v", "k_proj", "v_proj", "key", "value")
-_QUERIES = ("q", "q_proj", "query")
+_UNIT_TOKENS = 8
+"""Inputs of one to four times so many tokens are counted, and half as many tokens of an answer."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,11 @@ class Shape:
 
     The last token of an answer is never fed in. `starts` are the tokens that stand before the first: a decoder's start
     token; none where the input's last token already tells the answer's first.
+
+    `once`: weights that a row passes once, whatever its length: what pools it, and a classifier's head. `pass_flops` are the
+    operations of a forward pass that all rows of a micro-batch share, such as DeBERTa's projections of relative positions.
+    `read_kernels` and `write_kernels` are how many operations a forward pass starts on a device: of the whole input, and of
+    what is fed in behind it.
     """
 
     reader: int
@@ -37,6 +49,10 @@ class Shape:
     writes: int
     crosses: int
     starts: int
+    once: int = 0
+    pass_flops: int = 0
+    read_kernels: int = 0
+    write_kernels: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,9 +68,20 @@ class Flops:
 
 
 def shape_of(loaded: "Loaded") -> Shape:
-    """The shape of a model, also of one without weights (`load(..., "meta")`)."""
+    """The shape of a model, also of one without weights (`load(..., "meta")`).
+
+    Raises:
+        ConfigError: what a row costs cannot be counted without weights, or is no sum of weights times tokens and widths times
+            pairs of positions (block-wise attention, for instance).
+    """
     inside = _encoder_decoder if loaded.family == "encoder_decoder" else _one_stack
-    return inside(loaded)
+    try:
+        with _countable(loaded.model):
+            return inside(loaded)
+    except Exception as error:  # noqa: BLE001 - a model's own code may raise anything where it expects real tensors
+        raise ConfigError(
+            f"{loaded.name}: what a row costs a {type(loaded.model).__name__} is not known: {error}. Plan with another model"
+        ) from error
 
 
 def explained_row(shape: Shape, input_tokens: int, answer_tokens: int, frozen: bool = True) -> Flops:
@@ -63,7 +90,7 @@ def explained_row(shape: Shape, input_tokens: int, answer_tokens: int, frozen: b
     Weights that are not frozen cost their own gradient too.
     """
     fed = shape.starts + answer_tokens - 1
-    weights = (shape.reader + shape.crossed) * input_tokens + shape.writer * fed + shape.head * answer_tokens
+    weights = (shape.reader + shape.crossed) * input_tokens + shape.writer * fed + shape.head * answer_tokens + shape.once
     pairs = shape.reads * input_tokens**2 + shape.writes * fed**2 + shape.crosses * input_tokens * fed
     forward = 2.0 * weights + 4.0 * pairs
     return Flops(forward, (2.0 if frozen else 4.0) * weights + 8.0 * pairs)
@@ -90,63 +117,136 @@ def written_row(shape: Shape, input_tokens: int, answer_tokens: int, answers: in
     return answers * (2.0 * weights + 4.0 * pairs)
 
 
+@dataclass(frozen=True)
+class _Count:
+    """One forward pass: its floating-point operations, and the operations that it starts on a device."""
+
+    flops: int
+    kernels: int
+
+
 def _encoder_decoder(loaded: "Loaded") -> Shape:
-    model: Any = loaded.model
-    encoder, decoder = _linears(model.get_encoder()), _linears(model.get_decoder())
-    crossed = {name: size for name, size in decoder.items() if _is(name, _CROSS, _KEYS_VALUES)}
-    return Shape(
-        reader=sum(weights for weights, _ in encoder.values()),
-        crossed=sum(weights for weights, _ in crossed.values()),
-        writer=sum(weights for name, (weights, _) in decoder.items() if name not in crossed and not _is_head(name)),
-        head=_head(loaded),
-        reads=sum(width for name, (_, width) in encoder.items() if _is(name, (), _QUERIES)),
-        writes=sum(width for name, (_, width) in decoder.items() if _is(name, (), _QUERIES) and not _is(name, _CROSS, _QUERIES)),
-        crosses=sum(width for name, (_, width) in decoder.items() if _is(name, _CROSS, _QUERIES)),
+    from transformers.modeling_outputs import BaseModelOutput
+
+    model, head = loaded.model, _head(loaded)
+    encoder, unit = model.get_encoder(), _UNIT_TOKENS
+
+    def read(rows: int, tokens: int) -> Callable[[], object]:
+        embedded = _zeros(encoder, rows, tokens)
+        return lambda: encoder(inputs_embeds=embedded)
+
+    def written(rows: int, tokens: int, fed: int) -> Callable[[], object]:
+        states = BaseModelOutput(last_hidden_state=_zeros(encoder, rows, tokens))
+        ids = _ids(model, rows, fed)
+        return lambda: model(encoder_outputs=states, decoder_input_ids=ids, use_cache=False)
+
+    shape, few = _read_shape(read), unit // 2
+    sizes = [(unit, few), (2 * unit, few), (unit, 2 * few), (2 * unit, 2 * few), (unit, 3 * few), (3 * unit, 3 * few)]
+    counts = [_counted(written(1, *size)) for size in sizes]
+    terms = [[2 * tokens, 2 * fed, 4 * fed**2, 4 * tokens * fed, 1] for tokens, fed in sizes]
+    crossed, writer, writes, crosses, shared = _solved(terms, [count.flops for count in counts])
+    return replace(
+        shape,
+        crossed=crossed,
+        writer=writer - head,
+        head=head,
+        writes=writes,
+        crosses=crosses,
         starts=1,
+        pass_flops=shape.pass_flops + shared,
+        write_kernels=counts[0].kernels,
     )
 
 
 def _one_stack(loaded: "Loaded") -> Shape:
     """An encoder, or a causal model, whose answer sees the prompt and itself through the same weights."""
-    linears = _linears(loaded.model.base_model)
-    weights = sum(size for size, _ in linears.values())
-    width = sum(width for name, (_, width) in linears.items() if _is(name, (), _QUERIES)) or _fused_width(loaded)
-    causal = loaded.family == "decoder_only"
-    return Shape(weights, 0, weights * causal, _head(loaded) * causal, width, width * causal, width * causal, starts=0)
+    model, causal = loaded.model, loaded.family == "decoder_only"
+    more = {"use_cache": False, "logits_to_keep": 1} if causal else {}
+
+    def read(rows: int, tokens: int) -> Callable[[], object]:
+        embedded = _zeros(model, rows, tokens)
+        return lambda: model(inputs_embeds=embedded, **more)
+
+    shape = _read_shape(read)
+    if not causal:
+        return shape
+    head = _head(loaded)
+    behind = {"writer": shape.reader, "writes": shape.reads, "crosses": shape.reads, "write_kernels": shape.read_kernels}
+    return replace(shape, once=shape.once - head, head=head, **behind)
 
 
-def _linears(module: Any) -> dict[str, tuple[int, int]]:
-    """Weights and outputs of every matrix product in a module, by name; what pools a row into one vector is not per token."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
+def _read_shape(read: Callable[[int, int], Callable[[], object]]) -> Shape:
+    """The part of a shape that reads, from counted passes over so many rows of so many tokens."""
+    sizes = [(1, _UNIT_TOKENS * times) for times in (1, 2, 3, 4)] + [(2, _UNIT_TOKENS)]
+    counts = [_counted(read(*size)) for size in sizes]
+    terms = [[2 * rows * tokens, 4 * rows * tokens**2, 2 * rows, 1] for rows, tokens in sizes]
+    reader, reads, once, shared = _solved(terms, [count.flops for count in counts])
+    return Shape(reader, 0, 0, 0, reads, 0, 0, 0, once=once, pass_flops=shared, read_kernels=counts[0].kernels)
 
-    found = {}
-    for name, part in module.named_modules():
-        if "pooler" in name.split("."):
-            continue
-        if isinstance(part, nn.Linear):
-            found[name] = part.weight.numel(), part.out_features
-        elif isinstance(part, Conv1D):
-            found[name] = part.weight.numel(), part.nf
+
+def _solved(terms: Sequence[Sequence[int]], flops: Sequence[int]) -> list[int]:
+    """The whole number that stands before each term, the same in every count. Raises ValueError where there are none such."""
+    import numpy as np
+
+    left, right = np.array(terms, dtype=float), np.array(flops, dtype=float)
+    scale = np.abs(left).max(0)
+    found = [round(float(value)) for value in np.linalg.lstsq(left / scale, right, rcond=None)[0] / scale]
+    again = [sum(factor * value for factor, value in zip(row, found, strict=True)) for row in terms]
+    if again != list(flops):
+        raise ValueError("it does not grow with the tokens, and with their pairs, as that of attention and matrices does")
     return found
+
+
+def _counted(work: Callable[[], object]) -> _Count:
+    """What a forward pass costs, by torch's own formula for each matrix product."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+
+    found = {"flops": 0, "kernels": 0}
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+            out = func(*args, **(kwargs or {}))
+            if func._overloadpacket in flop_registry:
+                found["flops"] += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+            found["kernels"] += not func.is_view
+            return out
+
+    with torch.no_grad(), Counting():
+        work()
+    return _Count(**found)
+
+
+@contextmanager
+def _countable(model: Any) -> Iterator[None]:
+    """Inside, attention is matrix products that torch counts, and a token is multiplied by its own experts alone."""
+    attention, experts = model.config._attn_implementation, model.get_experts_implementation()
+    model.set_attn_implementation("eager")
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(attention)
+        if model._can_set_experts_implementation():
+            model.set_experts_implementation(experts)
+
+
+def _zeros(model: Any, rows: int, tokens: int) -> Any:
+    """Embedded inputs, where the model is."""
+    import torch
+
+    embedding = model.get_input_embeddings()
+    return torch.zeros(rows, tokens, embedding.embedding_dim, device=embedding.weight.device, dtype=embedding.weight.dtype)
+
+
+def _ids(model: Any, rows: int, tokens: int) -> Any:
+    import torch
+
+    return torch.zeros(rows, tokens, device=model.device, dtype=torch.long)
 
 
 def _head(loaded: "Loaded") -> int:
     head = loaded.model.get_output_embeddings()
     return 0 if head is None else int(head.weight.numel())
-
-
-def _fused_width(loaded: "Loaded") -> int:
-    """For models that make queries, keys and values in one product."""
-    config = loaded.model.config
-    return int(config.hidden_size * config.num_hidden_layers)
-
-
-def _is_head(name: str) -> bool:
-    return name.endswith(("lm_head", "predictions.decoder"))
-
-
-def _is(name: str, inside: tuple[str, ...], called: tuple[str, ...]) -> bool:
-    """Whether a module has one of these names, inside one of those where there are any."""
-    *outer, last = name.split(".")
-    return last in called and (not inside or any(part in inside for part in outer))
