@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from kd.models import Loaded
 
 _UNIT_TOKENS = 8
-"""Inputs of one to four times so many tokens are counted, and half as many tokens of an answer."""
+"""Inputs of one to three times so many tokens are counted, and of half as many tokens of an answer."""
+_LONG_TOKENS = 1024
+"""The count is checked on an input of so many tokens, or of as many as the model has positions for."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class Shape:
     The last token of an answer is never fed in. `starts` are the tokens that stand before the first: a decoder's start
     token; none where the input's last token already tells the answer's first.
 
-    `once`: weights that a row passes once, whatever its length: what pools it, and a classifier's head. `pass_flops` are the
-    operations of a forward pass that all rows of a micro-batch share, such as DeBERTa's projections of relative positions.
+    `once`: weights that a row passes once, whatever its length: what pools it, and a classifier's head. What the rows of a
+    micro-batch share, such as DeBERTa's projections of relative positions: `pass_flops` operations of each forward pass, and
+    `pass_weights` by each position of its longest row.
     `read_kernels` and `write_kernels` are how many operations a forward pass starts on a device: of the whole input, and of
     what is fed in behind it.
     """
@@ -51,6 +54,7 @@ class Shape:
     starts: int
     once: int = 0
     pass_flops: int = 0
+    pass_weights: int = 0
     read_kernels: int = 0
     write_kernels: int = 0
 
@@ -140,8 +144,8 @@ def _encoder_decoder(loaded: "Loaded") -> Shape:
         ids = _ids(model, rows, fed)
         return lambda: model(encoder_outputs=states, decoder_input_ids=ids, use_cache=False)
 
-    shape, few = _read_shape(read), unit // 2
-    sizes = [(unit, few), (2 * unit, few), (unit, 2 * few), (2 * unit, 2 * few), (unit, 3 * few), (3 * unit, 3 * few)]
+    shape, few = _read_shape(read, _longest(encoder)), unit // 2
+    sizes = [(unit, few), (2 * unit, few), (unit, 2 * few), (2 * unit, 2 * few), (unit, 3 * few), (_longest(encoder), 3 * few)]
     counts = [_counted(written(1, *size)) for size in sizes]
     terms = [[2 * tokens, 2 * fed, 4 * fed**2, 4 * tokens * fed, 1] for tokens, fed in sizes]
     crossed, writer, writes, crosses, shared = _solved(terms, [count.flops for count in counts])
@@ -167,7 +171,7 @@ def _one_stack(loaded: "Loaded") -> Shape:
         embedded = _zeros(model, rows, tokens)
         return lambda: model(inputs_embeds=embedded, **more)
 
-    shape = _read_shape(read)
+    shape = _read_shape(read, _longest(model))
     if not causal:
         return shape
     head = _head(loaded)
@@ -175,13 +179,19 @@ def _one_stack(loaded: "Loaded") -> Shape:
     return replace(shape, once=shape.once - head, head=head, **behind)
 
 
-def _read_shape(read: Callable[[int, int], Callable[[], object]]) -> Shape:
+def _read_shape(read: Callable[[int, int], Callable[[], object]], longest: int) -> Shape:
     """The part of a shape that reads, from counted passes over so many rows of so many tokens."""
-    sizes = [(1, _UNIT_TOKENS * times) for times in (1, 2, 3, 4)] + [(2, _UNIT_TOKENS)]
+    unit = _UNIT_TOKENS
+    sizes = [(1, unit), (1, 2 * unit), (1, 3 * unit), (2, unit), (2, 2 * unit), (1, longest)]
     counts = [_counted(read(*size)) for size in sizes]
-    terms = [[2 * rows * tokens, 4 * rows * tokens**2, 2 * rows, 1] for rows, tokens in sizes]
-    reader, reads, once, shared = _solved(terms, [count.flops for count in counts])
-    return Shape(reader, 0, 0, 0, reads, 0, 0, 0, once=once, pass_flops=shared, read_kernels=counts[0].kernels)
+    terms = [[2 * rows * tokens, 4 * rows * tokens**2, 2 * rows, 2 * tokens, 1] for rows, tokens in sizes]
+    reader, reads, once, per_token, shared = _solved(terms, [count.flops for count in counts])
+    passes = {"pass_flops": shared, "pass_weights": per_token, "read_kernels": counts[0].kernels}
+    return Shape(reader, 0, 0, 0, reads, 0, 0, 0, once=once, **passes)
+
+
+def _longest(model: Any) -> int:
+    return min(_LONG_TOKENS, getattr(model.config, "max_position_embeddings", None) or _LONG_TOKENS)
 
 
 def _solved(terms: Sequence[Sequence[int]], flops: Sequence[int]) -> list[int]:
@@ -207,6 +217,8 @@ def _counted(work: Callable[[], object]) -> _Count:
 
     class Counting(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+            if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+                return True  # of tensors without values a model only asks whether its mask has no padding
             out = func(*args, **(kwargs or {}))
             if func._overloadpacket in flop_registry:
                 found["flops"] += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
@@ -237,8 +249,8 @@ def _zeros(model: Any, rows: int, tokens: int) -> Any:
     """Embedded inputs, where the model is."""
     import torch
 
-    embedding = model.get_input_embeddings()
-    return torch.zeros(rows, tokens, embedding.embedding_dim, device=embedding.weight.device, dtype=embedding.weight.dtype)
+    weight = model.get_input_embeddings().weight
+    return torch.zeros(rows, tokens, weight.shape[1], device=weight.device, dtype=weight.dtype)
 
 
 def _ids(model: Any, rows: int, tokens: int) -> Any:

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from kd.architectures import FamilyName
 from kd.cost import Shape, answered_row, explained_row, shape_of, written_row
+from kd.errors import ConfigError
 from kd.families.base import Family
 from kd.loading import load
 from kd.models import Loaded, ModelConfig, ModelSource
@@ -106,3 +108,94 @@ def test_three_billion_parameters_explain_a_row_of_128_tokens_for_four_fifths_of
     assert shape.reader + shape.crossed + shape.writer == pytest.approx(2.82e9, rel=0.01)
     assert explained_row(shape, 128, 8).both == pytest.approx(0.78e12, rel=0.05)
     assert explained_row(shape, 512, 8).both == pytest.approx(3.14e12, rel=0.05)
+
+
+# --- models that are not one layer after the other ---------------------------------------------------------------------
+
+
+def outline(model_type: str, auto: type, family: FamilyName, device: str = "meta", **config: Any) -> Loaded:
+    """A model of this architecture, without weights unless they are asked for; no tokenizer is asked."""
+    from transformers import AutoConfig
+
+    with torch.device(device):
+        model = auto.from_config(AutoConfig.for_model(model_type, **config)).eval()  # type: ignore[attr-defined]
+    return Loaded(model, None, model_type, family)  # type: ignore[arg-type]
+
+
+def classifier(model_type: str, **config: Any) -> Loaded:
+    from transformers import AutoModelForSequenceClassification
+
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 100}
+    return outline(model_type, AutoModelForSequenceClassification, "encoder_classifier", **sizes | config)
+
+
+def causal(model_type: str, **config: Any) -> Loaded:
+    from transformers import AutoModelForCausalLM
+
+    return outline(model_type, AutoModelForCausalLM, "decoder_only", **config)
+
+
+def test_of_a_mixture_s_experts_those_count_that_a_token_is_sent_to() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "vocab_size": 100}
+    shape = shape_of(causal("qwen3_moe", **sizes | experts))
+    attention, router, expert = 32 * (32 + 16 + 16) + 32 * 32, 32 * 8, 3 * 32 * 24
+    assert shape.reader == shape.writer == 3 * (attention + router + 2 * expert)
+    assert (shape.head, shape.reads, shape.once) == (100 * 32, 3 * 32, 0)
+
+
+def test_thirty_billion_parameters_of_which_three_are_active_cost_three() -> None:
+    """The shape of Qwen/Qwen3-30B-A3B, whose card says 30.5 billion parameters in all and 3.3 active, embeddings included."""
+    sizes = {"hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128}
+    experts = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "vocab_size": 151936}
+    loaded = causal("qwen3_moe", **sizes | experts)
+    shape = shape_of(loaded)
+    assert sum(weight.numel() for weight in loaded.model.parameters()) == pytest.approx(30.5e9, rel=0.01)
+    assert shape.reader + shape.head + 151936 * 2048 == pytest.approx(3.3e9, rel=0.02)
+
+
+def test_layers_that_share_their_weights_count_as_often_as_they_run() -> None:
+    once, often = (shape_of(classifier("albert", num_hidden_layers=layers, embedding_size=16)) for layers in (1, 12))
+    layer = 4 * 32 * 32 + 2 * 32 * 64
+    assert (once.reader, often.reader) == (16 * 32 + layer, 16 * 32 + 12 * layer)
+    assert (once.reads, often.reads) == (32, 12 * 32)
+
+
+def test_relative_positions_count_by_row_and_by_pass() -> None:
+    """DeBERTa v3 compares each token with 2 x 8 positions, from content and to it, whose projections all rows share."""
+    asked = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8, "share_att_key": True}
+    shape = shape_of(classifier("deberta-v2", num_hidden_layers=2, **asked))
+    plain = shape_of(classifier("bert", num_hidden_layers=2))
+    assert shape.reader - plain.reader == 2 * 2 * 16 * 32, "two layers, two ways, sixteen positions"
+    assert shape.pass_flops == 2 * 2 * 2 * 16 * 32 * 32, "keys and queries of sixteen positions in two layers"
+    assert (shape.reads, shape.once) == (plain.reads, plain.once)
+
+
+@pytest.mark.parametrize("model_type", ["deberta", "deberta-v2", "albert", "modernbert", "nystromformer"])
+def test_a_batch_costs_an_encoder_what_torch_counts(model_type: str) -> None:
+    """Three rows of 40 tokens, none of the sizes that the shape was found with; on real tensors."""
+    asked = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]} if model_type.startswith("deberta") else {}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    config = {"num_hidden_layers": 2} | asked | (ids if model_type == "modernbert" else {})
+    shape = shape_of(classifier(model_type, **config))
+    loaded = classifier(model_type, **config, device="cpu")
+    loaded.model.set_attn_implementation("eager")
+    embedded = torch.ones(3, 40, loaded.model.get_input_embeddings().weight.shape[1])
+    _, count = counted(lambda: loaded.model(inputs_embeds=embedded))
+    shared = shape.pass_flops + 2 * shape.pass_weights * 40
+    assert 3 * explained_row(shape, 40, 1).forward + shared == count
+
+
+@pytest.mark.parametrize("model_type", ["longt5", "switch_transformers"])
+def test_a_model_whose_cost_is_not_known_is_refused_by_name(model_type: str) -> None:
+    from transformers import AutoModelForSeq2SeqLM
+
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 100}
+    with pytest.raises(ConfigError, match=f"{model_type}: what a row costs a .*ForConditionalGeneration is not known: "):
+        shape_of(outline(model_type, AutoModelForSeq2SeqLM, "encoder_decoder", **sizes))
+
+
+def test_counting_leaves_a_model_as_it_was(models: dict[str, Loaded]) -> None:
+    before = models["llama"].model.config._attn_implementation
+    shape_of(models["llama"])
+    assert models["llama"].model.config._attn_implementation == before
