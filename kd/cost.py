@@ -58,6 +58,15 @@ class Shape:
     read_kernels: int = 0
     write_kernels: int = 0
 
+    @property
+    def whole_kernels(self) -> int:
+        """Operations that a forward pass over input and answer together starts on a device."""
+        return self.read_kernels + (self.write_kernels if self.starts else 0)
+
+    def shared_flops(self, longest_tokens: int) -> float:
+        """Operations of a forward pass that the rows of a micro-batch share, the longest of so many tokens."""
+        return self.pass_flops + 2.0 * self.pass_weights * longest_tokens
+
 
 @dataclass(frozen=True)
 class Flops:
@@ -82,7 +91,7 @@ def shape_of(loaded: "Loaded") -> Shape:
     try:
         with _countable(loaded.model):
             return inside(loaded)
-    except Exception as error:  # noqa: BLE001 - a model's own code may raise anything where it expects real tensors
+    except Exception as error:
         raise ConfigError(
             f"{loaded.name}: what a row costs a {type(loaded.model).__name__} is not known: {error}. Plan with another model"
         ) from error
@@ -215,8 +224,8 @@ def _counted(work: Callable[[], object]) -> _Count:
 
     found = {"flops": 0, "kernels": 0}
 
-    class Counting(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
                 return True  # of tensors without values a model only asks whether its mask has no padding
             out = func(*args, **(kwargs or {}))
@@ -225,7 +234,7 @@ def _counted(work: Callable[[], object]) -> _Count:
             found["kernels"] += not func.is_view
             return out
 
-    with torch.no_grad(), Counting():
+    with torch.no_grad(), Counting():  # type: ignore[no-untyped-call]
         work()
     return _Count(**found)
 

@@ -14,7 +14,7 @@ from kd.config import Config, validate
 from kd.corpus import find_splits
 from kd.examples import Stream, plan
 from kd.manifests import Manifest
-from kd.planning.price import Gpu, Prices
+from kd.planning.price import Case, Gpu, Prices
 from kd.shards import Work, claim, finish, run_shard
 from kd.sources import freeze
 from kd.store import Store
@@ -59,7 +59,12 @@ MINI: dict[str, Any] = {
     },
     "cluster": {"min_actors": 2, "max_actors": 2, "local_object_store_bytes": 100_000_000},
 }
-PRICES = Prices(share_of_peak=0.5, gpus=(Gpu(type="G", peak_tflops=100, memory_gib=10, usd_per_hour=2),))
+BEST = Case(share_of_peak=0.5, kernel_us=1, update_ms=1, exchange_gb_per_s=10, process_s=10, load_gb_per_s=1, node_s=36)
+PRICES = Prices(
+    best=BEST,
+    worst=BEST.model_copy(update={"share_of_peak": 0.25, "kernel_us": 10, "node_s": 360}),
+    gpus=(Gpu(type="G", peak_tflops=100, memory_gib=10, memory_gb_per_s=1000, usd_per_hour=2),),
+)
 """What a plan of it is priced by: round numbers."""
 
 

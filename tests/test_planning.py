@@ -21,7 +21,6 @@ from kd.planning import sample
 from kd.planning.lengths import measured
 from kd.planning.plan import Plan
 from kd.planning.planner import make_plan
-from kd.planning.price import Gpu, Prices
 from kd.planning.probe import measure, probe, spread
 from kd.planning.rows import agreements, attributions, erasures, findings, rationales
 from kd.planning.sample import SplitSample, bytes_per_record, of_corpus, of_examples
@@ -233,7 +232,7 @@ def test_the_job_prints_a_plan_with_a_probe_and_writes_it(tmp_path: Path) -> Non
     assert plan["attribution"]["seconds"] > plan["probe"]["load_s"] > 0
     for part in (
         "Rows, and input tokens of the teacher",
-        "GPU-hours at 40% of the peak",
+        "GPU-hours",
         "prepare.rows_per_shard: ",
         "rows/s",
         "this machine",
@@ -253,7 +252,8 @@ def test_only_the_plan_takes_no_probe(tmp_path: Path) -> None:
 
 def test_a_plan_as_text_says_what_does_not_fit(tmp_path: Path) -> None:
     config = mini_config(write_mini(tmp_path))
-    small = Prices(share_of_peak=0.5, gpus=(Gpu(type="tiny", peak_tflops=1, memory_gib=1e-9, usd_per_hour=1),))
+    tiny = PRICES.gpus[0].model_copy(update={"type": "tiny", "memory_gib": 1e-9})
+    small = PRICES.model_copy(update={"gpus": (tiny,)})
     text = to_text(make_plan(config, of_corpus(config.task), small, None, probing=False, local=True))
     assert "Does not fit on one tiny: teach, attribute, audit, train, evaluate, agreement." in text
     assert "starting weights" not in text

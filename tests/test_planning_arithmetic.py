@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -14,7 +15,19 @@ from kd.attribution.methods import Case, InputXGradient, IntegratedGradients, Me
 from kd.cost import Shape, answered_row, explained_row, learned_row, written_row
 from kd.errors import ConfigError
 from kd.evaluation.answers import EvaluationConfig
-from kd.planning.compute import answered, asked_again, attributed, trained
+from kd.planning.compute import (
+    Pass,
+    answered,
+    answered_pass,
+    asked_again,
+    asked_again_pass,
+    attributed,
+    attributed_pass,
+    learned_pass,
+    micro_batches,
+    trained,
+    validations,
+)
 from kd.planning.lengths import Length, histogram
 from kd.planning.plan import StagePlan, cut_in_shards, makespan, on_actors, on_gpu, smaller_shard, suggested_shard
 from kd.planning.price import read_prices
@@ -29,30 +42,59 @@ ROW = Length(encoded=None, words=7, target=3, answers=[3, 5], size=(10, 5))  # t
 METHODS: Sequence[MethodConfig] = (Saliency(), InputXGradient(), IntegratedGradients(n_steps=6), Occlusion())
 
 
+def stage(**asked: float) -> StagePlan:
+    return StagePlan(**{"rows": 1, "flops": 0.0, "memory_gib": 1.0} | asked)  # type: ignore[arg-type]
+
+
 def test_gpu_hours_are_operations_over_the_share_of_the_peak_and_price_is_hours_times_the_rate() -> None:
-    stages = {"attribute": StagePlan(1, 50e12 * 3600, 1.0), "train": StagePlan(1, 25e12 * 3600, 11.0)}
+    stages = {"attribute": stage(flops=50e12 * 3600), "train": stage(flops=25e12 * 3600, memory_gib=11.0, devices=2)}
     found = on_gpu(PRICES.gpus[0], PRICES, stages)
-    assert found.hours == {"attribute": pytest.approx(1.0), "train": pytest.approx(0.5)}
-    assert (found.total_hours, found.usd, found.too_small) == (pytest.approx(1.5), pytest.approx(3.0), ["train"])
-    twice = {"attribute": StagePlan(1, 110e12 * 3600, 1.0)}
-    assert (found.to_attribute_in_an_hour, on_gpu(PRICES.gpus[0], PRICES, twice).to_attribute_in_an_hour) == (1, 3)
+    assert found.hours == {"attribute": pytest.approx((1.0, 2.0)), "train": pytest.approx((0.5, 1.0))}
+    assert found.nodes == pytest.approx((2 * 0.01, 2 * 0.1))
+    assert found.total_hours == pytest.approx((1.52, 3.2))
+    assert (found.usd, found.too_small) == (pytest.approx((3.04, 6.4)), ["train"])
+    twice = {"attribute": stage(flops=110e12 * 3600)}
+    assert found.to_attribute_in_an_hour == (1, 2)
+    assert on_gpu(PRICES.gpus[0], PRICES, twice).to_attribute_in_an_hour == (3, 5)
+
+
+def test_kernels_that_compute_little_take_the_time_that_they_take_to_be_started() -> None:
+    gpu, case = PRICES.gpus[0], PRICES.best
+    assert stage(flops=50e12, kernels=1e6).seconds(gpu, case) == pytest.approx(1.0), "a second of either"
+    assert stage(flops=50e10, kernels=3e6).seconds(gpu, case) == pytest.approx(3.0)
+    assert stage(flops=150e12, kernels=1e6).seconds(gpu, case) == pytest.approx(3.0)
+
+
+def test_updates_move_exchange_and_wait_and_processes_load() -> None:
+    gpu, case = PRICES.gpus[0], PRICES.best
+    assert stage(updates=2000).seconds(gpu, case) == pytest.approx(2.0)
+    assert stage(moved_bytes=500e9).seconds(gpu, case) == pytest.approx(1.0)
+    assert stage(exchanged_bytes=10e9).seconds(gpu, case) == pytest.approx(1.0)
+    assert stage(processes=3, loaded_bytes=2e9).seconds(gpu, case) == pytest.approx(32.0)
 
 
 def test_a_million_rows_of_a_three_billion_teacher_take_half_an_hour_of_an_h100() -> None:
-    """0.78 TFLOP a row at 40 % of 989 TFLOP/s."""
-    prices = read_prices()
-    hours = {gpu.type: prices.hours(gpu, 0.78e12 * 1e6) for gpu in prices.gpus}
+    """0.78 TFLOP a row at 50 % and at 20 % of 989 TFLOP/s."""
+    prices, million = read_prices(), stage(flops=0.78e12 * 1e6)
+    hours = {gpu.type: [million.seconds(gpu, case) / 3600 for case in (prices.best, prices.worst)] for gpu in prices.gpus}
     assert hours == {
-        "H200": pytest.approx(0.55, abs=0.01),
-        "H100": pytest.approx(0.55, abs=0.01),
-        "A100": pytest.approx(1.74, abs=0.01),
-        "L4": pytest.approx(4.48, abs=0.01),
+        "H200": pytest.approx([0.44, 1.10], abs=0.01),
+        "H100": pytest.approx([0.44, 1.10], abs=0.01),
+        "A100": pytest.approx([1.39, 3.47], abs=0.01),
+        "L4": pytest.approx([3.58, 8.95], abs=0.01),
     }
 
 
+def test_a_best_case_that_is_worse_is_refused(tmp_path: Path) -> None:
+    swapped = PRICES.model_dump() | {"best": PRICES.worst.model_dump(), "worst": PRICES.best.model_dump()}
+    (tmp_path / "prices.yaml").write_text(yaml.safe_dump(swapped | {"gpus": [dict(swapped["gpus"][0])]}))
+    with pytest.raises(ConfigError, match="worse than the worst one in share_of_peak, kernel_us, node_s; swap them"):
+        read_prices(tmp_path / "prices.yaml")
+
+
 def test_a_table_of_prices_with_an_unknown_key_is_refused_with_its_place(tmp_path: Path) -> None:
-    (tmp_path / "prices.yaml").write_text("share_of_peak: 0.4\ngpus:\n  - {type: X, peak_tflops: 1, memory_gib: 1, eur: 1}\n")
-    with pytest.raises(ConfigError, match=r"prices.yaml is no table of prices: gpus.0.usd_per_hour: .*; gpus.0.eur: "):
+    (tmp_path / "prices.yaml").write_text("gpus:\n  - {type: X, peak_tflops: 1, memory_gib: 1, memory_gb_per_s: 1, eur: 1}\n")
+    with pytest.raises(ConfigError, match=r"prices.yaml is no table of prices: .*gpus.0.usd_per_hour: .*; gpus.0.eur: "):
         read_prices(tmp_path / "prices.yaml")
 
 
@@ -90,7 +132,38 @@ def test_training_costs_six_flop_per_weight_and_token_and_the_validations_their_
     )
     loop = LoopConfig(steps=100, batch_rows=8, eval_every_steps=40, eval_rows=50)
     updates = 100 * 8 * 6 * (10 * 1000 + 4 * 500 + 12 * 1000 + 6 * 500)
-    assert trained(weights, loop, [row], eval_rows=30) == pytest.approx(updates + 2 * 30 * 2 * (10 * 1000 + 4 * 500))
+    validated = 3 * 30 * 2 * (10 * 1000 + 4 * 500)
+    assert trained(weights, loop, [row], eval_rows=30) == pytest.approx(updates + validated), "after 40, 80 and 100 steps"
+
+
+LEARNED = Features(uid="r", error=None, term=[0], input_ids=[[1] * 90], target_ids=[[1] * 10], truncated=False)
+KERNELS = replace(SHAPE, read_kernels=100, write_kernels=150, pass_flops=7, pass_weights=5)
+
+
+def test_a_micro_batch_starts_its_kernels_forward_and_twice_as_many_backward() -> None:
+    loop = LoopConfig(steps=10, batch_rows=8, micro_batch_tokens=400)
+    assert learned_pass(KERNELS, loop, 10) == Pass(3 * 250, 3 * (7 + 2 * 5 * 10))
+    again = loop.model_copy(update={"gradient_checkpointing": True})
+    assert learned_pass(KERNELS, again, 10).kernels == 4 * 250
+    causal = replace(KERNELS, starts=0)
+    assert learned_pass(causal, loop, 10).kernels == 3 * 100, "prompt and answer are one pass"
+    assert attributed_pass(KERNELS, AttributionConfig(answers=False), ROW) == Pass(3 * 250, 3 * 107)
+    assert attributed_pass(KERNELS, AttributionConfig(), ROW).kernels == 3 * 250 + (5 + 2) * 150
+    assert answered_pass(KERNELS, EvaluationConfig(), ROW) == Pass(100 + 5 * 150, 107)
+    assert answered_pass(KERNELS, EvaluationConfig(answer="rank"), ROW).kernels == 100 + 2 * 150
+    assert asked_again_pass(KERNELS, 4, ROW).kernels == 4 * (100 + 2 * 150)
+
+
+def test_a_step_has_as_many_micro_batches_as_its_tokens_ask_for() -> None:
+    loop = LoopConfig(steps=10, batch_rows=8, micro_batch_tokens=400)
+    assert micro_batches(loop, [LEARNED]) == 2
+    assert micro_batches(loop.model_copy(update={"num_workers": 2}), [LEARNED]) == 1
+    assert [validations(replace_steps(loop, steps), 30) for steps in (100, 101, 49)] == [2, 3, 1]
+    assert validations(loop, 0) == 0
+
+
+def replace_steps(loop: LoopConfig, steps: int) -> LoopConfig:
+    return loop.model_copy(update={"steps": steps, "eval_every_steps": 50})
 
 
 def test_the_busiest_actor_decides_the_time() -> None:

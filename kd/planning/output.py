@@ -32,10 +32,14 @@ def output_bytes(sampled: Sampled, stages: Mapping[str, StagePlan], found: Probe
     return {folder: round(size) for folder, size in sizes.items()}
 
 
+def weight_count(family: Family) -> int:
+    """A model's weights, tied ones once."""
+    return sum(weight.numel() for weight in family.model.parameters())
+
+
 def weight_bytes(family: Family, each: int | None = None) -> float:
     """A model's weights, with so many bytes each; as they are unless given."""
-    weights = sum(weight.numel() for weight in family.model.parameters())
-    return float(weights * (each or family.model.dtype.itemsize))
+    return float(weight_count(family) * (each or family.model.dtype.itemsize))
 
 
 def _of_the_teacher(sampled: Sampled, found: Probe | None) -> dict[str, float]:

@@ -2,11 +2,11 @@
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kd.planning.price import Gpu, Prices
+from kd.planning.price import Case, Gpu, Prices
 from kd.planning.probe import Probe
 
 SHARD_SECONDS = 60.0
@@ -41,17 +41,39 @@ class SplitPlan:
     attribution_gflop_per_row: float
 
 
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage that needs a model: rows that go through it, its floating-point operations, and what must lie in memory.
+Span = tuple[float, float]
+"""A number in the best case and in the worst one."""
 
-    `memory_gib` are weights, and for training their gradients and the optimizer's states, before ZeRO divides them;
-    activations come on top.
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """One stage that needs a model: rows that go through it, and what it asks of its devices, of all together.
+
+    `kernels` are the operations started on them, one after the other on each. `updates` are the optimizer's steps, counted on
+    each device that takes one; they move `moved_bytes` through the devices' memories and exchange `exchanged_bytes`.
+    `processes` open a model, `loaded_bytes` in all. `memory_gib` are weights, and for training their gradients and the
+    optimizer's states, before ZeRO divides them; activations come on top.
     """
 
     rows: int
     flops: float
     memory_gib: float
+    devices: int = 1
+    kernels: float = 0.0
+    updates: float = 0.0
+    moved_bytes: float = 0.0
+    exchanged_bytes: float = 0.0
+    processes: int = 0
+    loaded_bytes: float = 0.0
+
+    def seconds(self, gpu: Gpu, case: Case) -> float:
+        """What its devices take, added up. Started kernels and what they compute overlap: the longer of the two counts."""
+        computed = self.flops / (gpu.peak_tflops * 1e12 * case.share_of_peak)
+        started = self.kernels * case.kernel_us / 1e6
+        moved = self.moved_bytes / (gpu.memory_gb_per_s * 1e9 * case.share_of_peak)
+        updated = self.updates * case.update_ms / 1e3 + moved + self.exchanged_bytes / (case.exchange_gb_per_s * 1e9)
+        opened = self.processes * case.process_s + self.loaded_bytes / (case.load_gb_per_s * 1e9)
+        return max(computed, started) + updated + opened
 
 
 @dataclass(frozen=True)
@@ -70,16 +92,18 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class GpuPlan:
-    """One type of GPU: hours by stage, their sum and price, and how many of them attribute within an hour (0: nothing to).
+    """One type of GPU: GPU-hours by stage and of `nodes` that do no work yet or any more, their sum and price, from the best
+    case to the worst; and how many GPUs attribute within an hour in either (0: nothing to).
 
     `too_small` are the stages whose model does not fit on one.
     """
 
     type: str
-    hours: Mapping[str, float]
-    total_hours: float
-    usd: float
-    to_attribute_in_an_hour: int
+    hours: Mapping[str, Span]
+    nodes: Span
+    total_hours: Span
+    usd: Span
+    to_attribute_in_an_hour: tuple[int, int]
     too_small: Sequence[str]
 
 
@@ -106,7 +130,6 @@ class Plan:
     stages: Mapping[str, StagePlan]
     batches: BatchPlan | None
     gpus: Sequence[GpuPlan]
-    share_of_peak: float
     output_bytes: Mapping[str, int]
     probe: Probe | None
     attribution: TimePlan | None
@@ -120,12 +143,21 @@ class Plan:
 
 
 def on_gpu(gpu: Gpu, prices: Prices, stages: Mapping[str, StagePlan]) -> GpuPlan:
-    """What the stages take of one type of GPU."""
-    hours = {title: prices.hours(gpu, stage.flops) for title, stage in stages.items()}
-    total = sum(hours.values())
+    """What the stages take of one type of GPU. Of the nodes of each stage it is assumed that they start once and wait once."""
+    cases = (prices.best, prices.worst)
+    hours = {title: _span(stage.seconds(gpu, case) / 3600 for case in cases) for title, stage in stages.items()}
+    devices = max((stage.devices for stage in stages.values()), default=0)
+    nodes = _span(devices * case.node_s / 3600 for case in cases)
+    total = _span(sum(each[place] for each in (*hours.values(), nodes)) for place in range(2))
     small = [title for title, stage in stages.items() if stage.memory_gib > gpu.memory_gib]
-    enough = max(1, math.ceil(hours["attribute"])) if "attribute" in hours else 0
-    return GpuPlan(gpu.type, hours, total, total * gpu.usd_per_hour, enough, small)
+    best, worst = (max(1, math.ceil(value)) if "attribute" in hours else 0 for value in hours.get("attribute", (0.0, 0.0)))
+    usd = _span(value * gpu.usd_per_hour for value in total)
+    return GpuPlan(gpu.type, hours, nodes, total, usd, (best, worst), small)
+
+
+def _span(values: Iterable[float]) -> Span:
+    best, worst = values
+    return best, worst
 
 
 def on_actors(probe: Probe, actors: int, local: bool, shards: Sequence[int]) -> TimePlan:

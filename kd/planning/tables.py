@@ -74,21 +74,25 @@ def stage_table(plan: Plan) -> Table:
 
 
 def price_table(plan: Plan) -> Table:
-    """GPU-hours by stage and type of GPU, and their price."""
+    """GPU-hours by stage and type of GPU, and their price, in the best case and in the worst."""
     titles = list(plan.stages)
     lines = [
         (
-            gpu.type,
-            *(_figure(gpu.hours[title]) for title in titles),
-            _figure(gpu.total_hours),
-            "<0.01" if 0 < gpu.usd < 0.01 else f"{gpu.usd:,.2f}",
-            f"{gpu.to_attribute_in_an_hour:,}" if gpu.to_attribute_in_an_hour else MISSING,
+            gpu.type if case == "best" else "",
+            case,
+            *(_figure(gpu.hours[title][place]) for title in titles),
+            _figure(gpu.nodes[place]),
+            _figure(gpu.total_hours[place]),
+            "<0.01" if 0 < gpu.usd[place] < 0.01 else f"{gpu.usd[place]:,.2f}",
+            f"{gpu.to_attribute_in_an_hour[place]:,}" if gpu.to_attribute_in_an_hour[place] else MISSING,
         )
         for gpu in plan.gpus
+        for place, case in enumerate(("best", "worst"))
     ]
     notes = [f"Does not fit on one {gpu.type}: {', '.join(gpu.too_small)}." for gpu in plan.gpus if gpu.too_small]
-    columns = ("GPU", *titles, "hours in all", "USD", "GPUs to attribute in 1 h")
-    return Table(f"GPU-hours at {plan.share_of_peak:.0%} of the peak", columns, lines, notes=notes, left=frozenset({"GPU"}))
+    notes = ["nodes: GPUs that start, or wait until they are given back. in 1 h: GPUs that attribute within an hour.", *notes]
+    columns = ("GPU", "case", *titles, "nodes", "in all", "USD", "in 1 h")
+    return Table("GPU-hours", columns, lines, notes=notes, left=frozenset({"GPU", "case"}))
 
 
 def output_table(plan: Plan) -> Table:
