@@ -121,9 +121,17 @@ class TimePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HerePlan:
+    """The run on this machine: seconds by stage, in the order in which they run, and of the whole, from best case to worst."""
+
+    seconds: Mapping[str, Span]
+    total: Span
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """All of it. `output_bytes` is by folder of the run directory; `probe` and `attribution` are None without a probe, and
-    `batches` without a teacher."""
+    `batches` without a teacher. `here` is None without a probe, and where the run is not to be on this machine."""
 
     name: str
     splits: Mapping[str, SplitPlan]
@@ -133,6 +141,7 @@ class Plan:
     output_bytes: Mapping[str, int]
     probe: Probe | None
     attribution: TimePlan | None
+    here: HerePlan | None
     rows_per_shard: int
     """The suggested one."""
     notes: Sequence[str]

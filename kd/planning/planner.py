@@ -1,51 +1,30 @@
 """Makes a plan from a config, a sample of its corpus and a table of prices."""
 
-import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
 
 from kd.attribution.engine import Attribute
-from kd.batching import cut
 from kd.config import Config
 from kd.cost import shape_of
-from kd.evaluation.answers import EvaluationConfig
-from kd.evaluation.faithfulness import FaithfulnessConfig
-from kd.families.base import Family
+from kd.evaluation.answers import Answer
 from kd.models import ModelSource
 from kd.planning.batches import suggested_batches
 from kd.planning.compute import (
-    NO_PASS,
-    Pass,
-    answered,
-    answered_pass,
-    asked_again,
-    asked_again_pass,
     attributed,
-    attributed_pass,
-    learned_pass,
-    micro_batches,
-    trained,
-    validations,
 )
-from kd.planning.lengths import Length, Lengths, histogram, openable
-from kd.planning.output import output_bytes, weight_bytes, weight_count
-from kd.planning.plan import BatchPlan, Plan, SplitPlan, StagePlan, cut_in_shards, on_actors, on_gpu, suggested_shard
+from kd.planning.here import Measured, run_here, workers_here
+from kd.planning.learning_probe import Lesson, probe_learning
+from kd.planning.lengths import histogram, openable
+from kd.planning.output import output_bytes
+from kd.planning.plan import BatchPlan, Plan, SplitPlan, cut_in_shards, on_actors, on_gpu, suggested_shard
 from kd.planning.price import Prices
 from kd.planning.probe import Probe, actors_here, actors_like_these, probe, spread
 from kd.planning.sample import SplitSample
-from kd.planning.sampled import Sampled, read
-from kd.rationales import AttributionSource
+from kd.planning.sampled import Sampled
 from kd.rows import Features
 from kd.training.config import LoopConfig
-
-TRAINING_BYTES = 16
-"""Of a weight in training: itself, its gradient, AdamW's two states and, in bfloat16, the copy in float32."""
-UPDATE_BYTES = 32
-"""Of a weight that AdamW's step reads or writes: gradient, weight and two states read, all but the gradient written, in
-float32; and the gradient cleared."""
+from kd.training.objectives import AnyObjective
 
 
 def make_plan(
@@ -77,12 +56,13 @@ def make_plan(
         student = opened.enter_context(openable(config.student, rows, phrases))
         sampled = Sampled(config, samples, source, student)
         found = _probed(sampled, source) if probing and source is not None else None
-        return _planned(sampled, prices, found, local, starting=config.teach is not None and teacher is None)
+        here = _measured(sampled, found) if probing and local else None
+        return _planned(sampled, prices, found, here, local, starting=config.teach is not None and teacher is None)
 
 
-def _planned(sampled: Sampled, prices: Prices, found: Probe | None, local: bool, starting: bool) -> Plan:
+def _planned(sampled: Sampled, prices: Prices, found: Probe | None, here: Measured | None, local: bool, starting: bool) -> Plan:
     config, splits = sampled.config, _splits(sampled)
-    stages = _stages(sampled, splits)
+    stages = stage_plans(sampled, splits)
     explained = list(sampled.explained.values()) or [sampled.rationalised]
     shards = [size for rows in explained for size in cut_in_shards(rows, config.prepare.rows_per_shard)]
     cluster, rate = config.cluster, found.rows_per_s if found else None
@@ -95,6 +75,7 @@ def _planned(sampled: Sampled, prices: Prices, found: Probe | None, local: bool,
         output_bytes=output_bytes(sampled, stages, found),
         probe=found,
         attribution=on_actors(found, actors_like_these(cluster, local), local, shards) if found else None,
+        here=run_here(sampled, stages, here) if here else None,
         rows_per_shard=suggested_shard(sum(shards), cluster.max_actors, config.prepare.rows_per_shard, rate),
         notes=_notes(config, prices, starting and found is not None),
     )
@@ -106,6 +87,27 @@ def _probed(sampled: Sampled, teacher: ModelSource) -> Probe:
     recipe = Attribute(config.attribution, teacher, cluster.model_device, cluster.threads_per_actor)
     rows = sampled.lengths[sampled.largest].rows
     return probe(recipe, spread(rows, min(len(rows), config.prepare.rows_per_shard)), actors_here(cluster))
+
+
+def _measured(sampled: Sampled, found: Probe | None) -> Measured:
+    """What a whole run takes here: the models that learn and answer, beside what was explained."""
+    config = sampled.config
+    teacher = None
+    if sampled.teacher is not None and config.teach is not None:
+        lesson = _lesson(sampled, sampled.teacher, config.teach, config.teach.objective, sampled.taught)
+        teacher = probe_learning(lesson, workers_here(config.teach, 1))
+    variant = config.training.variants[0]
+    lesson = _lesson(sampled, sampled.student, config.training, variant.objective, sampled.learned[variant.name])
+    return Measured(
+        explained=found, teacher=teacher, student=probe_learning(lesson, workers_here(config.training, sampled.students))
+    )
+
+
+def _lesson(sampled: Sampled, model: ModelSource, loop: LoopConfig, objective: AnyObjective, rows: Sequence[Features]) -> Lesson:
+    config, cluster = sampled.config, sampled.config.cluster
+    device, threads = cluster.model_device, loop.threads_per_worker
+    answer = Answer(config.evaluation, config.task, model, objective.answer_prefix, "probe", 0, device, threads)
+    return Lesson(model, objective, loop, rows, answer, sampled.samples[config.evaluation.split].examples)
 
 
 def _batches(sampled: Sampled, found: Probe | None) -> BatchPlan:
@@ -135,145 +137,6 @@ def _splits(sampled: Sampled) -> dict[str, SplitPlan]:
             attribution_gflop_per_row=statistics.fmean(flops) / 1e9,
         )
     return found
-
-
-# --- the stages that need a model -------------------------------------------------------------------------------------
-
-
-def _stages(sampled: Sampled, splits: Mapping[str, SplitPlan]) -> dict[str, StagePlan]:
-    """In the order in which they run."""
-    config = sampled.config
-    stages = {}
-    if config.teach is not None:
-        stages["teach"] = _learning(sampled, sampled.reader, config.teach, [sampled.taught], runs=1)
-    if sampled.teacher is not None:
-        stages["attribute"] = _attribution(sampled, splits)
-    if sampled.teacher is not None and config.audit.faithfulness is not None:
-        stages["audit"] = _auditing(sampled, config.audit.faithfulness)
-    seeds = len(config.training.seeds)
-    stages["train"] = _learning(sampled, sampled.student_family, config.training, list(sampled.learned.values()), runs=seeds)
-    stages["evaluate"] = _evaluation(sampled)
-    if sampled.teacher is not None and config.evaluation.agreement_rows:
-        stages["agreement"] = _agreement(sampled)
-    return stages
-
-
-def _attribution(sampled: Sampled, splits: Mapping[str, SplitPlan]) -> StagePlan:
-    config, shape = sampled.config.attribution, shape_of(sampled.reader.loaded)
-    flops = sum(split.explained * split.attribution_gflop_per_row * 1e9 for split in splits.values())
-    each = partial(attributed_pass, shape, config)
-    passes = [_passes(sampled.lengths[name], config.batch_tokens, each) * rows for name, rows in sampled.explained.items()]
-    rows = sum(sampled.explained.values())
-    return _asking(sampled, sampled.reader, rows, flops, sum(passes, NO_PASS), sampled.config.cluster.max_actors)
-
-
-def _auditing(sampled: Sampled, faithfulness: FaithfulnessConfig) -> StagePlan:
-    """The teacher asked again about a sample of each source's rows, without the words of their rationales."""
-    split, sources = sampled.config.audit.split, sampled.config.rationales.sources
-    rows = min(sampled.explained[split], faithfulness.rows)
-    texts = sum(faithfulness.texts(isinstance(source, AttributionSource)) for source in sources)
-    shape, lengths = shape_of(sampled.reader.loaded), sampled.lengths[split]
-    flops = statistics.fmean(asked_again(shape, texts, row) for row in lengths.of_rows)
-    passes = _passes(lengths, faithfulness.batch_tokens, partial(asked_again_pass, shape, texts))
-    opened = min(len(sources), sampled.config.cluster.max_actors)
-    return _asking(sampled, sampled.reader, rows * len(sources), rows * flops, passes * rows, opened)
-
-
-def _learning(sampled: Sampled, family: Family, loop: LoopConfig, learned: Sequence[Sequence[Features]], runs: int) -> StagePlan:
-    """Each of these ways to learn, so many runs of it."""
-    shape, validation = shape_of(family.loaded), _validation(sampled)
-    flops = runs * sum(trained(shape, loop, rows, validation) for rows in learned)
-    longest = max(len(ids) for rows in learned for row in rows for ids in row.input_ids)
-    parts = loop.steps * loop.num_workers * sum(micro_batches(loop, rows) for rows in learned)
-    passes = learned_pass(shape, loop, longest) * (runs * parts)
-    checks = validations(loop, validation) * min(validation, loop.eval_rows) * runs * len(learned)
-    asked = partial(answered_pass, shape, EvaluationConfig())
-    passes += _passes(read(family, sampled.samples["train"]), loop.eval_batch_tokens, asked) * checks
-    updates, weights = loop.steps * runs * len(learned), weight_count(family)
-    return StagePlan(
-        rows=updates * loop.batch_rows,
-        flops=flops + passes.flops,
-        memory_gib=_gib(family, TRAINING_BYTES),
-        devices=loop.num_workers * (loop.parallel_runs or 1),
-        kernels=passes.kernels,
-        updates=updates * loop.num_workers,
-        moved_bytes=updates * weights * UPDATE_BYTES * (1 if loop.zero_stage else loop.num_workers),
-        exchanged_bytes=updates * weights * _exchanged_bytes(loop),
-        processes=loop.num_workers * (loop.parallel_runs or 1),
-        loaded_bytes=runs * len(learned) * loop.num_workers * _gib(family) * 2**30,
-    )
-
-
-def _exchanged_bytes(loop: LoopConfig) -> float:
-    """Of each weight in one step, over all workers: gradients summed in a ring, and at ZeRO-3 weights gathered for each pass.
-
-    Rajbhandari et al. 2020 (ZeRO), section 7: 2 numbers per weight and worker, 3 at stage 3.
-    """
-    others = loop.num_workers - 1
-    return (3.0 if loop.zero_stage == 3 else 2.0) * others * (4 if loop.precision == "float32" else 2)
-
-
-def _evaluation(sampled: Sampled) -> StagePlan:
-    """The teacher, if there is one, and every student answer the evaluated split."""
-    config = sampled.config.evaluation
-    sample = sampled.samples[config.split]
-    rows = min(sample.rows, config.limit_rows or sample.rows)
-    models = [(sampled.student_family, sampled.students)]
-    models += [(sampled.teacher_family, 1)] if sampled.teacher_family else []
-    flops, passes = 0.0, NO_PASS
-    for family, count in models:
-        shape, lengths = shape_of(family.loaded), read(family, sample)
-        flops += count * rows * statistics.fmean(answered(shape, config, row) for row in lengths.of_rows)
-        passes += _passes(lengths, config.batch_tokens, partial(answered_pass, shape, config)) * (count * rows)
-    opened = sum(count for _, count in models)
-    largest = max((family for family, _ in models), key=_gib)
-    return _asking(sampled, largest, rows * opened, flops, passes, opened)
-
-
-def _agreement(sampled: Sampled) -> StagePlan:
-    """Every student explained, for an answer that is given, on rows that its teacher was explained on.
-
-    Of a row without a label that is the teacher's own answer, taken to be as long as the row's longest.
-    """
-    config, family = sampled.config, sampled.student_family
-    split = config.evaluation.split if sampled.explained.get(config.evaluation.split) else "train"
-    rows = min(sampled.explained[split], config.evaluation.agreement_rows) * sampled.students
-    method = config.attribution.model_copy(update={"explained": "gold", "answers": False})
-    shape, lengths = shape_of(family.loaded), read(family, sampled.samples[split])
-    given = [replace(row, target=row.longest) if row.target is None else row for row in lengths.of_rows]
-    flops = rows * statistics.fmean(attributed(shape, method, row) for row in given)
-    passes = _passes(replace(lengths, of_rows=given), method.batch_tokens, partial(attributed_pass, shape, method)) * rows
-    return _asking(sampled, family, rows, flops, passes, sampled.students)
-
-
-def _asking(sampled: Sampled, family: Family, rows: int, flops: float, passes: Pass, opened: int) -> StagePlan:
-    """A stage of actors that ask a model, which is opened so many times."""
-    cluster = sampled.config.cluster
-    return StagePlan(
-        rows=rows,
-        flops=flops + passes.flops,
-        memory_gib=_gib(family),
-        devices=math.ceil(cluster.max_actors * cluster.gpus_per_actor),
-        kernels=passes.kernels,
-        processes=min(cluster.max_actors, opened),
-        loaded_bytes=opened * _gib(family) * 2**30,
-    )
-
-
-def _passes(lengths: Lengths, budget_tokens: int, of_batch: Callable[[Length], Pass]) -> Pass:
-    """What a row's share of its micro-batch costs beside the row, on average over the sample."""
-    sizes = [row.size for row in lengths.of_rows]
-    batches = len(cut(sizes, budget_tokens))
-    return sum(map(of_batch, lengths.of_rows), NO_PASS) * (batches / len(sizes) ** 2)
-
-
-def _validation(sampled: Sampled) -> int:
-    return sampled.samples["validation"].rows if "validation" in sampled.samples else 0
-
-
-def _gib(family: Family, bytes_per_weight: int | None = None) -> float:
-    """A model's weights, or what training keeps of each."""
-    return weight_bytes(family, bytes_per_weight) / 2**30
 
 
 def _notes(config: Config, prices: Prices, starting: bool) -> list[str]:

@@ -5,12 +5,13 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kd.attribution.engine import Attribute, AttributionConfig, Engine
 from kd.cluster_config import ClusterConfig
@@ -22,6 +23,7 @@ from kd.rows import Attribution, Example, RowError
 if TYPE_CHECKING:
     from kd.families.base import Family
 
+M = TypeVar("M")
 PROBE_SECONDS = 30.0
 """The last and longest measurement of a probe takes about this at most, unless one row alone takes longer."""
 BUDGETS = (0.5, 1, 2)
@@ -63,18 +65,26 @@ def probe(recipe: Attribute, rows: Sequence[Example], at_once: int) -> Probe:
         check_device(recipe.device)
     except ConfigError as error:
         raise ConfigError(f"{error}; or plan without measuring, with --no-probe") from error
+    return _together(side_by_side(partial(measure, at_once=at_once), recipe, rows, processes=at_once))
+
+
+def side_by_side(measure: Callable[..., M], *arguments: Any, processes: int) -> list[M]:
+    """What the same measurement gives in each of so many new processes that run at the same time.
+
+    Raises:
+        StageError: a process ended without a word, which is how memory runs out.
+    """
     try:
-        with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as processes:
-            found = [task.result() for task in [processes.submit(measure, recipe, rows, at_once) for _ in range(at_once)]]
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return [task.result() for task in [pool.submit(measure, *arguments) for _ in range(processes)]]
     except RuntimeError as error:
         if not isinstance(error, BrokenProcessPool) and "out of memory" not in str(error):
             raise
         raise StageError(
-            f"the probe: one of {at_once} processes that explain rows died, probably for lack of memory; set cluster.max_actors"
-            " or attribution.batch_tokens lower, or on a GPU cluster.gpus_per_actor higher, or plan without measuring, with"
-            " --no-probe"
+            f"the probe: one of {processes} processes died, probably for lack of memory; set cluster.max_actors,"
+            " attribution.batch_tokens or micro_batch_tokens lower, or on a GPU cluster.gpus_per_actor higher, or plan without"
+            " measuring, with --no-probe"
         ) from error
-    return _together(found)
 
 
 def _together(found: Sequence[Probe]) -> Probe:

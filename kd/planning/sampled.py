@@ -54,6 +54,11 @@ class Sampled:
         """Rows of train that students learn from."""
         return self.explained["train"] if self.teacher else self.samples["train"].rows
 
+    @property
+    def validation_rows(self) -> int:
+        """Rows of the validation split, labelled or not; 0 where there is none."""
+        return self.samples["validation"].rows if "validation" in self.samples else 0
+
     @cached_property
     def teacher_family(self) -> Family | None:
         """The teacher, without weights."""

@@ -12,7 +12,14 @@ BAR = 40
 
 def to_text(plan: Plan) -> str:
     """The whole plan, at most 100 columns wide."""
-    tables = [corpus_table(plan.splits), length_table(plan.splits), stage_table(plan), price_table(plan), output_table(plan)]
+    tables = [
+        corpus_table(plan.splits),
+        length_table(plan.splits),
+        stage_table(plan),
+        price_table(plan),
+        here_table(plan),
+        output_table(plan),
+    ]
     parts = [f"{table.title}\n\n{as_text(table)}" for table in tables if table.rows]
     parts += ["Measured here\n\n" + "\n".join(_probed(plan)), "Suggested\n\n" + "\n".join(_suggested(plan))]
     return "\n\n".join([*parts, "\n".join(textwrap.fill(note, 100) for note in plan.notes)]) + "\n"
@@ -93,6 +100,16 @@ def price_table(plan: Plan) -> Table:
     notes = ["nodes: GPUs that start, or wait until they are given back. in 1 h: GPUs that attribute within an hour.", *notes]
     columns = ("GPU", "case", *titles, "nodes", "in all", "USD", "in 1 h")
     return Table("GPU-hours", columns, lines, notes=notes, left=frozenset({"GPU", "case"}))
+
+
+def here_table(plan: Plan) -> Table:
+    """What the run takes on this machine."""
+    if plan.here is None:
+        return Table("The run on this machine", (), ())
+    parts = {**plan.here.seconds, "in all": plan.here.total}
+    lines = [(title, *(_time(value) for value in span)) for title, span in parts.items()]
+    notes = ["By what was measured below; starts of processes are assumed, and a quarter more or less."]
+    return Table("The run on this machine", ("stage", "from", "to"), lines, notes=notes, left=frozenset({"stage"}))
 
 
 def output_table(plan: Plan) -> Table:
