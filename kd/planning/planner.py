@@ -22,6 +22,7 @@ from kd.planning.price import Prices
 from kd.planning.probe import Probe, actors_here, actors_like_these, probe, spread
 from kd.planning.sample import SplitSample
 from kd.planning.sampled import Sampled
+from kd.planning.stages import stage_plans
 from kd.rows import Features
 from kd.training.config import LoopConfig
 from kd.training.objectives import AnyObjective
