@@ -11,14 +11,16 @@ from tempfile import TemporaryDirectory
 from kd.evaluation.answers import Answer
 from kd.manifests import Manifest, Shard
 from kd.models import ModelSource
-from kd.planning.probe import PROBE_SECONDS, side_by_side, spread
+from kd.planning.probe import GROWTH, side_by_side, spread
 from kd.rows import Example, Features
 from kd.store import Store
 from kd.training.config import LoopConfig
 from kd.training.objectives import AnyObjective
 from kd.training.runs import TIMINGS, Queue, Run
 
-GROWTH = 4
+LEARN_SECONDS = 8.0
+"""The timed steps take about this at most, and so do the answers, unless one alone takes longer."""
+MOST_STEPS = 200
 WARM_STEPS = 2
 """Steps that are not timed: the first ones take memory that later ones have."""
 
@@ -64,7 +66,7 @@ def measure_learning(lesson: Lesson) -> LearningProbe:
     started = time.perf_counter()
     step_s = _step_seconds(lesson, WARM_STEPS + 1)
     load_s = time.perf_counter() - started - step_s * (WARM_STEPS + 1)
-    steps = WARM_STEPS + max(3, min(200, math.ceil(PROBE_SECONDS / 3 / step_s)))
+    steps = WARM_STEPS + max(3, min(MOST_STEPS, math.ceil(LEARN_SECONDS / step_s)))
     step_s = _step_seconds(lesson, steps)
     began = time.perf_counter()
     load_family(lesson.model, lesson.answer.device, lesson.answer.threads)
@@ -117,6 +119,6 @@ def _answered_rows_per_s(lesson: Lesson) -> float:
         began = time.perf_counter()
         answer(rows, Counter())
         seconds = time.perf_counter() - began
-        if taken == len(lesson.examples) or seconds * GROWTH > PROBE_SECONDS / 3:
+        if taken == len(lesson.examples) or seconds * GROWTH > LEARN_SECONDS:
             return taken / seconds
         taken = min(len(lesson.examples), taken * GROWTH)

@@ -97,11 +97,14 @@ def _measured(sampled: Sampled, found: Probe | None) -> Measured:
     if sampled.teacher is not None and config.teach is not None:
         lesson = _lesson(sampled, sampled.teacher, config.teach, config.teach.objective, sampled.taught)
         teacher = probe_learning(lesson, workers_here(config.teach, 1))
-    variant = config.training.variants[0]
-    lesson = _lesson(sampled, sampled.student, config.training, variant.objective, sampled.learned[variant.name])
-    return Measured(
-        explained=found, teacher=teacher, student=probe_learning(lesson, workers_here(config.training, sampled.students))
-    )
+    student = probe_learning(lesson_of_students(sampled), workers_here(config.training, sampled.students))
+    return Measured(explained=found, teacher=teacher, student=student)
+
+
+def lesson_of_students(sampled: Sampled) -> Lesson:
+    """What is probed of the students: the first variant."""
+    training, variant = sampled.config.training, sampled.config.training.variants[0]
+    return _lesson(sampled, sampled.student, training, variant.objective, sampled.learned[variant.name])
 
 
 def _lesson(sampled: Sampled, model: ModelSource, loop: LoopConfig, objective: AnyObjective, rows: Sequence[Features]) -> Lesson:
