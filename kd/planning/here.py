@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from kd.cost import shape_of
 from kd.planning.compute import answered, learned, validations
 from kd.planning.learning_probe import LearningProbe
 from kd.planning.plan import HerePlan, Span, StagePlan, cut_in_shards, makespan
@@ -68,7 +67,7 @@ def _learning(sampled: Sampled, loop: LoopConfig, found: LearningProbe, ratios: 
 
 def _ratios(sampled: Sampled) -> list[float]:
     """What a step of each variant computes, beside one of the first."""
-    shape = shape_of(sampled.student_family.loaded)
+    shape = sampled.shape(sampled.student_family)
     costs = [learned(shape, rows) for rows in sampled.learned.values()]
     return [cost / costs[0] for cost in costs]
 
@@ -90,7 +89,7 @@ def _evaluation(sampled: Sampled, stages: Mapping[str, StagePlan], found: Measur
 def _answer_flops(sampled: Sampled) -> float:
     """Of one row answered by a student."""
     family, config = sampled.student_family, sampled.config.evaluation
-    shape = shape_of(family.loaded)
+    shape = sampled.shape(family)
     return fmean(answered(shape, config, row) for row in read(family, sampled.samples[config.split]).of_rows)
 
 

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 
 from kd.attribution.engine import Attribute
 from kd.config import Config
-from kd.cost import shape_of
 from kd.evaluation.answers import Answer
 from kd.models import ModelSource
 from kd.planning.batches import suggested_batches
@@ -121,7 +120,7 @@ def _batches(sampled: Sampled, found: Probe | None) -> BatchPlan:
 
 
 def _splits(sampled: Sampled) -> dict[str, SplitPlan]:
-    shape, has_teacher = shape_of(sampled.reader.loaded), sampled.teacher is not None
+    shape, has_teacher = sampled.shape(sampled.reader), sampled.teacher is not None
     found = {}
     for split, sample in sampled.samples.items():
         lengths = sampled.lengths[split]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kd.config import Config
+from kd.cost import Shape, shape_of
 from kd.errors import InputError
 from kd.families.base import Family
 from kd.families.opening import open_family
@@ -73,6 +74,16 @@ class Sampled:
     def student_family(self) -> Family:
         """A student, without weights."""
         return open_family(load(self.student, "meta"), self.config.student)
+
+    def shape(self, family: Family) -> Shape:
+        """What a row costs one of these models; it is counted once."""
+        if family.name not in self._shapes:
+            self._shapes[family.name] = shape_of(family.loaded)
+        return self._shapes[family.name]
+
+    @cached_property
+    def _shapes(self) -> dict[str, Shape]:
+        return {}
 
     @cached_property
     def lengths(self) -> dict[str, Lengths]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 
 from kd.batching import cut
-from kd.cost import shape_of
 from kd.evaluation.answers import EvaluationConfig
 from kd.evaluation.faithfulness import FaithfulnessConfig
 from kd.families.base import Family
@@ -59,7 +58,7 @@ def stage_plans(sampled: Sampled, splits: Mapping[str, SplitPlan]) -> dict[str, 
 
 
 def _attribution(sampled: Sampled, splits: Mapping[str, SplitPlan]) -> StagePlan:
-    config, shape = sampled.config.attribution, shape_of(sampled.reader.loaded)
+    config, shape = sampled.config.attribution, sampled.shape(sampled.reader)
     flops = sum(split.explained * split.attribution_gflop_per_row * 1e9 for split in splits.values())
     each = partial(attributed_pass, shape, config)
     passes = [_passes(sampled.lengths[name], config.batch_tokens, each) * rows for name, rows in sampled.explained.items()]
@@ -72,7 +71,7 @@ def _auditing(sampled: Sampled, faithfulness: FaithfulnessConfig) -> StagePlan:
     split, sources = sampled.config.audit.split, sampled.config.rationales.sources
     rows = min(sampled.explained[split], faithfulness.rows)
     texts = sum(faithfulness.texts(isinstance(source, AttributionSource)) for source in sources)
-    shape, lengths = shape_of(sampled.reader.loaded), sampled.lengths[split]
+    shape, lengths = sampled.shape(sampled.reader), sampled.lengths[split]
     flops = statistics.fmean(asked_again(shape, texts, row) for row in lengths.of_rows)
     passes = _passes(lengths, faithfulness.batch_tokens, partial(asked_again_pass, shape, texts))
     opened = min(len(sources), sampled.config.cluster.max_actors)
@@ -81,7 +80,7 @@ def _auditing(sampled: Sampled, faithfulness: FaithfulnessConfig) -> StagePlan:
 
 def _learning(sampled: Sampled, family: Family, loop: LoopConfig, learned: Sequence[Sequence[Features]], runs: int) -> StagePlan:
     """Each of these ways to learn, so many runs of it."""
-    shape, validation = shape_of(family.loaded), sampled.validation_rows
+    shape, validation = sampled.shape(family), sampled.validation_rows
     flops = runs * sum(trained(shape, loop, rows, validation) for rows in learned)
     longest = max(len(ids) for rows in learned for row in rows for ids in row.input_ids)
     parts = loop.steps * loop.num_workers * sum(micro_batches(loop, rows) for rows in learned)
@@ -122,7 +121,7 @@ def _evaluation(sampled: Sampled) -> StagePlan:
     models += [(sampled.teacher_family, 1)] if sampled.teacher_family else []
     flops, passes = 0.0, NO_PASS
     for family, count in models:
-        shape, lengths = shape_of(family.loaded), read(family, sample)
+        shape, lengths = sampled.shape(family), read(family, sample)
         flops += count * rows * statistics.fmean(answered(shape, config, row) for row in lengths.of_rows)
         passes += _passes(lengths, config.batch_tokens, partial(answered_pass, shape, config)) * (count * rows)
     opened = sum(count for _, count in models)
@@ -139,7 +138,7 @@ def _agreement(sampled: Sampled) -> StagePlan:
     split = config.evaluation.split if sampled.explained.get(config.evaluation.split) else "train"
     rows = min(sampled.explained[split], config.evaluation.agreement_rows) * sampled.students
     method = config.attribution.model_copy(update={"explained": "gold", "answers": False})
-    shape, lengths = shape_of(family.loaded), read(family, sampled.samples[split])
+    shape, lengths = sampled.shape(family), read(family, sampled.samples[split])
     given = [replace(row, target=row.longest) if row.target is None else row for row in lengths.of_rows]
     flops = rows * statistics.fmean(attributed(shape, method, row) for row in given)
     passes = _passes(replace(lengths, of_rows=given), method.batch_tokens, partial(attributed_pass, shape, method)) * rows
