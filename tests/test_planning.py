@@ -21,7 +21,7 @@ from kd.planning import sample
 from kd.planning.lengths import measured
 from kd.planning.plan import Plan
 from kd.planning.planner import make_plan
-from kd.planning.probe import measure, probe, spread
+from kd.planning.probe import measure, probe_processes, spread
 from kd.planning.rows import agreements, attributions, erasures, findings, rationales
 from kd.planning.sample import SplitSample, bytes_per_record, of_corpus, of_examples
 from kd.planning.tables import to_text
@@ -136,10 +136,12 @@ def test_rows_of_the_audit_and_of_agreement_hold_as_much_as_real_ones(tmp_path: 
 # --- the probe --------------------------------------------------------------------------------------------------------
 
 
-def test_a_gpu_that_is_not_there_leaves_the_plan_without_a_probe(tmp_path: Path) -> None:
-    recipe = Attribute(AttributionConfig(), tiny_source(tmp_path), "cuda", 1)
-    with pytest.raises(ConfigError, match="sees no GPU; .*; or plan without measuring, with --no-probe"):
-        probe(recipe, examples(), 1)
+def test_a_gpu_that_is_not_there_leaves_the_plan_without_a_probe() -> None:
+    with (
+        pytest.raises(ConfigError, match="sees no GPU; .*; or plan without measuring, with --no-probe"),
+        probe_processes("cuda", 1),
+    ):
+        pass
 
 
 def test_a_probe_explains_every_row_and_says_how_fast(tmp_path: Path) -> None:

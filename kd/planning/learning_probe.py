@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from kd.evaluation.answers import Answer
 from kd.manifests import Manifest, Shard
 from kd.models import ModelSource
-from kd.planning.probe import GROWTH, side_by_side, spread
+from kd.planning.probe import GROWTH, Probing, spread
 from kd.rows import Example, Features
 from kd.store import Store
 from kd.training.config import LoopConfig
@@ -52,11 +52,11 @@ class LearningProbe:
     """Of one process, while the others work."""
 
 
-def probe_learning(lesson: Lesson, at_once: int) -> LearningProbe:
-    """Learn and answer in `at_once` new processes at the same time. Raises StageError as `kd.planning.probe.probe` does."""
-    found = side_by_side(measure_learning, lesson, processes=at_once)
+def probe_learning(processes: Probing, lesson: Lesson, at_once: int) -> LearningProbe:
+    """Learn and answer in `at_once` processes at the same time. Raises StageError as `Probing.side_by_side` does."""
+    found = processes.side_by_side(measure_learning, lesson, at_once=at_once)
     means = {name: fmean(one[name] for one in map(vars, found)) for name in ("open_s", "step_s", "answered_rows_per_s")}
-    return LearningProbe(at_once=at_once, load_s=max(one.load_s for one in found), **means)
+    return LearningProbe(at_once=at_once, load_s=processes.libraries_s + max(one.load_s for one in found), **means)
 
 
 def measure_learning(lesson: Lesson) -> LearningProbe:

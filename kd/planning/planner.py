@@ -18,7 +18,7 @@ from kd.planning.lengths import histogram, openable
 from kd.planning.output import output_bytes
 from kd.planning.plan import BatchPlan, Plan, SplitPlan, cut_in_shards, on_actors, on_gpu, suggested_shard
 from kd.planning.price import Prices
-from kd.planning.probe import Probe, actors_here, actors_like_these, probe, spread
+from kd.planning.probe import Probe, actors_here, actors_like_these, probe, probe_processes, spread
 from kd.planning.sample import SplitSample
 from kd.planning.sampled import Sampled
 from kd.planning.stages import stage_plans
@@ -55,8 +55,7 @@ def make_plan(
             source = opened.enter_context(openable(config.teacher, rows, phrases))
         student = opened.enter_context(openable(config.student, rows, phrases))
         sampled = Sampled(config, samples, source, student)
-        found = _probed(sampled, source) if probing and source is not None else None
-        here = _measured(sampled, found) if probing and local else None
+        found, here = _measured(sampled, local) if probing else (None, None)
         return _planned(sampled, prices, found, here, local, starting=config.teach is not None and teacher is None)
 
 
@@ -81,23 +80,25 @@ def _planned(sampled: Sampled, prices: Prices, found: Probe | None, here: Measur
     )
 
 
-def _probed(sampled: Sampled, teacher: ModelSource) -> Probe:
-    """A shard's rows explained on this machine."""
+def _measured(sampled: Sampled, local: bool) -> tuple[Probe | None, Measured | None]:
+    """A shard's rows explained on this machine; and for a run on it alone, the models that learn and answer."""
     config, cluster = sampled.config, sampled.config.cluster
-    recipe = Attribute(config.attribution, teacher, cluster.model_device, cluster.threads_per_actor)
-    rows = sampled.lengths[sampled.largest].rows
-    return probe(recipe, spread(rows, min(len(rows), config.prepare.rows_per_shard)), actors_here(cluster))
-
-
-def _measured(sampled: Sampled, found: Probe | None) -> Measured:
-    """What a whole run takes here: the models that learn and answer, beside what was explained."""
-    config = sampled.config
-    teacher = None
-    if sampled.teacher is not None and config.teach is not None:
-        lesson = _lesson(sampled, sampled.teacher, config.teach, config.teach.objective, sampled.taught)
-        teacher = probe_learning(lesson, workers_here(config.teach, 1))
-    student = probe_learning(lesson_of_students(sampled), workers_here(config.training, sampled.students))
-    return Measured(explained=found, teacher=teacher, student=student)
+    actors, learners = actors_here(cluster), workers_here(config.training, sampled.students)
+    teachers = workers_here(config.teach, 1) if config.teach else 0
+    with probe_processes(cluster.model_device, max(actors, learners, teachers)) as processes:
+        found = None
+        if sampled.teacher is not None:
+            recipe = Attribute(config.attribution, sampled.teacher, cluster.model_device, cluster.threads_per_actor)
+            rows = sampled.lengths[sampled.largest].rows
+            found = probe(processes, recipe, spread(rows, min(len(rows), config.prepare.rows_per_shard)), actors)
+        if not local:
+            return found, None
+        taught = None
+        if sampled.teacher is not None and config.teach is not None:
+            lesson = _lesson(sampled, sampled.teacher, config.teach, config.teach.objective, sampled.taught)
+            taught = probe_learning(processes, lesson, teachers)
+        student = probe_learning(processes, lesson_of_students(sampled), learners)
+        return found, Measured(explained=found, teacher=taught, student=student)
 
 
 def lesson_of_students(sampled: Sampled) -> Lesson:

@@ -5,10 +5,11 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -54,37 +55,56 @@ class Probe:
     """The same with other budgets of tokens; empty where too few rows could be explained to tell them apart."""
 
 
-def probe(recipe: Attribute, rows: Sequence[Example], at_once: int) -> Probe:
-    """Explain rows in `at_once` new processes at the same time.
+class Probing:
+    """Processes to measure in, like the actors that will do the work; they stay for one measurement after the other.
 
-    Raises:
-        ConfigError: the device is a GPU and there is none here.
-        StageError: a process ended without a word, which is how memory runs out.
+    `libraries_s` is what each takes from its first line until the model libraries are loaded.
     """
+
+    def __init__(self, pool: ProcessPoolExecutor, processes: int) -> None:
+        self._pool = pool
+        self.libraries_s = max(self.side_by_side(_libraries_s, at_once=processes))
+
+    def side_by_side(self, measure: Callable[..., M], *arguments: Any, at_once: int) -> list[M]:
+        """What the same measurement gives in each of so many processes at the same time.
+
+        Raises:
+            StageError: a process ended without a word, which is how memory runs out.
+        """
+        try:
+            return [task.result() for task in [self._pool.submit(measure, *arguments) for _ in range(at_once)]]
+        except RuntimeError as error:
+            if not isinstance(error, BrokenProcessPool) and "out of memory" not in str(error):
+                raise
+            raise StageError(
+                f"the probe: one of {at_once} processes died, probably for lack of memory; set cluster.max_actors,"
+                " attribution.batch_tokens or micro_batch_tokens lower, or on a GPU cluster.gpus_per_actor higher, or plan"
+                " without measuring, with --no-probe"
+            ) from error
+
+
+@contextmanager
+def probe_processes(device: str, processes: int) -> Iterator[Probing]:
+    """So many new processes. Raises ConfigError where the device is a GPU and there is none here."""
     try:
-        check_device(recipe.device)
+        check_device(device)
     except ConfigError as error:
         raise ConfigError(f"{error}; or plan without measuring, with --no-probe") from error
-    return _together(side_by_side(partial(measure, at_once=at_once), recipe, rows, processes=at_once))
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield Probing(pool, processes)
 
 
-def side_by_side(measure: Callable[..., M], *arguments: Any, processes: int) -> list[M]:
-    """What the same measurement gives in each of so many new processes that run at the same time.
+def _libraries_s() -> float:
+    started = time.perf_counter()
+    import kd.families.opening  # noqa: F401 - with it come torch and transformers
 
-    Raises:
-        StageError: a process ended without a word, which is how memory runs out.
-    """
-    try:
-        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return [task.result() for task in [pool.submit(measure, *arguments) for _ in range(processes)]]
-    except RuntimeError as error:
-        if not isinstance(error, BrokenProcessPool) and "out of memory" not in str(error):
-            raise
-        raise StageError(
-            f"the probe: one of {processes} processes died, probably for lack of memory; set cluster.max_actors,"
-            " attribution.batch_tokens or micro_batch_tokens lower, or on a GPU cluster.gpus_per_actor higher, or plan without"
-            " measuring, with --no-probe"
-        ) from error
+    return time.perf_counter() - started
+
+
+def probe(processes: Probing, recipe: Attribute, rows: Sequence[Example], at_once: int) -> Probe:
+    """Explain rows in `at_once` processes at the same time. Raises StageError as `Probing.side_by_side` does."""
+    found = _together(processes.side_by_side(partial(measure, at_once=at_once), recipe, rows, at_once=at_once))
+    return replace(found, load_s=found.load_s + processes.libraries_s)
 
 
 def _together(found: Sequence[Probe]) -> Probe:
@@ -96,7 +116,10 @@ def _together(found: Sequence[Probe]) -> Probe:
 
 
 def measure(recipe: Attribute, rows: Sequence[Example], at_once: int = 1) -> Probe:
-    """Open the teacher in this process and explain one row, then more and more of them; the last time counts."""
+    """Open the teacher in this process and explain one row, then more and more of them; the last time counts.
+
+    `load_s` is then the model's alone.
+    """
     from kd.families.opening import load_family
 
     started = time.perf_counter()
