@@ -2,14 +2,15 @@
 
 import os
 import sys
-import tempfile
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jobs import interrupts
 from jobs.console import Console, console_with_log
+from jobs.job_log import JobLog, job_log
 from kd.cluster_config import ClusterConfig
 from kd.config import Config, read_config
 from kd.errors import ConfigError, UserError
@@ -18,8 +19,9 @@ from kd.store import Store
 RETRY = "--retry-errors"
 NO_PROBE = "--no-probe"
 """Options, no keys of the config: they decide what is done, not what comes out. `plan` has the second, others the first."""
-FAILED, WRONG_CONFIG, INTERRUPTED = 1, 2, 130
-"""Exit codes, beside 0."""
+FAILED, WRONG_CONFIG = 1, 2
+"""Exit codes, beside 0 and those of `interrupts.exit_code`."""
+ABOUT_LOGS = "The log of each start is ROOT/NAME/logs/{job}-TIME-TOKEN.log. An object store has it from every 15 s."
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,31 @@ Stage = Callable[[Session], None]
 
 
 def main(stage: Stage, description: str | None, option: str = RETRY) -> None:
-    """Run one stage as a program. Exit codes: 0 done, 1 the stage failed, 2 the config is wrong, 130 interrupted."""
+    """Run one stage as a program.
+
+    Exit codes: 0 done, 1 the stage failed, 2 the config is wrong, 128 + n stopped by signal n (Ctrl-C 130, SIGTERM 143, SIGHUP 129).
+    """
+    with interrupts.caught():
+        code = _code(stage, description, option)
+    sys.exit(code)
+
+
+def _code(stage: Stage, description: str | None, option: str) -> int:
     job = Path(sys.argv[0]).stem
     try:
         arguments = [given for given in sys.argv[1:] if given != option]
-        config = read_config(f"python -m jobs.{job}", description or "", arguments, option)
+        config = read_config(f"python -m jobs.{job}", f"{description or ''}\n\n{ABOUT_LOGS.format(job=job)}", arguments, option)
         check_root(config)
         store = Store.at(config.directory)
-        with _log_of(store, job) as log:
+        with job_log(store, job) as log:
             given = {option} & set(sys.argv[1:])
-            code = _run(stage, config, store, job, log, given)
+            return _run(stage, config, store, job, log, given)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
-        code = WRONG_CONFIG if isinstance(error, ConfigError) else FAILED
-    sys.exit(code)
+        return WRONG_CONFIG if isinstance(error, ConfigError) else FAILED
+    except KeyboardInterrupt:  # before there is a console, or after it
+        sys.stderr.write(f"{_stopped(job)}\n")
+        return interrupts.exit_code()
 
 
 def cluster_address(cluster: ClusterConfig) -> str | None:
@@ -83,33 +96,32 @@ def check_root(config: Config) -> None:
         )
 
 
-def _run(stage: Stage, config: Config, store: Store, job: str, log: Path, given: set[str]) -> int:
+def _run(stage: Stage, config: Config, store: Store, job: str, log: JobLog, given: set[str]) -> int:
     """The stage, with its output sorted: what is for a person to the console, the rest to the log."""
-    with console_with_log(log) as console, ExitStack() as exits:
+    with console_with_log(log.file) as console, ExitStack() as exits:
+        console.say(f"{'log':<12} {log.place}")
         try:
             stage(Session(config, store, console, exits, job, retry_errors=RETRY in given, probe=NO_PROBE not in given))
         except UserError as error:
             traceback.print_exc()
-            console.say(f"\nerror: {error}\n\nThe log is {log}")
+            console.say(f"\nerror: {error}\n")
+            console.say(f"The log is {log.settle(error)}")
             return WRONG_CONFIG if isinstance(error, ConfigError) else FAILED
         except KeyboardInterrupt:
-            console.say("\ninterrupted: what is finished is kept, and the same command goes on from there")
-            return INTERRUPTED
+            traceback.print_exc()
+            with suppress(OSError):  # a terminal that is gone
+                console.say(f"\n{_stopped(job)}")
+            log.settle()
+            return interrupts.exit_code()
         except BaseException:
-            console.say(f"\n{traceback.format_exc()}\nThis is a defect of the program; please report it with {log}")
+            console.say(f"\n{traceback.format_exc()}")
+            console.say(f"This is a defect of the program; please report it with {log.settle()}")
             raise
     return 0
 
 
-@contextmanager
-def _log_of(store: Store, job: str) -> Iterator[Path]:
-    """The job's log file: in the run directory, or for an object store a temporary file that is uploaded at the end."""
-    if store.is_local:
-        yield Path(store.path(f"logs/{job}.log"))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / f"{job}.log"
-        try:
-            yield log
-        finally:
-            store.publish(f"logs/{job}.log", log.read_bytes())
+def _stopped(job: str) -> str:
+    return (
+        f"stopped by {interrupts.received().name}: finished stages and shards and the last checkpoints are kept, and"
+        f" `python -m jobs.{job}` with the same config goes on from there"
+    )

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from jobs import interrupts
 from jobs.cli import Session, cluster_address
 from jobs.console import Line
 from jobs.wiring import Wiring
@@ -97,7 +98,8 @@ def connected(session: Session) -> Iterator[None]:
     """
     address = cluster_address(session.config.cluster)
     try:
-        ray.init(**({"address": address} if address else _local(session.config.cluster)))
+        with interrupts.kept():
+            ray.init(**({"address": address} if address else _local(session.config.cluster)))
     except ConnectionError as error:
         raise StageError(f"no Ray cluster answers at {address}: {error}; start one, or leave cluster.address empty") from error
     try:

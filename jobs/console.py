@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -116,7 +116,7 @@ def console_with_log(log: Path) -> Iterator[Console]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
-    with sink, os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace") as stream:
+    with sink, _real_output() as stream:
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
         try:
@@ -127,6 +127,16 @@ def console_with_log(log: Path) -> Iterator[Console]:
             for descriptor, saved in zip((1, 2), kept, strict=True):
                 os.dup2(saved, descriptor)
                 os.close(saved)
+
+
+@contextmanager
+def _real_output() -> Iterator[TextIO]:
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
+    try:
+        yield stream
+    finally:
+        with suppress(OSError):  # a terminal that is gone, which the last line has met already
+            stream.close()
 
 
 def _opened(log: Path) -> BinaryIO:
