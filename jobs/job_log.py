@@ -49,9 +49,9 @@ class JobLog:
     def settle(self, error: Exception | None = None) -> str:
         """Upload what there is, at the end of a job; where the log is now: on this machine where the store refuses it.
 
-        A store that has just refused something, as `error` says, is not asked again.
+        A store that has just refused to work, as `error` says, is not asked again.
         """
-        if isinstance(error, StoreError) and isinstance(error.__cause__, OSError) and not self.store.is_local:
+        if isinstance(error, StoreError) and _is_refusal(error.__cause__) and not self.store.is_local:
             self.refused = error
         try:
             if self.refused is None:
@@ -59,6 +59,10 @@ class JobLog:
         except StoreError as refused:
             self.refused = refused
         return self.place if self.refused is None else str(self.file)
+
+
+def _is_refusal(cause: BaseException | None) -> bool:
+    return isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
 
 
 @contextmanager

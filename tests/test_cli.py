@@ -64,5 +64,5 @@ def test_a_submitted_job_with_a_relative_root_ends_before_it_connects(tmp_path: 
 def test_a_root_that_cannot_be_written_ends_a_job_with_a_message_and_no_traceback(tmp_path: Path) -> None:
     done = prepare(tmp_path, "/proc/nowhere")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: cannot write the log /proc/nowhere/mini/logs/prepare.log: ")
+    assert done.stderr.startswith("error: cannot write the log /proc/nowhere/mini/logs/prepare-")
     assert "Traceback" not in done.stderr

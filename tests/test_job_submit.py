@@ -112,5 +112,5 @@ def test_a_users_mistake_ends_with_what_to_do_next_and_no_traceback(
     assert done.returncode == 1
     assert message in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
-    (log,) = tmp_path.glob(f"runs/*/logs/{name}.log")
+    (log,) = tmp_path.glob(f"runs/*/logs/{name}-*.log")
     assert "Traceback" in log.read_text()
