@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from jobs.pace import Pace
 from kd.errors import StoreError
 
 QUIET_SECONDS = 15.0
@@ -21,25 +22,23 @@ QUIET_SECONDS = 15.0
 
 @dataclass
 class Line:
-    """The progress of one stage: rows (or steps) done, rate, and the time that is left."""
+    """The progress of one stage: rows (or steps) done and, once they are known, the rate and the time that is left."""
 
     console: "Console"
     title: str
     unit: str
     started_s: float
     shown_s: float
-    resumed_at: int | None = None
+    pace: Pace = field(default_factory=Pace)
     moved: bool = False
     """Whether anything was done since the start."""
 
-    def __call__(self, done: int, total: int | None, note: str = "") -> None:
-        """Show how far the stage is. What was done before this start counts as done, not as speed."""
+    def __call__(self, done: int, total: int | None) -> None:
+        """Show how far the stage is. The first call says what was done before this start."""
         now = self.console.clock()
-        if self.resumed_at is None:
-            self.resumed_at = done
-        self.moved = self.moved or done > self.resumed_at
+        self.moved = self.pace.add(now, done) or self.moved
         if done != total and self.is_due(now):
-            self.console.update(f"{self._text(done, total, now - self.started_s)}  {note}".rstrip())
+            self.console.update(self._text(done, total))
 
     def is_due(self, now_s: float) -> bool:
         """Whether it is time to show something; if so, the next time is later."""
@@ -47,17 +46,24 @@ class Line:
         self.shown_s = now_s if due else self.shown_s
         return due
 
+    def say(self, text: str) -> None:
+        """A line about the stage that stays."""
+        self.console.say(f"{self.title:<12} {text}")
+
     def close(self, outcome: str) -> None:
         """The stage is over: its line stays, with how it ended."""
-        self.console.say(f"{self.title:<12} {outcome}  ({duration(self.console.clock() - self.started_s)})")
+        self.say(f"{outcome}  ({duration(self.console.clock() - self.started_s)})")
 
-    def _text(self, done: int, total: int | None, seconds: float) -> str:
-        rate = (done - (self.resumed_at or 0)) / seconds if seconds else 0.0
-        if total is None:
-            return f"{self.title:<12} {done:,} {self.unit}  {rate:,.0f} {self.unit}/s"
-        share = 100 * done // total if total else 100
-        left = duration((total - done) / rate) if rate else "unknown"
-        return f"{self.title:<12} {done:,}/{total:,} {self.unit}  {share} %  {rate:,.1f} {self.unit}/s  ETA {left}"
+    def _text(self, done: int, total: int | None) -> str:
+        rate = self.pace.per_second()
+        parts = [f"{self.title:<12} {done:,}{'' if total is None else f'/{total:,}'} {self.unit}"]
+        if total is not None:
+            parts.append(f"{100 * done // total if total else 100} %")
+        if rate is not None:
+            parts.append(f"{rate:,.1f} {self.unit}/s")
+        if rate is not None and total is not None:
+            parts.append(f"ETA {duration((total - done) / rate)}")
+        return "  ".join(parts)
 
 
 class Console:

@@ -25,29 +25,44 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_a_line_tells_share_rate_and_time_left() -> None:
-    clock = iter([0.0, 10.0, 20.0, 30.0])
+    clock = iter([0.0, 5.0, 10.0, 20.0, 30.0])
     screen = Terminal()
     line = Console(screen, lambda: next(clock)).stage("attribute")
+    line(0, 400)
     line(100, 400)
+    assert screen.getvalue().endswith("attribute    100/400 rows  25 %")
     line(300, 400)
-    assert screen.getvalue().endswith("attribute    300/400 rows  75 %  10.0 rows/s  ETA 0:10")
+    assert screen.getvalue().endswith("attribute    300/400 rows  75 %  20.0 rows/s  ETA 0:05")
     line.close("400 rows")
     assert screen.getvalue().endswith("\r\x1b[Kattribute    400 rows  (0:30)\n")
+
+
+def test_a_total_that_is_not_known_leaves_out_what_needs_it() -> None:
+    clock = iter([0.0, 5.0, 10.0, 20.0])
+    screen = Terminal()
+    line = Console(screen, lambda: next(clock)).stage("prepare")
+    for done in (0, 1000, 3000):
+        line(done, None)
+    assert screen.getvalue().split("\r\x1b[K")[1:] == [
+        "prepare      0 rows",
+        "prepare      1,000 rows",
+        "prepare      3,000 rows  200.0 rows/s",
+    ]
 
 
 def test_in_a_log_lines_are_whole_and_few() -> None:
     now = [0.0]
     log = io.StringIO()
     line = Console(log, lambda: now[0]).stage("train", "steps")
-    for second in range(1, 61):
+    for second in range(61):
         now[0] = float(second)
         line(second, 100)
     lines = log.getvalue().splitlines()
     assert lines == [
-        "train        15/100 steps  15 %  0.9 steps/s  ETA 1:31",
-        "train        30/100 steps  30 %  1.0 steps/s  ETA 1:12",
-        "train        45/100 steps  45 %  1.0 steps/s  ETA 0:56",
-        "train        60/100 steps  60 %  1.0 steps/s  ETA 0:41",
+        "train        15/100 steps  15 %  1.0 steps/s  ETA 1:25",
+        "train        30/100 steps  30 %  1.0 steps/s  ETA 1:10",
+        "train        45/100 steps  45 %  1.0 steps/s  ETA 0:55",
+        "train        60/100 steps  60 %  1.0 steps/s  ETA 0:40",
     ]
 
 
