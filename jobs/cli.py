@@ -56,7 +56,8 @@ Stage = Callable[[Session], None]
 def main(stage: Stage, description: str | None, option: str = RETRY) -> None:
     """Run one stage as a program.
 
-    Exit codes: 0 done, 1 the stage failed, 2 the config is wrong, 128 + n stopped by signal n (Ctrl-C 130, SIGTERM 143, SIGHUP 129).
+    Exit codes: 0 done, 1 the stage failed, 2 the config is wrong, 128 + n stopped by signal n (Ctrl-C 130, SIGTERM 143,
+    SIGHUP 129).
     """
     with interrupts.caught():
         code = _code(stage, description, option)

@@ -1,11 +1,10 @@
 """The cluster of a job: connecting to it, and whether it has what the config asks for.
 
 A local cluster of the job's own never grows, so what does not fit in it is refused. Any other may grow or become free:
-there waiting is right, and a line says what for.
+there waiting is right, and `jobs.watching` says what for.
 """
 
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,15 +14,11 @@ import ray
 
 from jobs import interrupts
 from jobs.cli import Session, cluster_address
-from jobs.console import Line
 from jobs.wiring import Wiring
 from kd.cluster_config import ClusterConfig
 from kd.errors import ConfigError, StageError
 from kd.ray_data import Pool
 from kd.training.config import LoopConfig
-
-PATIENCE_S = 30.0
-"""A stage that has done nothing for so long says what it needs."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +41,16 @@ class Need:
         return what + (f" on nodes with {where}" if where else "") + f" ({self.keys})"
 
 
-def of_pool(pool: Pool) -> list[Need]:
-    """What the actors of a pool ask for."""
+def each_actor(pool: Pool) -> tuple[str, float, str]:
+    """What an actor of a pool asks for: the resource, how much of it, and the config's key for that."""
     resource, each = ("GPU", pool.gpus_per_actor) if pool.gpus_per_actor else ("CPU", pool.cpus_per_actor)
-    keys = f"cluster.min_actors x cluster.{resource.lower()}s_per_actor"
-    return [Need(keys, resource, pool.min_actors * each, pool.labels)]
+    return resource, each, f"cluster.{resource.lower()}s_per_actor"
+
+
+def of_pool(pool: Pool) -> list[Need]:
+    """What the actors of a pool ask for at once."""
+    resource, each, key = each_actor(pool)
+    return [Need(f"cluster.min_actors x {key}", resource, pool.min_actors * each, pool.labels)]
 
 
 def of_workers(section: str, training: LoopConfig, cluster: ClusterConfig) -> list[Need]:
@@ -117,30 +117,3 @@ def _local(cluster: ClusterConfig) -> dict[str, Any]:
         "object_store_memory": cluster.local_object_store_bytes,
         "include_dashboard": False,
     }
-
-
-@contextmanager
-def telling_of_waits(session: Session, line: Line, needs: Sequence[Need], patience_s: float = PATIENCE_S) -> Iterator[None]:
-    """Inside, a stage that has done nothing on a running cluster for a while says what that lacks, if it lacks anything.
-
-    Whether another job holds what is there is not known: Ray says what is free of a resource, but not on which nodes.
-    """
-
-    def tell() -> None:
-        if not line.moved:
-            session.console.say(f"{line.title:<12} nothing is done yet: {_compared(needs, ray.nodes())}")
-
-    timer = threading.Timer(patience_s, tell)
-    timer.daemon = True
-    if cluster_address(session.config.cluster) is not None:
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _compared(needs: Sequence[Need], nodes: Sequence[Mapping[str, Any]]) -> str:
-    short = [f"it needs {need}, the cluster has {need.among(nodes):g}" for need in needs if need.among(nodes) < need.amount]
-    enough = f"the cluster has {' and '.join(map(str, needs))}, so its first part is under way or another job holds them"
-    return "; ".join(short) or enough

@@ -6,6 +6,7 @@ real output for itself.
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -74,20 +75,23 @@ class Console:
         self.clock = clock
         self.is_terminal = stream.isatty()
         self.running = 0
+        self._one_at_a_time = threading.RLock()
 
     def say(self, text: str) -> None:
         """A line, or several, that stay."""
-        self._write((self._erase() if self.running else "") + text + "\n")
-        self.running = 0
+        with self._one_at_a_time:
+            self._write((self._erase() if self.running else "") + text + "\n")
+            self.running = 0
 
     def update(self, text: str) -> None:
         """A line, or several, that the next ones replace (in a log: lines). A terminal shows as much of each as it is wide."""
-        if self.is_terminal:
+        if not self.is_terminal:
+            self.say(text)
+            return
+        with self._one_at_a_time:
             shown = "\n".join(line[: self._width()] for line in text.split("\n"))
             self._write(self._erase() + shown)
             self.running = shown.count("\n") + 1
-        else:
-            self.say(text)
 
     def _erase(self) -> str:
         """Go to the start of the running lines and clear them."""

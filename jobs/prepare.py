@@ -1,5 +1,7 @@
 """Read the corpus and write it as shards of typed examples."""
 
+from contextlib import nullcontext
+
 from jobs.cli import Session, main
 
 
@@ -7,6 +9,7 @@ def run(session: Session) -> None:
     """The stage. What is heavy is imported here, after the config was read."""
     from jobs.stages import outcome
     from jobs.teacher_wiring import EXAMPLES
+    from jobs.watching import watched
     from kd.ray_corpus import prepare
 
     line = session.console.stage("prepare")
@@ -15,7 +18,8 @@ def run(session: Session) -> None:
     if not complete:
         session.connect()
     config = session.config
-    manifest = prepare(config.task, config.prepare, session.store, line, EXAMPLES, session.retry_errors)
+    with nullcontext() if complete else watched(line):
+        manifest = prepare(config.task, config.prepare, session.store, line, EXAMPLES, session.retry_errors)
     session.remember()
     line.close(("complete already: " if complete else "") + outcome([manifest]))
     for split in config.task.splits:

@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from jobs.cli import Session
-from jobs.cluster import of_pool, of_workers, telling_of_waits
 from jobs.training_lines import TrainingLines
+from jobs.watching import watched
 from jobs.wiring import Wiring
 from kd import ray_data
 from kd.config import Config
@@ -74,7 +75,7 @@ def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -
     if not finished:
         session.connect()
     try:
-        with telling_of_waits(session, line, of_pool(pool)):
+        with nullcontext() if finished else watched(line, pool):
             manifests = ray_data.run(session.store, works, pool, line, session.retry_errors)
     except StageError:
         line.close("failed")
@@ -94,10 +95,8 @@ def run_queue(session: Session, title: str, queue: Queue) -> list[Manifest]:
     lines = TrainingLines(line, queue)
     if todo:
         session.connect()
-    cluster = session.config.cluster
     try:
-        with telling_of_waits(session, line, of_workers(queue.section, queue.training, cluster)):
-            train_queue(queue, cluster.training_labels, lines.following())
+        train_queue(queue, session.config.cluster.training_labels, lines.following())
     except StageError:
         line.close(f"failed: {len(_finished(queue))} of {len(queue.items)} models")
         raise

@@ -3,10 +3,10 @@
 import io
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from jobs.cli import Session
-from jobs.cluster import Need, needs_of, of_pool, refuse_impossible, telling_of_waits
+from jobs.cluster import Need, needs_of, refuse_impossible
 from jobs.console import Console
+from jobs.watching import PATIENCE_S, Look, Watch, look_around
 from jobs.wiring import Wiring
 from kd import ray_data
 from kd.errors import ConfigError
@@ -27,6 +27,7 @@ from tests.mini import mini_config, write_mini
 from tests.tiny_shards import Shout, corpus, work
 
 ROOT = Path(__file__).parents[1]
+DEADLINE_S = 120
 SPOT, ON_DEMAND = {"market": "spot"}, {"market": "on-demand"}
 
 
@@ -126,40 +127,47 @@ def test_actors_run_on_nodes_with_their_labels(labelled: Cluster, tmp_path: Path
     assert {by_id[path.name] for path in seen.iterdir()} == {labels["market"]}
 
 
-def waited(session: Session, pool: Pool, done: int) -> str:
-    """What a person is told while a stage has done so many of its rows."""
-    line = session.console.stage("attribute")
-    with telling_of_waits(session, line, of_pool(pool), patience_s=0.1):
-        line(0, 10)
-        line(done, 10)
-        time.sleep(0.5)
-    assert isinstance(session.console.stream, io.StringIO)
-    return session.console.stream.getvalue()
+@dataclass(frozen=True)
+class ShoutLater(Shout):
+    """Does nothing before there is a file."""
+
+    signal: str = ""
+
+    def open(self) -> Apply:
+        while not Path(self.signal).exists():
+            time.sleep(0.05)
+        return super().open()
 
 
-def test_a_stage_that_has_done_nothing_on_a_running_cluster_says_what_the_cluster_lacks(
-    labelled: Cluster, wiring: Wiring
-) -> None:
-    gpus = Pool(min_actors=2, max_actors=2, cpus_per_actor=1, gpus_per_actor=1, labels=SPOT)
+def wait_for_a_look(pool: Pool, up: int, waiting: int) -> Look:
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        look = look_around(pool)
+        if (len(look.up), look.waiting) == (up, waiting):
+            return look
+        time.sleep(0.1)
+    raise TimeoutError(f"in {DEADLINE_S} s there were no {up} actors beside {waiting} that wait; the last look: {look}")
 
-    def session(address: str | None) -> Session:
-        cluster = wiring.config.cluster.model_copy(update={"address": address})
-        config = wiring.config.model_copy(update={"cluster": cluster})
-        return Session(config, wiring.store, Console(io.StringIO()), ExitStack())
 
-    assert waited(session(labelled.address), gpus, done=0) == (
-        "attribute    nothing is done yet: it needs 2 GPUs on nodes with market=spot (cluster.min_actors x cluster.gpus_per_actor), "
-        "the cluster has 0\n"
+def test_a_stage_whose_actors_find_no_place_says_how_many_and_what_the_cluster_has(labelled: Cluster, tmp_path: Path) -> None:
+    """Two of four actors are at work on all that a label has; the other label's node is free."""
+    store, go = Store.at(str(tmp_path / "run")), tmp_path / "go"
+    pool = Pool(min_actors=4, max_actors=4, cpus_per_actor=1, gpus_per_actor=0, labels=SPOT)
+    now, screen = [0.0], io.StringIO()
+    watch = Watch(Console(screen, lambda: now[0]).stage("attribute"), pool)
+    arguments = store, [work(corpus(store, 5, 20), recipe=ShoutLater(signal=str(go)))], pool, lambda done, total: None
+    stage = threading.Thread(target=ray_data.run, args=arguments)
+    stage.start()
+    try:
+        look = wait_for_a_look(pool, up=2, waiting=2)
+        now[0] = PATIENCE_S
+        watch.see(look)
+    finally:
+        go.touch()
+        stage.join(DEADLINE_S)
+    assert look.asked == 4
+    assert screen.getvalue() == (
+        "attribute    2 of 4 actors are up, 2 wait for 2 CPUs on nodes with market=spot (cluster.cpus_per_actor): "
+        "the cluster has 2, of which 0 are free\n"
     )
-    four = Pool(min_actors=4, max_actors=4, cpus_per_actor=1, gpus_per_actor=0, labels=SPOT)
-    assert waited(session(labelled.address), four, done=0) == (
-        "attribute    nothing is done yet: it needs 4 CPUs on nodes with market=spot (cluster.min_actors x cluster.cpus_per_actor), "
-        "the cluster has 2\n"
-    )
-    two = replace(four, min_actors=2)
-    assert waited(session(labelled.address), two, done=0) == (
-        "attribute    nothing is done yet: the cluster has 2 CPUs on nodes with market=spot "
-        "(cluster.min_actors x cluster.cpus_per_actor), so its first part is under way or another job holds them\n"
-    )
-    assert waited(session(labelled.address), gpus, done=1) == ""
-    assert waited(session(None), gpus, done=0) == ""
+    assert {len(look.alive()), sum(node["Resources"].get("CPU", 0) for node in look.nodes)} == {2, 4}

@@ -96,7 +96,9 @@ def test_a_log_that_the_store_refuses_is_kept_here_and_is_a_warning(s3: S3Server
         time.sleep(0.5)
     assert log.file.read_text() == "text"
     *tries, last = capfd.readouterr().err.splitlines()
-    assert last.startswith(f"WARNING: the log is {log.file}, as it could not be uploaded: cannot write s3://nowhere/one/logs/demo-")
+    assert last.startswith(
+        f"WARNING: the log is {log.file}, as it could not be uploaded: cannot write s3://nowhere/one/logs/demo-"
+    )
     assert not tries or all(line.startswith("cannot write s3://nowhere/one/logs/demo-") for line in tries)
 
 

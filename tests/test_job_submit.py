@@ -1,6 +1,7 @@
 """The chain as a submitted job on a running cluster, and how jobs end when something is wrong."""
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -14,12 +15,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from kd.store import Store
 from tests.mini import write_mini
 
 ROOT = Path(__file__).parents[1]
 START_S = 60
+DEADLINE_S = 240
 
 
 def free_ports(count: int) -> list[int]:
@@ -91,6 +94,57 @@ def test_a_submitted_pipeline_runs_to_its_report(dashboard: str, tmp_path: Path)
     store = Store.at(str(tmp_path / "runs" / "mini"))
     assert store.exists("report.html")
     assert store.manifest("predictions/attribution/0")
+
+
+WAITS = """
+import sys, time
+import ray
+from jobs.cli import main
+def waits(session):
+    session.connect()
+    session.console.say("at work")
+    ray.get(ray.remote(num_cpus=0)(time.sleep).remote(600))
+sys.argv = ["jobs/demo.py", sys.argv[1]]
+main(waits, "A demonstration.")
+"""
+
+
+def stopped(dashboard: str, command: list[str], when: str) -> str:
+    """What a submitted job says in all, when it is stopped as soon as it has said something."""
+    client = JobSubmissionClient(dashboard)
+    name = client.submit_job(entrypoint=shlex.join(command), runtime_env={"working_dir": str(ROOT)})
+    deadline = time.monotonic() + DEADLINE_S
+    while when not in client.get_job_logs(name):
+        assert time.monotonic() < deadline, client.get_job_logs(name)
+        assert not client.get_job_status(name).is_terminal(), client.get_job_logs(name)
+        time.sleep(0.5)
+    client.stop_job(name)
+    while not client.get_job_status(name).is_terminal():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert client.get_job_status(name) == "STOPPED"
+    return str(client.get_job_logs(name))
+
+
+def test_a_submitted_job_that_is_stopped_says_so_in_one_line(dashboard: str, tmp_path: Path) -> None:
+    said = stopped(dashboard, [sys.executable, "-c", WAITS, str(write_mini(tmp_path))], "at work")
+    assert said.rstrip().splitlines()[-1].startswith("stopped by SIGTERM: finished stages and shards and the last checkpoints")
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("when", ["\nteach input  ", "\nattribute    ", "\nfeatures     ", "\ntrain        "])
+def test_a_pipeline_may_be_stopped_at_any_stage_and_goes_on(dashboard: str, tmp_path: Path, when: str) -> None:
+    """Stopped as the stage before the next one has just ended, so in the midst of that."""
+    pipeline = [sys.executable, "-m", "jobs.pipeline", str(write_mini(tmp_path))]
+    said = stopped(dashboard, pipeline, when)
+    assert said.count("stopped by SIGTERM: ") == 1
+    assert "Traceback" not in said
+    assert "defect" not in said
+    done = submit(dashboard, *pipeline)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "prepare      complete already: " in done.stdout
 
 
 def job(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":

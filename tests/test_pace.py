@@ -91,4 +91,10 @@ def test_a_long_stage_is_remembered_by_its_last_window_alone() -> None:
 
 def test_a_call_without_anything_new_is_no_move() -> None:
     pace = Pace()
-    assert [pace.add(float(second), done) for second, done in enumerate([40, 40, 50, 50, 60])] == [False, False, True, False, True]
+    assert [pace.add(float(second), done) for second, done in enumerate([40, 40, 50, 50, 60])] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
