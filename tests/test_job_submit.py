@@ -109,11 +109,21 @@ main(waits, "A demonstration.")
 """
 
 
+def submitted(client: JobSubmissionClient, command: str, deadline: float) -> str:
+    """The job's name, once the cluster, which may just have started, takes jobs."""
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=command, runtime_env={"working_dir": str(ROOT)}))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
 def stopped(dashboard: str, command: list[str], when: str) -> str:
     """What a submitted job says in all, when it is stopped as soon as it has said something."""
-    client = JobSubmissionClient(dashboard)
-    name = client.submit_job(entrypoint=shlex.join(command), runtime_env={"working_dir": str(ROOT)})
-    deadline = time.monotonic() + DEADLINE_S
+    client, deadline = JobSubmissionClient(dashboard), time.monotonic() + DEADLINE_S
+    name = submitted(client, shlex.join(command), deadline)
     while when not in client.get_job_logs(name):
         assert time.monotonic() < deadline, client.get_job_logs(name)
         assert not client.get_job_status(name).is_terminal(), client.get_job_logs(name)

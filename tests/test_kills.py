@@ -1,7 +1,9 @@
 """A stage whose processes are killed at random moments gives the rows of an undisturbed one, and does only what was missing."""
 
+import io
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from jobs.console import Console
+from jobs.watching import watched
 from kd import ray_data
 from kd.errors import StageError
 from kd.manifests import Manifest, Shard
@@ -181,13 +185,17 @@ def test_a_node_is_lost(tmp_path: Path, seed: int) -> None:
         def lose(worker: Worker) -> None:
             cluster.remove_node(nodes[worker[1]], allow_graceful=False)
 
-        with struck(run, draw, lose, among=nodes.keys()) as strike:
+        screen = io.StringIO()
+        with struck(run, draw, lose, among=nodes.keys()) as strike, watched(Console(screen).stage("shout"), pool):
             (found,) = ray_data.run(run.store, [run.work()], pool, ignore)
     finally:
         ray.shutdown()
         cluster.shutdown()
     strike.check(run)
     same_rows(run.store, run.shards, run.undisturbed, found)
+    assert re.fullmatch(
+        r"shout        a node was lost: \S+, with [12] of 3 actors; finished shards are kept, .*\n", screen.getvalue()
+    )
 
 
 @pytest.fixture(scope="module")
