@@ -163,6 +163,7 @@ class Store:
             filesystem, base = self._where
             here = pafs.LocalFileSystem()
             with allowed("fetch", f"{self.path(folder)} to {partial}"):
+                partial.mkdir(parents=True)
                 pafs.copy_files(f"{base}/{folder}", str(partial), source_filesystem=filesystem, destination_filesystem=here)
                 partial.rename(target)
         return target

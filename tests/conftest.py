@@ -11,6 +11,7 @@ import torch
 
 from kd.loading import set_threads
 from kd.models import Loaded, ModelSource
+from tests.s3_server import S3Server, environment_of, serving
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -39,6 +40,13 @@ def one_thread() -> Iterator[None]:
     """One torch thread while the tests of a module run, whatever stages before them have set."""
     with set_threads(1):
         yield
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    """A real S3 server without buckets, in this process's environment; see `tests/s3_server.py`."""
+    with serving() as server, environment_of(server):
+        yield server
 
 
 @pytest.fixture(scope="module")

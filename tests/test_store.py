@@ -16,6 +16,7 @@ from kd.fingerprints import Fingerprint
 from kd.manifests import Manifest, Shard, digest
 from kd.rows import Example
 from kd.store import Store
+from tests.s3_server import S3Server
 from tests.test_rows import example
 
 
@@ -175,6 +176,18 @@ def test_a_local_folder_is_published_file_by_file(store: Store, tmp_path: Path) 
     store.upload(tmp_path / "model", "teacher/model")
     assert store.local_folder("teacher/model", tmp_path / "cache") == Path(store.path("teacher/model"))
     assert store.read("teacher/model/sub/w.bin") == b"1"
+
+
+def test_a_folder_in_a_bucket_is_fetched_once_as_plain_files(s3: S3Server, tmp_path: Path) -> None:
+    s3.make_bucket("runs")
+    bucket, cache = Store.at("s3://runs/one"), tmp_path / "cache"
+    bucket.publish("model/w.bin", b"1")
+    local = bucket.local_folder("model", cache)
+    assert (local / "w.bin").read_bytes() == b"1"
+    assert [path.name for path in cache.iterdir()] == [local.name]
+    s3.reset()
+    assert bucket.local_folder("model", cache) == local
+    assert not s3.requests
 
 
 def test_a_file_is_published_and_fetched_piece_by_piece_with_its_digest(
