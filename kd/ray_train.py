@@ -228,6 +228,7 @@ def _trainer(queue: Queue, labels: Mapping[str, str], roster: ActorHandle | None
     have no end of patience with workers that die while they start.
     """
     training, use_gpu = queue.training, queue.device == "cuda"
+    filesystem, ray_files = queue.store.for_libraries(RAY_FILES)
     return TorchTrainer(
         work,
         train_loop_config={"queue": queue, "roster": roster, "group": group},
@@ -240,7 +241,8 @@ def _trainer(queue: Queue, labels: Mapping[str, str], roster: ActorHandle | None
         ),
         run_config=RunConfig(
             name=f"{queue.stage}-{group}",
-            storage_path=queue.store.path(RAY_FILES),
+            storage_path=ray_files,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": KEEP_MEMORY if queue.device == "cpu" else {}},

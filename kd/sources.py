@@ -73,13 +73,13 @@ def _listed(source: Source) -> dict[str, Any]:
 
 def _changes(listed: Mapping[str, Any], source: Source) -> Iterator[tuple[str, str]]:
     """Paths of files that differ from the list, in the order of their names, and how."""
-    before, root = listed["files"], source.place.root
+    before, root, place = listed["files"], source.place.root, source.place.address
     now = {file.name: index for index, file in enumerate(source.files)}
     for name in sorted(before.keys() | now.keys()):
         if name not in now:
-            yield f"{root}/{name}", "it is no longer there"
+            yield str(place.below(name)), "it is no longer there"
         elif name not in before:
-            yield f"{root}/{name}", "it was not there, or belonged to no split"
+            yield str(place.below(name)), "it was not there, or belonged to no split"
         else:
             file, was = source.files[now[name]], before[name]
             if file.size_bytes != was["size_bytes"]:

@@ -23,8 +23,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from kd.addresses import Address, settled
 from kd.arrow import from_table, to_table
 from kd.errors import StoreError
+from kd.filesystems import opened
 from kd.fingerprints import Fingerprint, Writable, copy
 from kd.manifests import MANIFEST, Manifest, Shard
 from kd.refusals import allowed, readable
@@ -39,24 +41,36 @@ SHARDS_PER_PART = 10_000
 
 @dataclass(frozen=True)
 class Store:
-    """One run directory. Paths given to its methods are relative to `root`, with forward slashes."""
+    """One run directory. Paths given to its methods are relative to `root`, with forward slashes.
+
+    `root` has the endpoint with it, so that workers whose environment has another one, or none, find the same folder.
+    """
 
     root: str
 
     @classmethod
     def at(cls, root: str) -> "Store":
-        """The store at a local path or a URI; a relative path is made absolute, so that workers on this machine find it too."""
-        return cls(root.rstrip("/") if "://" in root else str(Path(root).absolute()))
+        """The store at a local path or a URL; a relative path is made absolute, so that workers on this machine find it too.
+
+        Raises:
+            StoreError: the URL holds credentials, or an option that its file system does not know.
+        """
+        try:
+            return cls(settled(root).url if "://" in root else str(Path(root).absolute()))
+        except ValueError as error:
+            raise StoreError(f"cannot open the run directory: {error}") from error
+
+    @cached_property
+    def address(self) -> Address:
+        """The root taken apart; its text names the endpoint beside it."""
+        return Address.of(self.root)
 
     @cached_property
     def _where(self) -> tuple[pafs.FileSystem, str]:
-        if "://" not in self.root:
-            return pafs.LocalFileSystem(), self.root
         try:
-            filesystem, path = pafs.FileSystem.from_uri(self.root)
+            return opened(self.address), self.address.path
         except (OSError, ValueError) as error:
-            raise StoreError(f"cannot open {self.root}: expected a local path, s3:// or gs://; {error}") from error
-        return filesystem, path
+            raise StoreError(f"cannot open {self.address}: expected a local path, s3:// or gs://; {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root}
@@ -67,8 +81,17 @@ class Store:
         return isinstance(self._where[0], pafs.LocalFileSystem)
 
     def path(self, relative: str) -> str:
-        """Where a file is, for a person and for libraries that open files themselves."""
-        return f"{self.root}/{relative}"
+        """Where a file is, for a person; a path where the store is local, else a URL without its query."""
+        return self.address.below(relative).bare
+
+    def for_libraries(self, relative: str) -> tuple[pafs.FileSystem, str]:
+        """A folder as a file system and a path there, for libraries that read and write themselves."""
+        filesystem, base = self._where
+        return filesystem, f"{base}/{relative}"
+
+    def _told(self, relative: str) -> str:
+        """The same for the message of an error, which names the endpoint too."""
+        return str(self.address.below(relative))
 
     def names(self, folder: str) -> list[str]:
         """The names of the files in a folder, sorted; none if there is no such folder."""
@@ -78,7 +101,7 @@ class Store:
         """The files in a folder, by name, with their size in bytes; none if there is no such folder."""
         filesystem, base = self._where
         selector = pafs.FileSelector(f"{base}/{folder}", allow_not_found=True)
-        with allowed("list", self.path(folder)):
+        with allowed("list", self._told(folder)):
             found = filesystem.get_file_info(selector)
         return {info.base_name: info.size for info in found if info.type == pafs.FileType.File}
 
@@ -86,20 +109,20 @@ class Store:
         """The names of the folders in a folder, sorted; none if there is no such folder."""
         filesystem, base = self._where
         selector = pafs.FileSelector(f"{base}/{folder}", allow_not_found=True)
-        with allowed("list", self.path(folder)):
+        with allowed("list", self._told(folder)):
             found = filesystem.get_file_info(selector)
         return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
     def exists(self, relative: str) -> bool:
         """Whether a file has been published."""
         filesystem, base = self._where
-        with allowed("look for", self.path(relative)):
+        with allowed("look for", self._told(relative)):
             return bool(filesystem.get_file_info(f"{base}/{relative}").type == pafs.FileType.File)
 
     def read(self, relative: str) -> bytes:
         """The bytes of a file. Raises StoreError if it is not there or cannot be read."""
         filesystem, base = self._where
-        with readable(self.path(relative)), filesystem.open_input_file(f"{base}/{relative}") as stream:
+        with readable(self._told(relative)), filesystem.open_input_file(f"{base}/{relative}") as stream:
             return bytes(stream.read())
 
     def publish(self, relative: str, data: bytes) -> None:
@@ -122,7 +145,7 @@ class Store:
         filesystem, base = self._where
         target = f"{base}/{relative}"
         with (
-            allowed("write", self.path(relative)),
+            allowed("write", self._told(relative)),
             _replacing(Path(target)) if self.is_local else filesystem.open_output_stream(target) as stream,
         ):
             yield stream
@@ -132,19 +155,19 @@ class Store:
         filesystem, base = self._where
         local.parent.mkdir(parents=True, exist_ok=True)
         where = f"{base}/{relative}"
-        with readable(self.path(relative)), filesystem.open_input_file(where) as source, local.open("wb") as target:
+        with readable(self._told(relative)), filesystem.open_input_file(where) as source, local.open("wb") as target:
             return copy(source, target)
 
     def delete(self, relative: str) -> None:
         """Take a file away, if it is there."""
         filesystem, base = self._where
-        with allowed("delete", self.path(relative)), suppress(FileNotFoundError):
+        with allowed("delete", self._told(relative)), suppress(FileNotFoundError):
             filesystem.delete_file(f"{base}/{relative}")
 
     def delete_folder(self, folder: str) -> None:
         """Take a folder away with all that is in it, if it is there."""
         filesystem, base = self._where
-        with allowed("delete", self.path(folder)), suppress(FileNotFoundError):
+        with allowed("delete", self._told(folder)), suppress(FileNotFoundError):
             filesystem.delete_dir(f"{base}/{folder}")
 
     def upload(self, local: Path, folder: str) -> None:
@@ -162,7 +185,7 @@ class Store:
             partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}")
             filesystem, base = self._where
             here = pafs.LocalFileSystem()
-            with allowed("fetch", f"{self.path(folder)} to {partial}"):
+            with allowed("fetch", f"{self._told(folder)} to {partial}"):
                 partial.mkdir(parents=True)
                 pafs.copy_files(f"{base}/{folder}", str(partial), source_filesystem=filesystem, destination_filesystem=here)
                 partial.rename(target)
@@ -170,7 +193,7 @@ class Store:
 
     def read_rows(self, relative: str, row_type: type[R]) -> list[R]:
         """The rows of one Parquet file, its contract checked."""
-        with readable(self.path(relative)):
+        with readable(self._told(relative)):
             table = pq.read_table(io.BytesIO(self.read(relative)))
         try:
             return from_table(table.replace_schema_metadata(), row_type)
@@ -188,7 +211,7 @@ class Store:
 
     def _columns(self, relative: str, columns: Sequence[str]) -> list[list[Any]]:
         filesystem, base = self._where
-        with readable(self.path(relative)):
+        with readable(self._told(relative)):
             table = pq.read_table(f"{base}/{relative}", columns=list(columns), filesystem=filesystem)
         return [table.column(column).to_pylist() for column in columns]
 
@@ -205,7 +228,7 @@ class Store:
     def read_notes(self, relative: str) -> dict[str, Any]:
         """The notes in the footer of a Parquet file, without its rows."""
         filesystem, base = self._where
-        with readable(self.path(relative)):
+        with readable(self._told(relative)):
             metadata = pq.read_schema(f"{base}/{relative}", filesystem=filesystem).metadata or {}
         if b"notes" not in metadata:
             raise StoreError(

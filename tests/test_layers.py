@@ -15,6 +15,8 @@ LAYERS = [
     (
         "kd.tasks",
         "kd.agreement_rows",
+        "kd.addresses",
+        "kd.filesystems",
         "kd.places",
         "kd.corpus",
         "kd.examples",
@@ -64,7 +66,7 @@ LIBRARIES = {
         "kd.deepspeed_engine",
     ),
     "datasets": ("kd.tasks", "kd.store", "kd.training", "kd.ray_worker"),
-    "pyarrow": ("kd.arrow", "kd.store", "kd.refusals", "kd.places", "kd.corpus", "kd.ray_data", "kd.ray_corpus"),
+    "pyarrow": ("kd.arrow", "kd.store", "kd.refusals", "kd.filesystems", "kd.places", "kd.corpus", "kd.ray_data", "kd.ray_corpus"),
     "tensorboardX": ("kd.training.events", "kd.ray_worker"),
     "pandas": (),
 }
