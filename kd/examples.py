@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from kd.arrow import schema_digest
-from kd.attempts import check_newest
+from kd.attempts import NEWEST_WITHIN_S, check_newest
 from kd.corpus import Source, decoded
 from kd.errors import InputError, RowFault, StageError, StoreError
 from kd.manifests import Manifest, Shard, digest
@@ -115,7 +115,7 @@ class Stream:
             rows, counts = attach(rows, side_table(*self._side))
         counts = count(rows) | counts
         if self.attempt:
-            check_newest(self.store, self.folder, self.attempt, "prepare")
+            check_newest(self.store, self.folder, self.attempt, "prepare", NEWEST_WITHIN_S)
         self.store.publish_rows(f"{self.folder}/{shard.file}", rows, Example, counts)
         return counts
 

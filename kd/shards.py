@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kd.arrow import schema_digest
-from kd.attempts import begin_attempt, check_newest
+from kd.attempts import NEWEST_WITHIN_S, begin_attempt, check_newest
 from kd.errors import StageError
-from kd.manifests import MANIFEST, Manifest, Shard, digest
+from kd.manifests import Manifest, Shard, digest
 from kd.rows import Row, RowError, as_errored
 from kd.store import Store
 
@@ -87,7 +87,7 @@ def claim(store: Store, work: Work, retry_errors: bool = False) -> Claimed | Man
     again = list(_with_errors(store, folder, [shard for shard in work.shards if shard.file in there])) if retry_errors else []
     todo = [shard for shard in work.shards if shard.file not in there] + again
     if manifest is not None:
-        store.delete(f"{folder}/{MANIFEST}")
+        store.delete_manifest(folder)
     by_size = sorted(todo, key=lambda shard: -shard.rows)
     return Claimed(work, folder, begin_attempt(store, folder), by_size, frozenset(shard.name for shard in again))
 
@@ -144,7 +144,7 @@ def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply, device
     except ValueError as error:
         raise StageError(f"{work.title}, {shard.file}: {error}") from error
     counted = count(finished) | _count_inherited(rows) | tally
-    check_newest(store, claimed.folder, claimed.attempt, work.title)
+    check_newest(store, claimed.folder, claimed.attempt, work.title, NEWEST_WITHIN_S)
     store.publish_rows(target, finished, work.writes, counted)
     return counted
 

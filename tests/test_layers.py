@@ -28,6 +28,7 @@ LAYERS = [
         "kd.fingerprints",
         "kd.manifests",
         "kd.attempts",
+        "kd.tries",
         "kd.shards",
         "kd.specs",
         "kd.architectures",
