@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from jobs.cli import Session
-from jobs.cluster import of_pool, of_workers, telling_of_waits
+from jobs.cluster import of_pool, of_workers, telling_of_waits, waiting_for_workers
 from jobs.training_lines import TrainingLines
 from jobs.wiring import Wiring
 from kd import ray_data
@@ -20,12 +20,18 @@ from kd.training.runs import Queue
 
 
 def wiring(session: Session) -> Wiring:
-    """The works of the session's run, with the tokenizers that they need. Its directory must not be another corpus'."""
-    works = Wiring(session.config, session.store)
-    if works.examples_if_any:
-        works.make_tokenizers()
-    session.remember()
-    return works
+    """The works of the session's run, with the tokenizers that they need. Its directory must not be another corpus'.
+
+    They are made once: what they have found complete stays so for the length of a job.
+    """
+    if session.works is None:
+        works = Wiring(session.config, session.store)
+        if works.examples_if_any:
+            works.make_tokenizers()
+            session.works = works
+        session.remember()
+        return works
+    return session.works
 
 
 def check_models(config: Config) -> None:
@@ -91,13 +97,12 @@ def run_queue(session: Session, title: str, queue: Queue) -> list[Manifest]:
     """
     line = session.console.stage(title, "steps")
     todo = queue.todo()
-    lines = TrainingLines(line, queue)
+    cluster = session.config.cluster
+    lines = TrainingLines(line, queue, waiting_for_workers(session, of_workers(queue.section, queue.training, cluster)))
     if todo:
         session.connect()
-    cluster = session.config.cluster
     try:
-        with telling_of_waits(session, line, of_workers(queue.section, queue.training, cluster)):
-            train_queue(queue, cluster.training_labels, lines.following())
+        train_queue(queue, cluster.training_labels, lines.following)
     except StageError:
         line.close(f"failed: {len(_finished(queue))} of {len(queue.items)} models")
         raise

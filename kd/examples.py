@@ -99,9 +99,9 @@ class Stream:
         """What an earlier attempt counted in a shard; None where it is not there, not whole, or is to be made again."""
         path = f"{self.folder}/{shard.file}"
         try:
-            notes = self.store.read_notes(path) if self.store.exists(path) else None
+            notes = self.store.read_notes(path)
         except StoreError as error:
-            if isinstance(error.__cause__, ValueError):  # no Parquet; what cannot be read at all is an OSError
+            if isinstance(error.__cause__, ValueError | FileNotFoundError):  # no Parquet; what cannot be read is an OSError
                 return None
             raise
         again = self.retry_errors and notes is not None and any(key.startswith("error.") for key in notes)

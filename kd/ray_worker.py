@@ -81,9 +81,7 @@ def _load_libraries(device: str) -> None:
     gc.freeze()
 
 
-def _train(
-    queue: Queue, item: Claimed, scratch: Path, features: Path, watch: Watch, report: Callable[[Progress], object]
-) -> End:
+def _train(queue: Queue, item: Claimed, scratch: Path, features: Path, watch: Watch, report: Callable[[Progress], object]) -> End:
     """One run from its model to its manifest; or what went wrong, where every rank knows it and the group is as good as new.
 
     Raises:

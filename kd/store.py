@@ -363,7 +363,7 @@ class Store:
         claims: dict[str, str | None] = {}
         for candidate in _candidates(folder, digest):
             claim = self.json_if_there(f"{candidate}/{CLAIM}")
-            claims[candidate] = claim and claim["digest"]
+            claims[candidate] = claim["digest"] if claim else None
             if claims[candidate] == digest:
                 break
         return claims

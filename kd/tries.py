@@ -22,7 +22,7 @@ class Tries:
         self._nodes: defaultdict[str, list[str]] = defaultdict(list)
 
     def begin(self, shard: str, node: str) -> tuple[int, int]:
-        """A worker on this node begins a shard: how many workers have died of it before, on nodes that are there and on others."""
+        """A worker on this node begins a shard: how many died of it before, on nodes that are there and on others."""
         before = list(self._nodes[shard])
         self._nodes[shard].append(node)
         there = set(self._alive()) if before else set()

@@ -132,8 +132,8 @@ class Roster:
     def status(self, heard: int) -> Status:
         """What there is to tell who has heard so many news."""
         without_workers = not self._at_work or not self._at_work.issuperset(self._at)
-        progress = [self._progress[position] for position in sorted(self._progress)]
-        return Status(self._news[heard:], progress, without_workers and not self.is_over())
+        progress = tuple(self._progress[position] for position in sorted(self._progress))
+        return Status(tuple(self._news[heard:]), progress, without_workers and not self.is_over())
 
     def failures(self) -> list[Failure]:
         """The runs that failed in this start."""

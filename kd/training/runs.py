@@ -94,7 +94,7 @@ def failure(store: Store, run: Run, training: LoopConfig) -> Failure | None:
     """Why the run has no model; None where it has one, or is still to be trained."""
     folder = store.find_folder(run.target, run.digest(training))
     said = store.json_if_there(f"{folder}/{FAILURE}") if folder is not None and store.manifest(folder) is None else None
-    return said and Failure(**said)
+    return Failure(**said) if said else None
 
 
 @dataclass(frozen=True)
