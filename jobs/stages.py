@@ -15,8 +15,8 @@ from kd.manifests import Manifest
 from kd.models import ModelSource, needs_tokenizer
 from kd.ray_data import Pool
 from kd.ray_train import train_queue
-from kd.shards import Work, is_finished
-from kd.training.runs import Queue
+from kd.shards import Work, finished_in
+from kd.training.runs import Claimed, Queue
 
 
 def wiring(session: Session) -> Wiring:
@@ -76,7 +76,7 @@ def warn_of_a_large_student(session: Session, works: Wiring) -> None:
 def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -> list[Manifest]:
     """Do what is left of these works on the cluster, with one progress line for all of them. Raises like `ray_data.run`."""
     line = session.console.stage(title)
-    finished = all(is_finished(session.store, work, session.retry_errors) for work in works)
+    finished = None not in [finished_in(session.store, work, session.retry_errors) for work in works]
     if not finished:
         session.connect()
     try:
@@ -89,16 +89,15 @@ def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -
     return manifests
 
 
-def run_queue(session: Session, title: str, queue: Queue) -> list[Manifest]:
-    """Train what is left of a queue on the cluster, with one progress line for each run.
+def run_queue(session: Session, title: str, queue: Queue, todo: Sequence[Claimed]) -> list[Manifest]:
+    """Train what is left of a queue on the cluster, with one progress line for each run; `todo` are those to train.
 
     Raises:
         StageError: some runs failed; the others are finished.
     """
     line = session.console.stage(title, "steps")
-    todo = queue.todo()
     cluster = session.config.cluster
-    lines = TrainingLines(line, queue, waiting_for_workers(session, of_workers(queue.section, queue.training, cluster)))
+    lines = TrainingLines(line, queue, todo, waiting_for_workers(session, of_workers(queue.section, queue.training, cluster)))
     if todo:
         session.connect()
     try:

@@ -2,13 +2,13 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from jobs.console import Line, duration
 from kd.manifests import Manifest
 from kd.training.progress import Finished, Look, Progress, Status
-from kd.training.runs import Failure, Queue
+from kd.training.runs import Claimed, Failure, Queue
 
 _LOOK_INTERVAL_S = 1.0
 WAIT_AGAIN_S = 180.0
@@ -38,12 +38,14 @@ class Pace:
 
 
 class TrainingLines:
-    """The lines of a queue's runs, below the title of its stage's line. Runs that were finished before say so at once.
+    """The lines of a queue's runs, below the title of its stage's line. Runs that are not in `todo` are finished: they say so.
 
     `waiting` says what runs without workers wait for, given how many seconds they have; None where that is not worth a word.
     """
 
-    def __init__(self, line: Line, queue: Queue, waiting: Callable[[float], str | None] = lambda _: None) -> None:
+    def __init__(
+        self, line: Line, queue: Queue, todo: Sequence[Claimed], waiting: Callable[[float], str | None] = lambda _: None
+    ) -> None:
         self.line = line
         self.queue = queue
         self.waiting = waiting
@@ -53,7 +55,7 @@ class TrainingLines:
         self._wait_told_s: float | None = None
         self._width = max(len(item.run.name) for item in queue.items)
         for item in queue.items:
-            if manifest := queue.store.manifest(item.folder):
+            if item not in todo and (manifest := queue.store.manifest(item.folder)):
                 self._say(item.run.name, f"{_ended(manifest, queue)}  finished before  ({duration(manifest.seconds)})")
 
     @contextmanager

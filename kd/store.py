@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from kd import copies
 from kd.addresses import Address, settled
 from kd.arrow import from_table, to_table
 from kd.errors import StoreError
@@ -35,8 +36,8 @@ from kd.rows import Row
 R = TypeVar("R", bound=Row)
 FOLDER_NAME = re.compile(r"[a-z0-9_-]+")
 CLAIM = "claim.json"
-SMALL_BYTES = 4 * 2**20
-"""A file up to this size is read whole where some of its columns are wanted: a request takes longer than its bytes."""
+PARTLY_BYTES = 2**18
+"""A file up to this size is fetched whole where a part of it is wanted: a request takes longer than its bytes."""
 SHARDS_PER_PART = 10_000
 """A manifest with more shards than this lists them in files of their own, of so many each (0.9 MB)."""
 
@@ -148,13 +149,28 @@ class Store:
 
     def read(self, relative: str) -> bytes:
         """The bytes of a file. Raises StoreError if it is not there or cannot be read."""
-        with readable(self.path(relative)):
+        with readable(self._told(relative)):
             return self._read(relative)
 
     def _read(self, relative: str) -> bytes:
+        with self._opened(relative) as stream:
+            return bytes(stream.read())
+
+    @contextmanager
+    def _opened(self, relative: str, whole_bytes: int = copies.SMALL_BYTES) -> Iterator[Any]:
+        """A file to read from: of an object store this machine's copy if it has the same, and one that is small fetched whole."""
         filesystem, base = self._where
         with filesystem.open_input_file(f"{base}/{relative}") as stream:
-            return bytes(stream.read())
+            content = None if self.is_local else self._copied(relative, stream, whole_bytes)
+            yield stream if content is None else io.BytesIO(content)
+
+    def _copied(self, relative: str, stream: pa.NativeFile, whole_bytes: int) -> bytes | None:
+        where = self._told(relative)
+        content = copies.find(where, copies.tag_of(stream.metadata()))
+        if content is None and stream.size() <= whole_bytes:
+            content = bytes(stream.read())
+            copies.keep(where, content)
+        return content
 
     def publish(self, relative: str, data: bytes) -> None:
         """Write a file in one step: a reader sees all of it or none. Writing the same file again is harmless.
@@ -164,9 +180,15 @@ class Store:
         """
         with self._writing(relative) as stream:
             stream.write(data)
+        if not self.is_local:
+            copies.keep(self._told(relative), data)
 
     def publish_file(self, local: Path, relative: str) -> Fingerprint:
         """The same with the content of a local file, which need not fit into memory; what was written comes back."""
+        if not self.is_local and local.stat().st_size <= copies.SMALL_BYTES:
+            data = local.read_bytes()
+            self.publish(relative, data)
+            return copy(io.BytesIO(data), io.BytesIO())
         with self._writing(relative) as stream, local.open("rb") as source:
             return copy(source, stream)
 
@@ -183,10 +205,8 @@ class Store:
 
     def fetch_file(self, relative: str, local: Path) -> Fingerprint:
         """Copy a file to a local path; what was read comes back. Raises StoreError as `read` does."""
-        filesystem, base = self._where
         local.parent.mkdir(parents=True, exist_ok=True)
-        where = f"{base}/{relative}"
-        with readable(self._told(relative)), filesystem.open_input_file(where) as source, local.open("wb") as target:
+        with readable(self._told(relative)), self._opened(relative) as source, local.open("wb") as target:
             return copy(source, target)
 
     def delete(self, relative: str) -> None:
@@ -248,10 +268,8 @@ class Store:
         return map(row._make, zip(*self._columns(relative, columns), strict=True))
 
     def _columns(self, relative: str, columns: Sequence[str]) -> list[list[Any]]:
-        filesystem, base = self._where
-        with readable(self._told(relative)), filesystem.open_input_file(f"{base}/{relative}") as stream:
-            source = io.BytesIO(stream.read()) if stream.size() <= SMALL_BYTES else stream
-            table = pq.ParquetFile(source).read(columns=list(columns))
+        with readable(self._told(relative)), self._opened(relative, PARTLY_BYTES) as stream:
+            table = pq.ParquetFile(stream).read(columns=list(columns))
         return [table.column(column).to_pylist() for column in columns]
 
     def publish_rows(self, relative: str, rows: Sequence[R], row_type: type[R], notes: Mapping[str, Any]) -> None:
@@ -266,8 +284,7 @@ class Store:
 
     def read_notes(self, relative: str) -> dict[str, Any]:
         """The notes in the footer of a Parquet file, without its rows."""
-        filesystem, base = self._where
-        with readable(self._told(relative)), filesystem.open_input_file(f"{base}/{relative}") as stream:
+        with readable(self._told(relative)), self._opened(relative, PARTLY_BYTES) as stream:
             metadata = pq.read_schema(stream).metadata or {}
         if b"notes" not in metadata:
             raise StoreError(
@@ -281,7 +298,7 @@ class Store:
 
     def json_if_there(self, relative: str) -> dict[str, Any] | None:
         """The same; None where the file is not there."""
-        with readable(self.path(relative)):
+        with readable(self._told(relative)):
             try:
                 content = self._read(relative)
             except FileNotFoundError:

@@ -32,7 +32,7 @@ def halfway(run: str, step: int, seconds: float, **figures: float) -> Status:
 def watched(queue: Queue, clock: list[float] | None = None) -> tuple[TrainingLines, io.StringIO]:
     """The lines of a queue in a log, and that log; `clock` holds the time."""
     log, now = io.StringIO(), clock or [0.0]
-    return TrainingLines(Console(log, lambda: now[0]).stage("train", "steps"), queue), log
+    return TrainingLines(Console(log, lambda: now[0]).stage("train", "steps"), queue, queue.todo()), log
 
 
 def look_at(roster: Roster) -> Look:
@@ -42,7 +42,7 @@ def look_at(roster: Roster) -> Look:
 def test_every_run_under_way_has_a_line_with_what_it_learns_and_how_long_it_takes_yet(tmp_path: Path) -> None:
     queue, screen = tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 400})), Terminal()
     now = [0.0]
-    lines = TrainingLines(Console(screen, lambda: now[0]).stage("train", "steps"), queue)
+    lines = TrainingLines(Console(screen, lambda: now[0]).stage("train", "steps"), queue, queue.todo())
     assert screen.getvalue() == ""
     figures = {"loss": 1.5, "loss_label": 1.0, "loss_rationale": 2.0}
     figures |= {"validation_accuracy": 0.612, "validation_parse_rate": 0.9, "validation_truncation_rate": 0.05}
@@ -93,7 +93,7 @@ def test_a_run_that_is_over_leaves_one_line_with_its_best_step(tmp_path: Path) -
         "train        label/0  step 100/400  25 %  loss 1.000",
     ]
     again = io.StringIO()
-    TrainingLines(Console(again, lambda: 0.0).stage("train", "steps"), queue)
+    TrainingLines(Console(again, lambda: 0.0).stage("train", "steps"), queue, queue.todo())
     assert [line.split("  ")[-2] for line in again.getvalue().splitlines()] == ["finished before"]
 
 
@@ -158,7 +158,7 @@ def test_runs_that_wait_for_workers_say_what_is_missing_at_once_and_every_few_mi
         return "waits for 2 CPUs on nodes with market=on-demand, of which the cluster has 0"
 
     roster = Roster(queue, 1)
-    lines = TrainingLines(Console(log, lambda: now[0]).stage("train", "steps"), queue, missing)
+    lines = TrainingLines(Console(log, lambda: now[0]).stage("train", "steps"), queue, queue.items, missing)
 
     def show(at_s: float) -> list[str]:
         now[0], before = at_s, len(log.getvalue())
@@ -186,7 +186,7 @@ def test_runs_that_wait_for_workers_say_what_is_missing_at_once_and_every_few_mi
 def test_lines_are_shown_while_workers_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_lines, "_LOOK_INTERVAL_S", 0.01)
     queue, screen = tiny_queue(tmp_path, LONG), Terminal()
-    lines, roster = TrainingLines(Console(screen).stage("train", "steps"), queue), Roster(queue, 1)
+    lines, roster = TrainingLines(Console(screen).stage("train", "steps"), queue, queue.todo()), Roster(queue, 1)
     with lines.following(look_at(roster)):
         roster.take(0)
         roster.report(0, Progress("words/0", 100, 4000, {}, 50.0))

@@ -83,15 +83,17 @@ def newest_step(store: Store, run: str) -> int:
 def clear(store: Store, run: str) -> None:
     """Delete the checkpoints of a run that is finished; what cannot be deleted now goes when its queue is started next."""
     with tolerated():
-        if store.folders(f"{run}/{CHECKPOINTS}"):
-            store.delete_folder(f"{run}/{CHECKPOINTS}")
+        store.delete_folder(f"{run}/{CHECKPOINTS}")
 
 
 def clear_finished(queue: Queue, todo: Sequence[Claimed]) -> None:
     """Delete the checkpoints of all runs but those: one that is killed between its manifest and its end leaves them."""
     for item in queue.items:
-        if item not in todo:
-            clear(queue.store, item.folder)
+        if item in todo:
+            continue
+        with tolerated():
+            if queue.store.folders(f"{item.folder}/{CHECKPOINTS}"):
+                clear(queue.store, item.folder)
 
 
 def _is_whole(store: Store, folder: str) -> bool:
