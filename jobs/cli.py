@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.console import Console, console_with_log
 from kd.cluster_config import ClusterConfig
 from kd.config import Config, read_config
 from kd.errors import ConfigError, UserError
 from kd.store import Store
+
+if TYPE_CHECKING:
+    from jobs.wiring import Wiring
 
 RETRY = "--retry-errors"
 NO_PROBE = "--no-probe"
@@ -22,9 +26,12 @@ FAILED, WRONG_CONFIG, INTERRUPTED = 1, 2, 130
 """Exit codes, beside 0."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
-    """What a stage is given: the run's config, its directory, where to tell a person about it, and a cluster on demand."""
+    """What a stage is given: the run's config, its directory, where to tell a person about it, and a cluster on demand.
+
+    `works` are what the stages of one job share, once the corpus is complete.
+    """
 
     config: Config
     store: Store
@@ -33,6 +40,7 @@ class Session:
     job: str = ""
     retry_errors: bool = False
     probe: bool = True
+    works: "Wiring | None" = None
 
     def connect(self) -> None:
         """Connect to the cluster, or start a local one; stages with nothing to do never call this."""
@@ -58,7 +66,7 @@ def main(stage: Stage, description: str | None, option: str = RETRY) -> None:
         arguments = [given for given in sys.argv[1:] if given != option]
         config = read_config(f"python -m jobs.{job}", description or "", arguments, option)
         check_root(config)
-        store = Store.at(config.directory)
+        store = Store.at(config.directory).remembering()
         with _log_of(store, job) as log:
             given = {option} & set(sys.argv[1:])
             code = _run(stage, config, store, job, log, given)

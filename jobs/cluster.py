@@ -6,7 +6,7 @@ there waiting is right, and a line says what for.
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -142,3 +142,20 @@ def _compared(needs: Sequence[Need], nodes: Sequence[Mapping[str, Any]]) -> str:
     short = [f"it needs {need}, the cluster has {need.among(nodes):g}" for need in needs if need.among(nodes) < need.amount]
     enough = f"the cluster has {' and '.join(map(str, needs))}, so its first part is under way or another job holds them"
     return "; ".join(short) or enough
+
+
+def waiting_for_workers(session: Session, needs: Sequence[Need], patience_s: float = PATIENCE_S) -> Callable[[float], str | None]:
+    """What to say of training that has waited so many seconds for workers: at once what the cluster lacks, later also that it
+    lacks nothing. None of a local cluster, whose workers only take their time to start.
+    """
+
+    def waiting(waited_s: float) -> str | None:
+        nodes = ray.nodes()
+        short = [f"{need}, of which the cluster has {need.among(nodes):g}" for need in needs if need.among(nodes) < need.amount]
+        if short:
+            return f"waits for {' and '.join(short)}"
+        if waited_s < patience_s:
+            return None
+        return f"waits for workers: the cluster has {' and '.join(map(str, needs))}, so they are starting or another job holds it"
+
+    return waiting if cluster_address(session.config.cluster) is not None else lambda _: None

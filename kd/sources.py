@@ -33,9 +33,11 @@ def sources_still_there(task: TaskConfig) -> dict[str, Source]:
 
 def freeze(store: Store, folder: str, sources: Mapping[str, Source]) -> None:
     """Publish the list, unless an earlier attempt did. Raises like `check_unchanged`, and InputError for an unreadable file."""
-    if not store.exists(f"{folder}/{SOURCES}"):
-        store.publish_json(f"{folder}/{SOURCES}", {name: _listed(source) for name, source in sources.items()})
-    check_unchanged(store, folder, sources)
+    listed = store.json_if_there(f"{folder}/{SOURCES}")
+    if listed is None:
+        listed = {name: _listed(source) for name, source in sources.items()}
+        store.publish_json(f"{folder}/{SOURCES}", listed)
+    _compare(store, folder, listed, sources)
 
 
 def check_unchanged(store: Store, folder: str, sources: Mapping[str, Source]) -> None:
@@ -47,9 +49,12 @@ def check_unchanged(store: Store, folder: str, sources: Mapping[str, Source]) ->
     Raises:
         StoreError: a file differs. The first one is named.
     """
-    if not store.exists(f"{folder}/{SOURCES}"):
-        return
-    listed = store.read_json(f"{folder}/{SOURCES}")
+    listed = store.json_if_there(f"{folder}/{SOURCES}")
+    if listed is not None:
+        _compare(store, folder, listed, sources)
+
+
+def _compare(store: Store, folder: str, listed: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
     for name, source in sources.items():
         for path, change in _changes(listed.get(name, {"folder": "", "files": {}}), source):
             raise StoreError(

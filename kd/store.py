@@ -14,7 +14,7 @@ import uuid
 from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from kd import copies
 from kd.addresses import Address, settled
 from kd.arrow import from_table, to_table
 from kd.errors import StoreError
@@ -35,8 +36,21 @@ from kd.rows import Row
 R = TypeVar("R", bound=Row)
 FOLDER_NAME = re.compile(r"[a-z0-9_-]+")
 CLAIM = "claim.json"
+PARTLY_BYTES = 2**18
+"""A file up to this size is fetched whole where a part of it is wanted: a request takes longer than its bytes."""
 SHARDS_PER_PART = 10_000
 """A manifest with more shards than this lists them in files of their own, of so many each (0.9 MB)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a store read that stays as it is: the manifests of complete stages by folder, and folders by their claim.
+
+    That something is not there is never remembered: another process may publish it at any time.
+    """
+
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    folders: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,9 +58,13 @@ class Store:
     """One run directory. Paths given to its methods are relative to `root`, with forward slashes.
 
     `root` has the endpoint with it, so that workers whose environment has another one, or none, find the same folder.
+
+    A store with a `memory` reads no manifest and no claim twice. It is for one job: what another job replaces meanwhile is
+    not seen, so this one goes on with what it began with. A copy in another process remembers nothing.
     """
 
     root: str
+    memory: Memory | None = field(default=None, compare=False, repr=False, kw_only=True)
 
     @classmethod
     def at(cls, root: str) -> "Store":
@@ -64,6 +82,10 @@ class Store:
     def address(self) -> Address:
         """The root taken apart; its text names the endpoint beside it."""
         return Address.of(self.root)
+
+    def remembering(self) -> "Store":
+        """The same store with a memory of its own."""
+        return replace(self, memory=Memory())
 
     @cached_property
     def _where(self) -> tuple[pafs.FileSystem, str]:
@@ -117,13 +139,38 @@ class Store:
         """Whether a file has been published."""
         filesystem, base = self._where
         with allowed("look for", self._told(relative)):
-            return bool(filesystem.get_file_info(f"{base}/{relative}").type == pafs.FileType.File)
+            if self.is_local:
+                return Path(base, relative).is_file()
+            try:  # one request, where get_file_info lists a folder of this name too
+                filesystem.open_input_file(f"{base}/{relative}").close()
+            except FileNotFoundError:
+                return False
+        return True
 
     def read(self, relative: str) -> bytes:
         """The bytes of a file. Raises StoreError if it is not there or cannot be read."""
-        filesystem, base = self._where
-        with readable(self._told(relative)), filesystem.open_input_file(f"{base}/{relative}") as stream:
+        with readable(self._told(relative)):
+            return self._read(relative)
+
+    def _read(self, relative: str) -> bytes:
+        with self._opened(relative) as stream:
             return bytes(stream.read())
+
+    @contextmanager
+    def _opened(self, relative: str, whole_bytes: int = copies.SMALL_BYTES) -> Iterator[Any]:
+        """A file to read from: of an object store this machine's copy if it has the same, and one that is small fetched whole."""
+        filesystem, base = self._where
+        with filesystem.open_input_file(f"{base}/{relative}") as stream:
+            content = None if self.is_local else self._copied(relative, stream, whole_bytes)
+            yield stream if content is None else io.BytesIO(content)
+
+    def _copied(self, relative: str, stream: pa.NativeFile, whole_bytes: int) -> bytes | None:
+        where = self._told(relative)
+        content = copies.find(where, copies.tag_of(stream.metadata()))
+        if content is None and stream.size() <= whole_bytes:
+            content = bytes(stream.read())
+            copies.keep(where, content)
+        return content
 
     def publish(self, relative: str, data: bytes) -> None:
         """Write a file in one step: a reader sees all of it or none. Writing the same file again is harmless.
@@ -133,9 +180,15 @@ class Store:
         """
         with self._writing(relative) as stream:
             stream.write(data)
+        if not self.is_local:
+            copies.keep(self._told(relative), data)
 
     def publish_file(self, local: Path, relative: str) -> Fingerprint:
         """The same with the content of a local file, which need not fit into memory; what was written comes back."""
+        if not self.is_local and local.stat().st_size <= copies.SMALL_BYTES:
+            data = local.read_bytes()
+            self.publish(relative, data)
+            return copy(io.BytesIO(data), io.BytesIO())
         with self._writing(relative) as stream, local.open("rb") as source:
             return copy(source, stream)
 
@@ -152,10 +205,8 @@ class Store:
 
     def fetch_file(self, relative: str, local: Path) -> Fingerprint:
         """Copy a file to a local path; what was read comes back. Raises StoreError as `read` does."""
-        filesystem, base = self._where
         local.parent.mkdir(parents=True, exist_ok=True)
-        where = f"{base}/{relative}"
-        with readable(self._told(relative)), filesystem.open_input_file(where) as source, local.open("wb") as target:
+        with readable(self._told(relative)), self._opened(relative) as source, local.open("wb") as target:
             return copy(source, target)
 
     def delete(self, relative: str) -> None:
@@ -183,13 +234,20 @@ class Store:
         target = cache / hashlib.sha256(self.path(folder).encode()).hexdigest()[:16]
         if not target.exists():
             partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}")
-            filesystem, base = self._where
-            here = pafs.LocalFileSystem()
             with allowed("fetch", f"{self._told(folder)} to {partial}"):
-                partial.mkdir(parents=True)
-                pafs.copy_files(f"{base}/{folder}", str(partial), source_filesystem=filesystem, destination_filesystem=here)
+                for relative in self._files_below(folder):
+                    self.fetch_file(f"{folder}/{relative}", partial / relative)
                 partial.rename(target)
         return target
+
+    def _files_below(self, folder: str) -> list[str]:
+        """The files in a folder and in its folders, by their path from there. Raises FileNotFoundError where there are none."""
+        filesystem, base = self._where
+        found = filesystem.get_file_info(pafs.FileSelector(f"{base}/{folder}", recursive=True, allow_not_found=True))
+        files = [info.path.removeprefix(f"{base}/{folder}/") for info in found if info.type == pafs.FileType.File]
+        if not files:
+            raise FileNotFoundError(f"there is no file in {self.path(folder)}")
+        return sorted(files)
 
     def read_rows(self, relative: str, row_type: type[R]) -> list[R]:
         """The rows of one Parquet file, its contract checked."""
@@ -210,9 +268,8 @@ class Store:
         return map(row._make, zip(*self._columns(relative, columns), strict=True))
 
     def _columns(self, relative: str, columns: Sequence[str]) -> list[list[Any]]:
-        filesystem, base = self._where
-        with readable(self._told(relative)):
-            table = pq.read_table(f"{base}/{relative}", columns=list(columns), filesystem=filesystem)
+        with readable(self._told(relative)), self._opened(relative, PARTLY_BYTES) as stream:
+            table = pq.ParquetFile(stream).read(columns=list(columns))
         return [table.column(column).to_pylist() for column in columns]
 
     def publish_rows(self, relative: str, rows: Sequence[R], row_type: type[R], notes: Mapping[str, Any]) -> None:
@@ -227,9 +284,8 @@ class Store:
 
     def read_notes(self, relative: str) -> dict[str, Any]:
         """The notes in the footer of a Parquet file, without its rows."""
-        filesystem, base = self._where
-        with readable(self._told(relative)):
-            metadata = pq.read_schema(f"{base}/{relative}", filesystem=filesystem).metadata or {}
+        with readable(self._told(relative)), self._opened(relative, PARTLY_BYTES) as stream:
+            metadata = pq.read_schema(stream).metadata or {}
         if b"notes" not in metadata:
             raise StoreError(
                 f"{self.path(relative)} has no notes in its footer: no stage wrote it; delete it and run the stage again"
@@ -238,8 +294,20 @@ class Store:
 
     def read_json(self, relative: str) -> dict[str, Any]:
         """A JSON file as a dict. Raises StoreError if it is not there, or is none."""
+        return self._parsed(relative, self.read(relative))
+
+    def json_if_there(self, relative: str) -> dict[str, Any] | None:
+        """The same; None where the file is not there."""
+        with readable(self._told(relative)):
+            try:
+                content = self._read(relative)
+            except FileNotFoundError:
+                return None
+        return self._parsed(relative, content)
+
+    def _parsed(self, relative: str, content: bytes) -> dict[str, Any]:
         try:
-            return dict(json.loads(self.read(relative)))
+            return dict(json.loads(content))
         except ValueError as error:
             raise StoreError(f"{self.path(relative)} is not whole JSON: {error}; delete it and run the stage again") from error
 
@@ -249,11 +317,16 @@ class Store:
 
     def manifest(self, folder: str) -> Manifest | None:
         """The manifest of a stage's folder; None where the stage is not complete."""
-        relative = f"{folder}/{MANIFEST}"
-        if not self.exists(relative):
-            return None
-        known = {item.name for item in dataclasses.fields(Manifest)}
-        content = self.read_json(relative)
+        remembered = self.memory.manifests if self.memory else {}
+        if folder not in remembered:
+            content = self.json_if_there(f"{folder}/{MANIFEST}")
+            if content is None:
+                return None
+            remembered[folder] = self._manifest_of(folder, content)
+        return remembered[folder]
+
+    def _manifest_of(self, folder: str, content: dict[str, Any]) -> Manifest:
+        relative, known = f"{folder}/{MANIFEST}", {item.name for item in dataclasses.fields(Manifest)}
         parts = range(content.pop("shard_parts", 0))
         if set(content) - known:
             raise StoreError(f"{self.path(relative)} was written by another version; use a new run name")
@@ -271,29 +344,51 @@ class Store:
                 self.publish_json(_part(folder, number), {"shards": part})
             content |= {"shards": [], "shard_parts": len(parts)}
         self.publish_json(f"{folder}/{MANIFEST}", content)
+        if self.memory:
+            self.memory.manifests[folder] = stamped
         return stamped
+
+    def delete_manifest(self, folder: str) -> None:
+        """Make a stage's folder an unfinished one again."""
+        if self.memory:
+            self.memory.manifests.pop(folder, None)
+        self.delete(f"{folder}/{MANIFEST}")
 
     def folder_for(self, folder: str, digest: str) -> str:
         """Where work with this digest lives: `folder`, or `folder-<digest>` where another config was there first.
 
         A folder belongs to the digest in its claim, which this writes at the first call.
         """
-        found = self.find_folder(folder, digest)
-        if found:
-            return found
-        for candidate in _candidates(folder, digest):
-            if not self.exists(f"{candidate}/{CLAIM}"):
-                self.publish_json(f"{candidate}/{CLAIM}", {"digest": digest})
-                return candidate
-        raise StoreError(f"{self.path(folder)} and its twin are both taken by other configs; use a new run name")
+        claims = self._claims(folder, digest)
+        found = _holder(claims, digest)
+        free = [candidate for candidate, claim in claims.items() if claim is None]
+        if found is None and not free:
+            raise StoreError(f"{self.path(folder)} and its twin are both taken by other configs; use a new run name")
+        if found is None:
+            self.publish_json(f"{free[0]}/{CLAIM}", {"digest": digest})
+        return self._remembered(folder, digest, found or free[0])
 
     def find_folder(self, folder: str, digest: str) -> str | None:
         """The folder that belongs to this digest, if one does."""
+        found = _holder(self._claims(folder, digest), digest)
+        return found and self._remembered(folder, digest, found)
+
+    def _claims(self, folder: str, digest: str) -> dict[str, str | None]:
+        """Whose the candidates are, up to the one of this digest; None for one that is nobody's yet."""
+        if self.memory and (folder, digest) in self.memory.folders:
+            return {self.memory.folders[folder, digest]: digest}
+        claims: dict[str, str | None] = {}
         for candidate in _candidates(folder, digest):
-            claim = f"{candidate}/{CLAIM}"
-            if self.exists(claim) and self.read_json(claim)["digest"] == digest:
-                return candidate
-        return None
+            claim = self.json_if_there(f"{candidate}/{CLAIM}")
+            claims[candidate] = claim["digest"] if claim else None
+            if claims[candidate] == digest:
+                break
+        return claims
+
+    def _remembered(self, folder: str, digest: str, found: str) -> str:
+        if self.memory:
+            self.memory.folders[folder, digest] = found
+        return found
 
 
 @contextmanager
@@ -311,6 +406,11 @@ def _replacing(path: Path) -> Iterator[Writable]:
 
 def _part(folder: str, number: int) -> str:
     return f"{folder}/manifest-{number:05d}.json"
+
+
+def _holder(claims: Mapping[str, str | None], digest: str) -> str | None:
+    """The folder that this digest has claimed."""
+    return next((candidate for candidate, claim in claims.items() if claim == digest), None)
 
 
 def _candidates(folder: str, digest: str) -> tuple[str, str]:
