@@ -130,9 +130,10 @@ class Store:
     def folders(self, folder: str) -> list[str]:
         """The names of the folders in a folder, sorted; none if there is no such folder."""
         filesystem, base = self._where
-        selector = pafs.FileSelector(f"{base}/{folder}", allow_not_found=True)
         with allowed("list", self._told(folder)):
-            found = filesystem.get_file_info(selector)
+            if filesystem.type_name == "gcs":  # lists no folder that nobody has made, and writing a file makes none
+                return sorted({path.partition("/")[0] for path in self._files_below(folder) if "/" in path})
+            found = filesystem.get_file_info(pafs.FileSelector(f"{base}/{folder}", allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
     def exists(self, relative: str) -> bool:
@@ -185,12 +186,13 @@ class Store:
 
     def publish_file(self, local: Path, relative: str) -> Fingerprint:
         """The same with the content of a local file, which need not fit into memory; what was written comes back."""
-        if not self.is_local and local.stat().st_size <= copies.SMALL_BYTES:
-            data = local.read_bytes()
-            self.publish(relative, data)
-            return copy(io.BytesIO(data), io.BytesIO())
-        with self._writing(relative) as stream, local.open("rb") as source:
-            return copy(source, stream)
+        with allowed("write", self._told(relative)), local.open("rb") as source:
+            if not self.is_local and local.stat().st_size <= copies.SMALL_BYTES:
+                data = source.read()
+                self.publish(relative, data)
+                return copy(io.BytesIO(data), io.BytesIO())
+            with self._writing(relative) as stream:
+                return copy(source, stream)
 
     @contextmanager
     def _writing(self, relative: str) -> Iterator[Writable]:
@@ -199,7 +201,7 @@ class Store:
         target = f"{base}/{relative}"
         with (
             allowed("write", self._told(relative)),
-            _replacing(Path(target)) if self.is_local else filesystem.open_output_stream(target) as stream,
+            _replacing(Path(target)) if self.is_local else _uploading(filesystem, target) as stream,
         ):
             yield stream
 
@@ -219,7 +221,11 @@ class Store:
         """Take a folder away with all that is in it, if it is there."""
         filesystem, base = self._where
         with allowed("delete", self._told(folder)), suppress(FileNotFoundError):
-            filesystem.delete_dir(f"{base}/{folder}")
+            try:
+                filesystem.delete_dir(f"{base}/{folder}")
+            except OSError as error:
+                if "No such directory" not in str(error):  # so the client of gs:// says that there is none
+                    raise
 
     def upload(self, local: Path, folder: str) -> None:
         """Publish every file below a local folder under the same names."""
@@ -235,19 +241,19 @@ class Store:
         if not target.exists():
             partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}")
             with allowed("fetch", f"{self._told(folder)} to {partial}"):
-                for relative in self._files_below(folder):
+                files = self._files_below(folder)
+                if not files:
+                    raise FileNotFoundError("there is no file in it")
+                for relative in files:
                     self.fetch_file(f"{folder}/{relative}", partial / relative)
                 partial.rename(target)
         return target
 
     def _files_below(self, folder: str) -> list[str]:
-        """The files in a folder and in its folders, by their path from there. Raises FileNotFoundError where there are none."""
+        """The files in a folder and in its folders, by their path from there; none if there is no such folder."""
         filesystem, base = self._where
         found = filesystem.get_file_info(pafs.FileSelector(f"{base}/{folder}", recursive=True, allow_not_found=True))
-        files = [info.path.removeprefix(f"{base}/{folder}/") for info in found if info.type == pafs.FileType.File]
-        if not files:
-            raise FileNotFoundError(f"there is no file in {self.path(folder)}")
-        return sorted(files)
+        return sorted(info.path.removeprefix(f"{base}/{folder}/") for info in found if info.type == pafs.FileType.File)
 
     def read_rows(self, relative: str, row_type: type[R]) -> list[R]:
         """The rows of one Parquet file, its contract checked."""
@@ -402,6 +408,20 @@ def _replacing(path: Path) -> Iterator[Writable]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _uploading(filesystem: pafs.FileSystem, target: str) -> Iterator[Writable]:
+    """A stream into an object. To close it is to publish it, so one that is broken off is taken away again."""
+    stream = filesystem.open_output_stream(target)
+    try:
+        yield stream
+    except BaseException:
+        with suppress(OSError):
+            stream.close()
+            filesystem.delete_file(target)
+        raise
+    stream.close()
 
 
 def _part(folder: str, number: int) -> str:

@@ -19,7 +19,7 @@ from tests.conftest import connect
 from tests.mini import mini_config, write_mini
 from tests.s3_server import CREDENTIALS, S3Server
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
