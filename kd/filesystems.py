@@ -1,10 +1,15 @@
-"""The file system behind an address, with time-outs: no request waits for ever."""
+"""The file system behind an address, with time-outs: no request waits for ever. Files are written there in one step."""
 
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 
 import pyarrow.fs as pafs
 
 from kd.addresses import Address
+from kd.fingerprints import Writable
 
 CONNECT_S = 3.0
 READ_S = 4.0
@@ -49,3 +54,30 @@ def _s3(address: Address) -> pafs.S3FileSystem:
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         allow_delayed_open=True,  # a small file is then one request
     )
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Writable]:
+    """A stream to a temporary file; it takes the place of a local file, in one step, when all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def uploading(filesystem: pafs.FileSystem, target: str) -> Iterator[Writable]:
+    """A stream into an object. To close it is to publish it, so one that is broken off is taken away again."""
+    stream = filesystem.open_output_stream(target)
+    try:
+        yield stream
+    except BaseException:
+        with suppress(OSError):
+            stream.close()
+            filesystem.delete_file(target)
+        raise
+    stream.close()

@@ -27,9 +27,9 @@ from kd import copies
 from kd.addresses import Address, settled
 from kd.arrow import from_table, to_table
 from kd.errors import StoreError
-from kd.filesystems import opened
+from kd.filesystems import opened, replacing, uploading
 from kd.fingerprints import Fingerprint, Writable, copy
-from kd.manifests import MANIFEST, Manifest, Shard
+from kd.manifests import MANIFEST, Manifest, Memory, Shard
 from kd.refusals import allowed, readable
 from kd.rows import Row
 
@@ -40,17 +40,6 @@ PARTLY_BYTES = 2**18
 """A file up to this size is fetched whole where a part of it is wanted: a request takes longer than its bytes."""
 SHARDS_PER_PART = 10_000
 """A manifest with more shards than this lists them in files of their own, of so many each (0.9 MB)."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a store read that stays as it is: the manifests of complete stages by folder, and folders by their claim.
-
-    That something is not there is never remembered: another process may publish it at any time.
-    """
-
-    manifests: dict[str, Manifest] = field(default_factory=dict)
-    folders: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -201,7 +190,7 @@ class Store:
         target = f"{base}/{relative}"
         with (
             allowed("write", self._told(relative)),
-            _replacing(Path(target)) if self.is_local else _uploading(filesystem, target) as stream,
+            replacing(Path(target)) if self.is_local else uploading(filesystem, target) as stream,
         ):
             yield stream
 
@@ -395,33 +384,6 @@ class Store:
         if self.memory:
             self.memory.folders[folder, digest] = found
         return found
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Writable]:
-    """A stream to a temporary file; it takes the place of a local file, in one step, when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _uploading(filesystem: pafs.FileSystem, target: str) -> Iterator[Writable]:
-    """A stream into an object. To close it is to publish it, so one that is broken off is taken away again."""
-    stream = filesystem.open_output_stream(target)
-    try:
-        yield stream
-    except BaseException:
-        with suppress(OSError):
-            stream.close()
-            filesystem.delete_file(target)
-        raise
-    stream.close()
 
 
 def _part(folder: str, number: int) -> str:
