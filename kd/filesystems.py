@@ -12,12 +12,16 @@ from kd.addresses import Address
 from kd.fingerprints import Writable
 
 CONNECT_S = 3.0
-READ_S = 4.0
+READ_S = 3.0
 """So long a request waits for a connection, and for the next byte."""
-ATTEMPTS = 4
-"""So often a request is sent that is not answered, or refused for the moment. The waits between are 7 s at most in all, so that a
-service that never answers is an error after 23 s."""
-GS_RETRY = timedelta(seconds=10)
+ATTEMPTS = 3
+"""So often a request is sent that is not answered, or refused for the moment. The waits between are 3 s at most in all. A service
+that never answers is an error after 12 s where something is read, and after 30 s where it is written: there the client waits 6 s
+longer each time.
+"""
+GS_RETRY_S = 10
+"""So long a request to `gs://` is sent again. A service that accepts and never answers is an error after 120 s: the client has
+no shorter time-out."""
 
 
 def opened(address: Address) -> pafs.FileSystem:
@@ -33,8 +37,9 @@ def opened(address: Address) -> pafs.FileSystem:
     if address.scheme == "s3":
         return _s3(address)
     if address.scheme == "gs":
+        limit = timedelta(seconds=GS_RETRY_S)
         anonymous = address.user == "anonymous" or scheme == "http"
-        return pafs.GcsFileSystem(anonymous=anonymous, scheme=scheme, endpoint_override=endpoint, retry_time_limit=GS_RETRY)
+        return pafs.GcsFileSystem(anonymous=anonymous, scheme=scheme, endpoint_override=endpoint, retry_time_limit=limit)
     if address.scheme == "hf":
         from huggingface_hub import HfFileSystem
 
@@ -72,7 +77,7 @@ def replacing(path: Path) -> Iterator[Writable]:
 @contextmanager
 def uploading(filesystem: pafs.FileSystem, target: str) -> Iterator[Writable]:
     """A stream into an object. To close it is to publish it, so one that is broken off is taken away again."""
-    stream = filesystem.open_output_stream(target)
+    stream = filesystem.open_output_stream(target, compression=None)
     try:
         yield stream
     except BaseException:
