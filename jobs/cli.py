@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs import interrupts
 from jobs.console import Console, console_with_log
@@ -16,6 +17,9 @@ from kd.config import Config, read_config
 from kd.errors import ConfigError, UserError
 from kd.store import Store
 
+if TYPE_CHECKING:
+    from jobs.wiring import Wiring
+
 RETRY = "--retry-errors"
 NO_PROBE = "--no-probe"
 """Options, no keys of the config: they decide what is done, not what comes out. `plan` has the second, others the first."""
@@ -24,9 +28,12 @@ FAILED, WRONG_CONFIG = 1, 2
 ABOUT_LOGS = "The log of each start is ROOT/NAME/logs/{job}-TIME-TOKEN.log. An object store has it from every 15 s."
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
-    """What a stage is given: the run's config, its directory, where to tell a person about it, and a cluster on demand."""
+    """What a stage is given: the run's config, its directory, where to tell a person about it, and a cluster on demand.
+
+    `works` are what the stages of one job share, once the corpus is complete.
+    """
 
     config: Config
     store: Store
@@ -35,6 +42,7 @@ class Session:
     job: str = ""
     retry_errors: bool = False
     probe: bool = True
+    works: "Wiring | None" = None
 
     def connect(self) -> None:
         """Connect to the cluster, or start a local one; stages with nothing to do never call this."""
@@ -70,7 +78,7 @@ def _code(stage: Stage, description: str | None, option: str) -> int:
         arguments = [given for given in sys.argv[1:] if given != option]
         config = read_config(f"python -m jobs.{job}", f"{description or ''}\n\n{ABOUT_LOGS.format(job=job)}", arguments, option)
         check_root(config)
-        store = Store.at(config.directory)
+        store = Store.at(config.directory).remembering()
         with job_log(store, job) as log:
             given = {option} & set(sys.argv[1:])
             return _run(stage, config, store, job, log, given)

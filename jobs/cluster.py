@@ -5,7 +5,7 @@ there waiting is right, and `jobs.watching` says what for.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,9 @@ from kd.cluster_config import ClusterConfig
 from kd.errors import ConfigError, StageError
 from kd.ray_data import Pool
 from kd.training.config import LoopConfig
+
+PATIENCE_S = 30.0
+"""Processes that start take some time, and nothing is said of it for so long."""
 
 
 @dataclass(frozen=True)
@@ -117,3 +120,20 @@ def _local(cluster: ClusterConfig) -> dict[str, Any]:
         "object_store_memory": cluster.local_object_store_bytes,
         "include_dashboard": False,
     }
+
+
+def waiting_for_workers(session: Session, needs: Sequence[Need], patience_s: float = PATIENCE_S) -> Callable[[float], str | None]:
+    """What to say of training that has waited so many seconds for workers: at once what the cluster lacks, later also that it
+    lacks nothing. None of a local cluster, whose workers only take their time to start.
+    """
+
+    def waiting(waited_s: float) -> str | None:
+        nodes = ray.nodes()
+        short = [f"{need}, of which the cluster has {need.among(nodes):g}" for need in needs if need.among(nodes) < need.amount]
+        if short:
+            return f"waits for {' and '.join(short)}"
+        if waited_s < patience_s:
+            return None
+        return f"waits for workers: the cluster has {' and '.join(map(str, needs))}, so they are starting or another job holds it"
+
+    return waiting if cluster_address(session.config.cluster) is not None else lambda _: None

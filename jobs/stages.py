@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from jobs.cli import Session
+from jobs.cluster import of_workers, waiting_for_workers
 from jobs.training_lines import TrainingLines
 from jobs.watching import watched
 from jobs.wiring import Wiring
@@ -16,17 +17,23 @@ from kd.manifests import Manifest
 from kd.models import ModelSource, needs_tokenizer
 from kd.ray_data import Pool
 from kd.ray_train import train_queue
-from kd.shards import Work, is_finished
-from kd.training.runs import Queue
+from kd.shards import Work, finished_in
+from kd.training.runs import Claimed, Queue
 
 
 def wiring(session: Session) -> Wiring:
-    """The works of the session's run, with the tokenizers that they need. Its directory must not be another corpus'."""
-    works = Wiring(session.config, session.store)
-    if works.examples_if_any:
-        works.make_tokenizers()
-    session.remember()
-    return works
+    """The works of the session's run, with the tokenizers that they need. Its directory must not be another corpus'.
+
+    They are made once: what they have found complete stays so for the length of a job.
+    """
+    if session.works is None:
+        works = Wiring(session.config, session.store)
+        if works.examples_if_any:
+            works.make_tokenizers()
+            session.works = works
+        session.remember()
+        return works
+    return session.works
 
 
 def check_models(config: Config) -> None:
@@ -71,7 +78,7 @@ def warn_of_a_large_student(session: Session, works: Wiring) -> None:
 def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -> list[Manifest]:
     """Do what is left of these works on the cluster, with one progress line for all of them. Raises like `ray_data.run`."""
     line = session.console.stage(title)
-    finished = all(is_finished(session.store, work, session.retry_errors) for work in works)
+    finished = None not in [finished_in(session.store, work, session.retry_errors) for work in works]
     if not finished:
         session.connect()
     try:
@@ -84,19 +91,19 @@ def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -
     return manifests
 
 
-def run_queue(session: Session, title: str, queue: Queue) -> list[Manifest]:
-    """Train what is left of a queue on the cluster, with one progress line for each run.
+def run_queue(session: Session, title: str, queue: Queue, todo: Sequence[Claimed]) -> list[Manifest]:
+    """Train what is left of a queue on the cluster, with one progress line for each run; `todo` are those to train.
 
     Raises:
         StageError: some runs failed; the others are finished.
     """
     line = session.console.stage(title, "steps")
-    todo = queue.todo()
-    lines = TrainingLines(line, queue)
+    cluster = session.config.cluster
+    lines = TrainingLines(line, queue, todo, waiting_for_workers(session, of_workers(queue.section, queue.training, cluster)))
     if todo:
         session.connect()
     try:
-        train_queue(queue, session.config.cluster.training_labels, lines.following())
+        train_queue(queue, cluster.training_labels, lines.following)
     except StageError:
         line.close(f"failed: {len(_finished(queue))} of {len(queue.items)} models")
         raise

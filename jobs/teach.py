@@ -14,7 +14,8 @@ def run(session: Session) -> None:
     if not is_finished(session.store, features):
         check_models(session.config)
     run_works(session, "teach input", [features], works.cpu_pool)
-    run_queue(session, "teach", works.teaching_queue())
+    queue = works.teaching_queue()
+    run_queue(session, "teach", queue, queue.todo())
     session.console.say(f"             {Findings(works).teacher_verdict()}")
 
 

@@ -16,9 +16,10 @@ def run(session: Session) -> None:
     AuditFindings(works).check_gate()
     run_works(session, "features", works.student_features(), works.cpu_pool)
     queue = works.training_queue()
-    if queue.todo():
+    todo = queue.todo()
+    if todo:
         warn_of_a_large_student(session, works)
-    run_queue(session, "train", queue)
+    run_queue(session, "train", queue, todo)
 
 
 if __name__ == "__main__":

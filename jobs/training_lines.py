@@ -1,44 +1,71 @@
 """What a person sees of training: one line per run while it goes on, and one that stays when it is over."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 
 from jobs.console import Line, duration
 from kd.manifests import Manifest
-from kd.refusals import tolerated
-from kd.training.progress import Interruption, Progress, read_interruptions, read_runs
-from kd.training.runs import FAILURE, Claimed, Failure, Queue
+from kd.training.progress import Finished, Look, Progress, Status
+from kd.training.runs import Claimed, Failure, Queue
 
 _LOOK_INTERVAL_S = 1.0
+WAIT_AGAIN_S = 180.0
+"""So often it is said again that runs wait for workers."""
+PACE_OVER_S = 60.0
+"""The speed that is shown is that of the last so many seconds of a run,"""
+PACE_FROM_S = 10.0
+"""and none before it has been seen for so long: the first steps say little of the others."""
+
+
+class Pace:
+    """How fast a run is, of what it has lately said of itself."""
+
+    def __init__(self) -> None:
+        self._points: deque[tuple[float, int]] = deque()
+
+    def __call__(self, progress: Progress) -> float | None:
+        """Steps per second; None where too little of the run has been seen since it was begun, or begun again."""
+        points = self._points
+        if points and progress.step < points[-1][1]:
+            points.clear()
+        points.append((progress.seconds, progress.step))
+        while progress.seconds - points[0][0] > PACE_OVER_S and len(points) > 2:
+            points.popleft()
+        seconds, steps = progress.seconds - points[0][0], progress.step - points[0][1]
+        return steps / seconds if steps and seconds >= PACE_FROM_S else None
 
 
 class TrainingLines:
-    """The lines of a queue's runs, below the title of its stage's line. Runs that were finished before say so at once."""
+    """The lines of a queue's runs, below the title of its stage's line. Runs that are not in `todo` are finished: they say so.
 
-    def __init__(self, line: Line, queue: Queue) -> None:
+    `waiting` says what runs without workers wait for, given how many seconds they have; None where that is not worth a word.
+    """
+
+    def __init__(
+        self, line: Line, queue: Queue, todo: Sequence[Claimed], waiting: Callable[[float], str | None] = lambda _: None
+    ) -> None:
         self.line = line
         self.queue = queue
-        self._since = datetime.now(UTC).isoformat(timespec="seconds")
-        self._over: set[str] = set()
-        self._told: set[Interruption] = set()
+        self.waiting = waiting
+        self._heard = 0
+        self._paces: dict[str, Pace] = {}
+        self._waits_since_s: float | None = None
+        self._wait_told_s: float | None = None
         self._width = max(len(item.run.name) for item in queue.items)
         for item in queue.items:
-            self._settle(item, "  finished before")
+            if item not in todo and (manifest := queue.store.manifest(item.folder)):
+                self._say(item.run.name, f"{_ended(manifest, queue)}  finished before  ({duration(manifest.seconds)})")
 
     @contextmanager
-    def following(self) -> Iterator[None]:
-        """Inside, show what the workers write of their progress, for as long as they work.
-
-        What an earlier start has written is gone by then. A look that the run directory refuses is left out.
-        """
+    def following(self, look: Look) -> Iterator[None]:
+        """Inside, show what is known of the runs, for as long as there are workers."""
         ended = threading.Event()
 
         def follow() -> None:
             while not ended.wait(_LOOK_INTERVAL_S):
-                with tolerated():
-                    self.show()
+                self.show(look(self._heard))
 
         follower = threading.Thread(target=follow, daemon=True)
         follower.start()
@@ -47,60 +74,54 @@ class TrainingLines:
         finally:
             ended.set()
             follower.join()
-            with tolerated():
-                for item in self.queue.items:
-                    self._settle(item, "")
-                    self._settle_failed(item)
+            self._tell(look(self._heard))
 
-    def show(self) -> None:
-        """Look once: settle the runs that are over, say which were interrupted, rewrite the lines of the others."""
-        found = {progress.run: progress for progress in read_runs(self.queue.store, self.queue.stage, self._over)}
-        for item in self.queue.items:
-            if item.run.name in found and found[item.run.name].is_over:
-                self._settle(item, _early(found.pop(item.run.name)))
-            elif item.run.name in found and self._settle_failed(item):
-                found.pop(item.run.name)
-        self._tell_interruptions()
-        self.line.moved = self.line.moved or any(progress.step for progress in found.values())
-        console = self.line.console
-        if found and self.line.is_due(console.clock()):
-            console.update("\n".join(f"{self.line.title:<12} {self._text(progress)}" for progress in found.values()))
+    def show(self, status: Status) -> None:
+        """Say what became of runs and what they wait for, and rewrite the lines of those that have workers."""
+        self._tell(status)
+        console, progress = self.line.console, status.progress
+        self._tell_of_waiting(status.waits, console.clock())
+        self.line.moved = self.line.moved or any(each.step for each in progress)
+        texts = [f"{self.line.title:<12} {self._text(each)}" for each in progress]
+        if texts and self.line.is_due(console.clock()):
+            console.update("\n".join(texts))
 
-    def _settle(self, item: Claimed, note: str) -> None:
-        """Say how a run ended, once; nothing where it has not."""
-        if item.run.name in self._over or (manifest := self.queue.store.manifest(item.folder)) is None:
+    def _tell(self, status: Status) -> None:
+        """Say once of every run how it ended, or why it is begun again and from where."""
+        for news in status.news:
+            if isinstance(news, Finished):
+                self.line.moved = True
+                manifest = news.manifest
+                self._say(news.run, f"{_ended(manifest, self.queue)}  ({duration(manifest.seconds)})")
+            elif isinstance(news, Failure):
+                self._say(news.run, f"failed at step {news.step:,}: {_first_line(news.error)}")
+            else:
+                self._say(news.run, str(news))
+        self._heard += len(status.news)
+
+    def _tell_of_waiting(self, waits: bool, now_s: float) -> None:
+        """Say at once what is missing, and again after a while."""
+        if not waits:
+            self._waits_since_s = self._wait_told_s = None
             return
-        self._over.add(item.run.name)
-        self.line.moved = True
-        name = f"{item.run.name:<{self._width}}"
-        self.line.console.say(f"{self.line.title:<12} {name}  {_outcome(manifest)}{note}  ({duration(manifest.seconds)})")
+        if self._waits_since_s is None:
+            self._waits_since_s = now_s
+        if self._wait_told_s is not None and now_s - self._wait_told_s < WAIT_AGAIN_S:
+            return
+        if text := self.waiting(now_s - self._waits_since_s):
+            self._wait_told_s = now_s
+            self.line.console.say(f"{self.line.title:<12} {text}")
 
-    def _settle_failed(self, item: Claimed) -> bool:
-        """Say that a run has failed, once and where it has; what an earlier start said of it does not count."""
-        where = f"{item.folder}/{FAILURE}"
-        if item.run.name in self._over or not self.queue.store.exists(where):
-            return False
-        failure = Failure(**self.queue.store.read_json(where))
-        if failure.time < self._since:
-            return False
-        self._over.add(item.run.name)
-        name, why = f"{item.run.name:<{self._width}}", failure.error.partition("\n")[0]
-        self.line.console.say(f"{self.line.title:<12} {name}  failed at step {failure.step:,}: {why}")
-        return True
-
-    def _tell_interruptions(self) -> None:
-        """Say once of every one why a run is begun again, and from where."""
-        for said in read_interruptions(self.queue.store, self.queue.stage, self._over):
-            if said not in self._told:
-                self._told.add(said)
-                self.line.console.say(f"{self.line.title:<12} {said.run:<{self._width}}  {said}")
+    def _say(self, run: str, text: str) -> None:
+        self.line.console.say(f"{self.line.title:<12} {run:<{self._width}}  {text}")
 
     def _text(self, progress: Progress) -> str:
         """How far a run is; what is wanted most stands first, as a narrow terminal cuts the end."""
         share = 100 * progress.step // progress.steps
         parts = [f"{progress.run:<{self._width}}", f"step {progress.step:,}/{progress.steps:,}  {share} %"]
-        if progress.seconds_left is not None:
-            parts += [f"{progress.step / progress.seconds:,.1f} steps/s  ETA {duration(progress.seconds_left)}"]
+        rate = self._paces.setdefault(progress.run, Pace())(progress)
+        if rate is not None:
+            parts += [f"{rate:,.1f} steps/s  ETA {duration((progress.steps - progress.step) / rate)}"]
         return "  ".join([*parts, *_figures(progress)])
 
 
@@ -132,6 +153,12 @@ def validated(figures: Mapping[str, float | str | None], which: str = "") -> str
     return f"{accuracy:.1%}" + (f" ({', '.join(known)})" if known else "")
 
 
-def _early(progress: Progress) -> str:
-    ended = progress.step < progress.steps
-    return f"  ended at step {progress.step:,} of {progress.steps:,}" if ended else ""
+def _ended(manifest: Manifest, queue: Queue) -> str:
+    """How a run ended, and where, if that was before its last step."""
+    last = manifest.figures["last_step"]
+    early = isinstance(last, int | float) and last < queue.training.steps
+    return _outcome(manifest) + (f"  ended at step {last:,} of {queue.training.steps:,}" if early else "")
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]

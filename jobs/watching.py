@@ -13,14 +13,12 @@ from ray._private.worker import global_worker
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.exceptions import RayError
 
-from jobs.cluster import Need, each_actor
+from jobs.cluster import PATIENCE_S, Need, each_actor
 from jobs.console import Line
 from kd.ray_data import Pool, ShardWorker
 
 LOOK_S = 2.0
 """So often the cluster is asked; that takes it some milliseconds."""
-PATIENCE_S = 30.0
-"""A stage that has done nothing for so long says what its actors do, and so does one whose lost actors are not up again."""
 AGAIN_S = 300.0
 """So often it is said again that actors wait for resources."""
 AFTER_A_LOSS = "finished shards are kept, and what it had in hand is done again elsewhere"

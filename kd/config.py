@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
+from kd.addresses import Address, checked_url
 from kd.attribution.engine import AttributionConfig
 from kd.cluster_config import ClusterConfig
 from kd.config_keys import explain, merge, spelled_out
@@ -43,8 +44,9 @@ class Config(Frozen):
     """The run's name; its directory is <root>/<name>."""
     about: str | None = None
     """What a reader of the report should know first."""
-    root: str = "runs"
-    """Where run directories are: a local folder, s3://bucket/prefix or gs://bucket/prefix."""
+    root: Annotated[str, AfterValidator(checked_url)] = "runs"
+    """Where run directories are: a local folder, s3://bucket/prefix or gs://bucket/prefix. Another service's endpoint comes from
+    AWS_ENDPOINT_URL, or stands behind the prefix: ?endpoint_override=HOST:PORT&scheme=http."""
     task: Task
     """What the corpus is and how its records are read."""
     prepare: PrepareConfig = PrepareConfig()
@@ -148,7 +150,7 @@ class Config(Frozen):
     @property
     def directory(self) -> str:
         """The run directory."""
-        return f"{self.root.rstrip('/')}/{self.name}"
+        return Address.of(self.root.rstrip("/")).below(self.name).url
 
 
 class _CommandLine(Config, BaseSettings):

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -112,7 +112,7 @@ class Source:
 
 def is_there(path: str, pattern: str = "*") -> bool:
     """Whether a folder holds anything of that name; not where its file system does not answer."""
-    place = Place(path)
+    place = Place.at(path)
     try:
         return place.exists() and bool(place.glob(pattern))
     except InputError:
@@ -125,14 +125,14 @@ def find(path: str, pattern: str, wanted: str, key: str) -> Source:
     Raises:
         InputError: no such folder, nothing matches, or a file whose name does not tell its format.
     """
-    place = Place(path if "://" in path else str(Path(path).absolute()))
+    place = Place.at(path)
     owner = key.partition(".files")[0].removesuffix(".path")
     if not place.exists():
-        raise InputError(f"there is no folder {place.root}; set {owner}.path to where the data are")
+        raise InputError(f"there is no folder {place.address}; set {owner}.path to where the data are")
     files = {name: said for part in pattern.split("|") for name, said in place.glob(part.strip()).items() if said is not None}
     if not files:
         there = sorted(PurePosixPath(name).name for name in place.glob("*"))[:10]
-        raise InputError(f"{key}: {pattern!r} matches no file in {place.root}; there are: {', '.join(there) or 'no files'}")
+        raise InputError(f"{key}: {pattern!r} matches no file in {place.address}; there are: {', '.join(there) or 'no files'}")
     base = place.where[1]
     return Source(
         place,

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from kd.arrow import schema_digest
-from kd.attempts import check_newest
+from kd.attempts import NEWEST_WITHIN_S, check_newest
 from kd.corpus import Source, decoded
 from kd.errors import InputError, RowFault, StageError, StoreError
 from kd.manifests import Manifest, Shard, digest
@@ -99,9 +99,9 @@ class Stream:
         """What an earlier attempt counted in a shard; None where it is not there, not whole, or is to be made again."""
         path = f"{self.folder}/{shard.file}"
         try:
-            notes = self.store.read_notes(path) if self.store.exists(path) else None
+            notes = self.store.read_notes(path)
         except StoreError as error:
-            if isinstance(error.__cause__, ValueError):  # no Parquet; what cannot be read at all is an OSError
+            if isinstance(error.__cause__, ValueError | FileNotFoundError):  # no Parquet; what cannot be read is an OSError
                 return None
             raise
         again = self.retry_errors and notes is not None and any(key.startswith("error.") for key in notes)
@@ -115,7 +115,7 @@ class Stream:
             rows, counts = attach(rows, side_table(*self._side))
         counts = count(rows) | counts
         if self.attempt:
-            check_newest(self.store, self.folder, self.attempt, "prepare")
+            check_newest(self.store, self.folder, self.attempt, "prepare", NEWEST_WITHIN_S)
         self.store.publish_rows(f"{self.folder}/{shard.file}", rows, Example, counts)
         return counts
 

@@ -4,7 +4,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
-_PIECE_BYTES = 4 * 2**20
+_PIECE_BYTES = 32 * 2**20
+"""Of an object store every piece is a request."""
 
 
 class Readable(Protocol):
@@ -30,7 +31,7 @@ class Fingerprint:
 
 
 def copy(source: Readable, target: Writable) -> Fingerprint:
-    """Copy a stream to its end, a few megabytes at a time, and say what was copied."""
+    """Copy a stream to its end, a piece at a time, and say what was copied."""
     digest, size = hashlib.sha256(), 0
     while piece := source.read(_PIECE_BYTES):
         target.write(piece)

@@ -67,6 +67,17 @@ class Manifest:
         return [shard for shard in self.shards if shard.split == split]
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What a store read that stays as it is: the manifests of complete stages by folder, and folders by their claim.
+
+    That something is not there is never remembered: another process may publish it at any time.
+    """
+
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    folders: dict[tuple[str, str], str] = field(default_factory=dict)
+
+
 def digest(*parts: object) -> str:
     """Sixteen hex digits of the parts' canonical JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

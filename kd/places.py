@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import pyarrow.fs as pafs
 from fsspec.implementations.arrow import ArrowFSWrapper  # type: ignore[import-untyped]
 
+from kd.addresses import Address, settled
 from kd.errors import InputError
+from kd.filesystems import opened
 
 
 class Found(NamedTuple):
@@ -27,23 +29,26 @@ class Place:
 
     root: str
 
+    @classmethod
+    def at(cls, path: str) -> "Place":
+        """The folder at a local path or a URL, with the endpoint that this process's environment sets. Raises InputError."""
+        try:
+            return cls(settled(path).url if "://" in path else str(Path(path).absolute()))
+        except ValueError as error:
+            raise InputError(f"cannot open the folder of the corpus: {error}") from error
+
+    @cached_property
+    def address(self) -> Address:
+        """The root taken apart; its text names the endpoint beside it."""
+        return Address.of(self.root)
+
     @cached_property
     def where(self) -> tuple[pafs.FileSystem, str]:
         """The file system, and the folder's path in it."""
-        if self.root.startswith("hf://"):
-            from huggingface_hub import HfFileSystem
-
-            return pafs.PyFileSystem(pafs.FSSpecHandler(HfFileSystem())), self.root.removeprefix("hf://").rstrip("/")
-        if "://" not in self.root:
-            return pafs.LocalFileSystem(), str(Path(self.root).absolute())
         try:
-            filesystem, base = pafs.FileSystem.from_uri(self.root)
+            return opened(self.address), self.address.path
         except (OSError, ValueError) as error:
-            raise InputError(f"cannot open {self.root}: expected a local path, s3://, gs:// or hf://; {error}") from error
-        return filesystem, base.rstrip("/")
-
-    def __getstate__(self) -> dict[str, str]:
-        return {"root": self.root}
+            raise InputError(f"cannot open {self.address}: expected a local path, s3://, gs:// or hf://; {error}") from error
 
     def exists(self) -> bool:
         """Whether there is such a folder. Raises InputError if its file system does not answer."""
@@ -62,14 +67,14 @@ class Place:
     def _answering(self) -> Iterator[None]:
         """What a file system says where it cannot be asked. The hub's client has errors of its own beside OSError."""
         refusals: tuple[type[Exception], ...] = (OSError,)
-        if self.root.startswith("hf://"):
+        if self.address.scheme == "hf":
             from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
             refusals += (HTTPError, ValueError)
         try:
             yield
         except refusals as error:
-            raise InputError(f"cannot list {self.root}: {error}; check the path, the network and the credentials") from error
+            raise InputError(f"cannot list {self.address}: {error}; check the path, the network and the credentials") from error
 
 
 def _said(info: Mapping[str, Any]) -> Found:

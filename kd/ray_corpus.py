@@ -27,7 +27,7 @@ from kd.attempts import begin_attempt, check_newest
 from kd.corpus import Source, columns_of
 from kd.errors import InputError, UserError
 from kd.examples import Place, Stream, Written, check_complete, finished, plan
-from kd.manifests import MANIFEST, Manifest, Shard, digest
+from kd.manifests import Manifest, Shard, digest
 from kd.ray_data import as_they_come, packed, quiet_context, raise_packed, readable_errors
 from kd.rows import Example
 from kd.shards import check_errors, errored_rows, summarise
@@ -72,7 +72,7 @@ def prepare(
     attempt = begin_attempt(store, folder)
     freeze(store, folder, sources)
     if retry_errors:
-        store.delete(f"{folder}/{MANIFEST}")
+        store.delete_manifest(folder)
     planned, llm = plan(task, config, sources), sources.get("llm")
     made = partial(Stream, task, store=store, folder=folder, rows_per_shard=config.rows_per_shard, plan=planned.digest, llm=llm)
     quiet_context()

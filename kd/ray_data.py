@@ -11,7 +11,7 @@ import pickle
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,13 +20,15 @@ from typing import Any
 import ray
 import ray.data
 import ray.exceptions
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kd.attempts import noted_try
 from kd.errors import StageError, UserError, each_in_turn
 from kd.loading import device_name
 from kd.manifests import Manifest, Shard
 from kd.shards import Apply, Claimed, Work, claim, finish, run_shard
 from kd.store import Store
+from kd.tries import Tries, check_tries
 
 Progress = Callable[[int, int], None]
 """Called with rows done and rows in all."""
@@ -103,10 +105,12 @@ class ShardWorker:
     It is made without the list of shards: which one it is to do comes with each call.
     """
 
-    def __init__(self, store: Store, claimed: Sequence[Claimed], device: str) -> None:
+    def __init__(self, store: Store, claimed: Sequence[Claimed], device: str, tries: ActorHandle) -> None:
         self.store = store
         self.claimed = claimed
         self.device = device
+        self.tries = tries
+        self.node = ray.get_runtime_context().get_node_id()
         self.opened: tuple[int, Apply] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -115,7 +119,7 @@ class ShardWorker:
         started, failure, counted = time.time(), b"", "{}"
         try:
             claimed = self.claimed[unit.work]
-            with noted_try(self.store, claimed.folder, claimed.attempt, unit.shard.name):
+            with self._noted(claimed.folder, unit.shard.name):
                 apply = self._apply(unit.work)
                 counted = json.dumps(run_shard(self.store, claimed, unit.shard, apply, device_name(self.device)))
         except Exception as error:  # noqa: BLE001 - raised again in the driver
@@ -123,6 +127,17 @@ class ShardWorker:
         done = {"work": unit.work, "rows": unit.shard.rows, "counted": counted}
         done |= {"started_s": started, "ended_s": time.time(), "failure": failure}
         return {key: [value] for key, value in done.items()}
+
+    @contextmanager
+    def _noted(self, folder: str, shard: str) -> Iterator[None]:
+        """Inside, a shard is being done: a note of that outlives this process. Raises StageError at one try too many."""
+        key = f"{folder}/{shard}"
+        died, lost = ray.get(self.tries.begin.remote(key, self.node))
+        check_tries(died, lost, self.store.path(folder), shard)
+        try:
+            yield
+        finally:
+            self.tries.end.remote(key)
 
     def _apply(self, work: int) -> Apply:
         if self.opened is None or self.opened[0] != work:
@@ -137,13 +152,24 @@ def _results(store: Store, claimed: Sequence[Claimed], units: Sequence[Unit], po
         return
     quiet_context()
     items = [{"work": unit.work, **dataclasses.asdict(unit.shard)} for unit in units]
-    arguments = {"store": store, "claimed": [_without_shards(item) for item in claimed], "device": pool.device}
+    tries = beside_the_driver(Tries, _nodes_that_are_there)
+    arguments = {"store": store, "claimed": [_without_shards(item) for item in claimed], "device": pool.device, "tries": tries}
     todo = ray.data.from_items(items, override_num_blocks=len(items))
     results = todo.map_batches(ShardWorker, batch_size=1, fn_constructor_kwargs=arguments, **pool.options(len(units)))
     with readable_errors():
         for result in as_they_come(results):
             raise_packed(result["failure"])
             yield result
+
+
+def beside_the_driver(kind: type, *arguments: Any) -> ActorHandle:
+    """An object of this kind that all workers can call. It is lost with the driver's node only, and ends with its last handle."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(kind).remote(*arguments)
+
+
+def _nodes_that_are_there() -> Collection[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def as_they_come(results: ray.data.Dataset) -> Iterator[dict[str, Any]]:

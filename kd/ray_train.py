@@ -7,26 +7,30 @@ a run that ends too many groups is given up, and the others go on. A group that 
 others, also to those that had none left: as long as any run is not over, they look for work, and hold no workers meanwhile.
 """
 
+import logging
 import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 
 import ray.train
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kd.errors import Overtaken, StageError, StoreError, UserError
+from kd.ray_data import beside_the_driver
 from kd.ray_worker import work
+from kd.training.progress import Look, Status
 from kd.training.roster import End, Roster
 from kd.training.runs import Failure, Queue
 from kd.training.session import begin
+
+log = logging.getLogger(__name__)
 
 RAY_FILES = "logs/ray"
 """The folder of the run directory for Ray Train's own notes. Checkpoints are no part of them: each run keeps its own."""
@@ -37,6 +41,8 @@ LEAVING_S = 60.0
 LOOK_FOR_ROOM_S = 30.0
 """So often it is looked whether the cluster has room for more groups by now."""
 _LOOK_S = 1.0
+_ANSWER_S = 10.0
+"""So long the roster may take to say how far the runs are, before it is asked again."""
 KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
@@ -49,27 +55,29 @@ over ten steps of a small model. A worker with a GPU does not: all that it would
 
 
 def train_queue(
-    queue: Queue, labels: Mapping[str, str] | None = None, following: AbstractContextManager[None] | None = None
+    queue: Queue,
+    labels: Mapping[str, str] | None = None,
+    following: Callable[[Look], AbstractContextManager[None]] | None = None,
 ) -> None:
     """Train the runs of a queue that are not finished yet. Where there are any, Ray is initialised.
 
     Args:
         queue: The runs.
         labels: What a node must be labelled with for a worker to run on it; none: any node.
-        following: What is open while workers write of their progress, from before the first to after the last of them.
+        following: Given what asks for the status of the runs, what is open while there are workers.
 
     Raises:
         StageError: some runs failed; each has its `kd.training.runs.Failure` in its folder. All others are finished.
         Overtaken: the stage was started once more, on the same run directory.
         UserError: no group of workers could be kept alive to finish the runs.
     """
-    if not begin(queue):
+    todo = begin(queue)
+    if not todo:
         return
-    groups = groups_that_fit(queue, labels or {})
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    roster = ray.remote(num_cpus=0, scheduling_strategy=here)(Roster).remote(queue, groups)
+    groups = groups_that_fit(queue, labels or {}, len(todo))
+    roster = beside_the_driver(Roster, queue, groups, todo)
     try:
-        with following or nullcontext():
+        with following(_look_at(roster)) if following else nullcontext():
             _side_by_side(queue, labels or {}, roster, groups)
         failures = ray.get(roster.failures.remote())
     finally:
@@ -78,9 +86,19 @@ def train_queue(
         raise StageError(_told(queue, failures))
 
 
-def groups_that_fit(queue: Queue, labels: Mapping[str, str]) -> int:
-    """How many groups to start: `parallel_runs`, or as many as find room now (at least one), but no more than there are runs."""
-    todo = len(queue.todo())
+def _look_at(roster: ActorHandle) -> Look:
+    def look(heard: int) -> Status:
+        try:
+            status: Status = ray.get(roster.status.remote(heard), timeout=_ANSWER_S)
+        except RayError:  # what became of the roster, the main thread says
+            return Status()
+        return status
+
+    return look
+
+
+def groups_that_fit(queue: Queue, labels: Mapping[str, str], todo: int) -> int:
+    """How many groups to start for so many runs: `parallel_runs`, or as many as find room now, at least one."""
     if queue.training.parallel_runs is not None:
         return min(queue.training.parallel_runs, todo)
     return max(1, min(_room(queue, labels, 0), todo))
@@ -136,8 +154,9 @@ class _Group(threading.Thread):
                 else:
                     self.stopped.wait(_LOOK_S)
         except BaseException as error:  # noqa: BLE001 - told by the main thread
-            with suppress(RayError):
-                ray.get(self.roster.give_back.remote(self.number))
+            if not self.stopped.is_set():  # else the main thread ends, and Ray with it
+                with suppress(RayError):
+                    ray.get(self.roster.give_back.remote(self.number))
             self.error = error
 
     def _work(self) -> None:
@@ -147,15 +166,19 @@ class _Group(threading.Thread):
         except ray.train.TrainingFailedError as error:
             if not isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
                 self._bear(error)
+        finally:
+            if not self.stopped.is_set():
+                ray.get(self.roster.gone.remote(self.number, None))
 
     def _bear(self, error: ray.train.TrainingFailedError) -> None:
         """Tell the roster of a death. Workers that never came to work say nothing about the run that is to be gone on with."""
         cause = root_cause(error)
+        log.warning("group %d of %s has ended: %s", self.number, self.queue.stage, error)
         if isinstance(cause, Overtaken):
             raise cause from error
         if not isinstance(error, ray.train.ControllerError):
             end = End(str(cause), again=not is_final(error))
-            if ray.get(self.roster.ended.remote(self.number, end)):
+            if ray.get(self.roster.gone.remote(self.number, end)):
                 self._idle_losses = 0
                 return
         self._idle_losses += 1
@@ -228,6 +251,7 @@ def _trainer(queue: Queue, labels: Mapping[str, str], roster: ActorHandle | None
     have no end of patience with workers that die while they start.
     """
     training, use_gpu = queue.training, queue.device == "cuda"
+    filesystem, ray_files = queue.store.for_libraries(RAY_FILES)
     return TorchTrainer(
         work,
         train_loop_config={"queue": queue, "roster": roster, "group": group},
@@ -240,7 +264,8 @@ def _trainer(queue: Queue, labels: Mapping[str, str], roster: ActorHandle | None
         ),
         run_config=RunConfig(
             name=f"{queue.stage}-{group}",
-            storage_path=queue.store.path(RAY_FILES),
+            storage_path=ray_files,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": KEEP_MEMORY if queue.device == "cpu" else {}},
@@ -251,21 +276,36 @@ def _trainer(queue: Queue, labels: Mapping[str, str], roster: ActorHandle | None
 def root_cause(error: Exception) -> UserError:
     """What a person should read of a failed group: a user's mistake, else the error that is not a mere loss of contact."""
     failures = _worker_failures(error)
-    for failure in failures:
+    for failure in failures.values():
         if isinstance(failure, UserError):
             return failure
-    told = [failure for failure in failures if not _is_lost_contact(failure)] or failures or [error]
-    return StageError(f"a training worker failed: {told[0]!r}")
+    told = {rank: failure for rank, failure in failures.items() if not _is_lost_contact(failure)} or failures
+    said = [_said_of(rank, failure) for rank, failure in told.items()]
+    return StageError(f"a training worker failed: {said[0] if said else repr(error)}")
+
+
+def _said_of(rank: int, failure: BaseException) -> str:
+    """How a worker ended: with an error of its own, or with its process or its node, of which Ray tells at length."""
+    cause = getattr(failure, "health_check_failure", None)
+    if not isinstance(cause, RayActorError | OutOfMemoryError):
+        return repr(failure)
+    if isinstance(cause, OutOfMemoryError):
+        return f"the process of rank {rank} was ended by Ray, as its machine ran out of memory"
+    lost = next((node for node in ray.nodes() if node["NodeID"] in str(cause) and not node["Alive"]), None)
+    if lost is not None or "node has died" in str(cause) or "node was terminated" in str(cause):
+        return f"the node of rank {rank} was lost" + (f" ({lost['NodeManagerAddress']})" if lost else "")
+    return f"the process of rank {rank} died"
 
 
 def is_final(error: Exception) -> bool:
     """Whether a worker said why it failed, and trying again would not mend it; a file system may be well again."""
-    said = [failure for failure in _worker_failures(error) if isinstance(failure, UserError)]
+    said = [failure for failure in _worker_failures(error).values() if isinstance(failure, UserError)]
     return bool(said) and not isinstance(said[0], StoreError)
 
 
-def _worker_failures(error: Exception) -> list[BaseException]:
-    return [getattr(failure, "_base_exc", failure) for failure in getattr(error, "worker_failures", {}).values()]
+def _worker_failures(error: Exception) -> dict[int, BaseException]:
+    """What each rank that failed met."""
+    return {rank: getattr(failure, "_base_exc", failure) for rank, failure in getattr(error, "worker_failures", {}).items()}
 
 
 def _is_lost_contact(failure: BaseException) -> bool:

@@ -1,8 +1,10 @@
 """What every worker of a Ray Train group does: the runs of a queue, one after the other, with DeepSpeed."""
 
+import dataclasses
 import gc
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from ray.exceptions import RayTaskError
 
 from kd.deepspeed_engine import DeepSpeedEngine, import_deepspeed
 from kd.errors import Overtaken, StageError, StoreError, UserError
+from kd.manifests import Manifest
 from kd.training.checkpoints import Checkpoints
-from kd.training.progress import ProgressFile
+from kd.training.progress import Progress, reporting
 from kd.training.ranks import by_first, gathered, local_rank, rank, together, world
 from kd.training.roster import End
 from kd.training.runs import Claimed, Queue
@@ -54,7 +57,7 @@ def work(settings: dict[str, Any]) -> None:
             watch.run = item.run.name
             with tempfile.TemporaryDirectory(prefix="kd-train-") as scratch:
                 try:
-                    end = _train(queue, item, Path(scratch), features, watch)
+                    end = _train(queue, item, Path(scratch), features, watch, lambda said: roster.report.remote(group, said))
                 except torch.OutOfMemoryError as met:
                     if before:  # what earlier runs left may be in the way: new processes decide
                         raise
@@ -78,7 +81,7 @@ def _load_libraries(device: str) -> None:
     gc.freeze()
 
 
-def _train(queue: Queue, item: Claimed, scratch: Path, features: Path, watch: Watch) -> End:
+def _train(queue: Queue, item: Claimed, scratch: Path, features: Path, watch: Watch, report: Callable[[Progress], object]) -> End:
     """One run from its model to its manifest; or what went wrong, where every rank knows it and the group is as good as new.
 
     Raises:
@@ -96,22 +99,22 @@ def _train(queue: Queue, item: Claimed, scratch: Path, features: Path, watch: Wa
     engine = DeepSpeedEngine(opened.student.model, queue.training, queue.device, found.checkpoint.world if found else None)
     trainer = opened.trainer(engine, queue, item.run, scratch)
 
-    def publish() -> None:
+    def publish() -> Manifest:
         checkpoints.check_newest()
-        publish_run(queue, item, opened, trainer)
+        return dataclasses.replace(publish_run(queue, item, opened, trainer), shards=())
 
     try:
         if found:
             found.load_into(trainer)
-        trainer.train(ProgressFile(queue).of(item), lambda: checkpoints.save(trainer), watch)
+        trainer.train(reporting(queue, item, report), lambda: checkpoints.save(trainer), watch)
         watch("publish", trainer.state.step)
-        by_first(publish)
+        manifest = by_first(publish)
         checkpoints.clear()
     except UserError as error:
         return _end(error)
     finally:
         engine.close()
-    return End()
+    return End(manifest=manifest)
 
 
 def _end(error: UserError) -> End:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kd.arrow import schema_digest
-from kd.attempts import begin_attempt, check_newest
+from kd.attempts import NEWEST_WITHIN_S, begin_attempt, check_newest
 from kd.errors import StageError
 from kd.manifests import MANIFEST, Manifest, Shard, digest
 from kd.rows import Row, RowError, as_errored
@@ -80,14 +80,13 @@ def claim(store: Store, work: Work, retry_errors: bool = False) -> Claimed | Man
     stage is unfinished from then on: what is made from it waits for the new manifest.
     """
     folder = store.folder_for(work.target, work.digest)
-    manifest = store.manifest(folder)
-    if manifest is not None and not (retry_errors and added_errors(manifest.errors, manifest.counts)):
+    if manifest := _finished(store, folder, retry_errors):
         return manifest
     there = set(store.names(folder))
     again = list(_with_errors(store, folder, [shard for shard in work.shards if shard.file in there])) if retry_errors else []
     todo = [shard for shard in work.shards if shard.file not in there] + again
-    if manifest is not None:
-        store.delete(f"{folder}/{MANIFEST}")
+    if MANIFEST in there:
+        store.delete_manifest(folder)
     by_size = sorted(todo, key=lambda shard: -shard.rows)
     return Claimed(work, folder, begin_attempt(store, folder), by_size, frozenset(shard.name for shard in again))
 
@@ -95,8 +94,17 @@ def claim(store: Store, work: Work, retry_errors: bool = False) -> Claimed | Man
 def is_finished(store: Store, work: Work, retry_errors: bool = False) -> bool:
     """Whether the work has a manifest, and with `retry_errors` no row in it that got an error here."""
     folder = store.find_folder(work.target, work.digest)
-    manifest = store.manifest(folder) if folder else None
-    return manifest is not None and not (retry_errors and added_errors(manifest.errors, manifest.counts))
+    return folder is not None and _finished(store, folder, retry_errors) is not None
+
+
+def finished_in(store: Store, work: Work, retry_errors: bool = False) -> Manifest | None:
+    """The manifest of work that `is_finished`; its folder is taken for it if it has none, so that it is asked for once."""
+    return _finished(store, store.folder_for(work.target, work.digest), retry_errors)
+
+
+def _finished(store: Store, folder: str, retry_errors: bool) -> Manifest | None:
+    manifest = store.manifest(folder)
+    return None if manifest is None or (retry_errors and added_errors(manifest.errors, manifest.counts)) else manifest
 
 
 def completed(store: Store, work: Work) -> tuple[str, Manifest]:
@@ -144,7 +152,7 @@ def run_shard(store: Store, claimed: Claimed, shard: Shard, apply: Apply, device
     except ValueError as error:
         raise StageError(f"{work.title}, {shard.file}: {error}") from error
     counted = count(finished) | _count_inherited(rows) | tally
-    check_newest(store, claimed.folder, claimed.attempt, work.title)
+    check_newest(store, claimed.folder, claimed.attempt, work.title, NEWEST_WITHIN_S)
     store.publish_rows(target, finished, work.writes, counted)
     return counted
 

@@ -33,9 +33,11 @@ def sources_still_there(task: TaskConfig) -> dict[str, Source]:
 
 def freeze(store: Store, folder: str, sources: Mapping[str, Source]) -> None:
     """Publish the list, unless an earlier attempt did. Raises like `check_unchanged`, and InputError for an unreadable file."""
-    if not store.exists(f"{folder}/{SOURCES}"):
-        store.publish_json(f"{folder}/{SOURCES}", {name: _listed(source) for name, source in sources.items()})
-    check_unchanged(store, folder, sources)
+    listed = store.json_if_there(f"{folder}/{SOURCES}")
+    if listed is None:
+        listed = {name: _listed(source) for name, source in sources.items()}
+        store.publish_json(f"{folder}/{SOURCES}", listed)
+    _compare(store, folder, listed, sources)
 
 
 def check_unchanged(store: Store, folder: str, sources: Mapping[str, Source]) -> None:
@@ -47,9 +49,12 @@ def check_unchanged(store: Store, folder: str, sources: Mapping[str, Source]) ->
     Raises:
         StoreError: a file differs. The first one is named.
     """
-    if not store.exists(f"{folder}/{SOURCES}"):
-        return
-    listed = store.read_json(f"{folder}/{SOURCES}")
+    listed = store.json_if_there(f"{folder}/{SOURCES}")
+    if listed is not None:
+        _compare(store, folder, listed, sources)
+
+
+def _compare(store: Store, folder: str, listed: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
     for name, source in sources.items():
         for path, change in _changes(listed.get(name, {"folder": "", "files": {}}), source):
             raise StoreError(
@@ -73,13 +78,13 @@ def _listed(source: Source) -> dict[str, Any]:
 
 def _changes(listed: Mapping[str, Any], source: Source) -> Iterator[tuple[str, str]]:
     """Paths of files that differ from the list, in the order of their names, and how."""
-    before, root = listed["files"], source.place.root
+    before, root, place = listed["files"], source.place.root, source.place.address
     now = {file.name: index for index, file in enumerate(source.files)}
     for name in sorted(before.keys() | now.keys()):
         if name not in now:
-            yield f"{root}/{name}", "it is no longer there"
+            yield str(place.below(name)), "it is no longer there"
         elif name not in before:
-            yield f"{root}/{name}", "it was not there, or belonged to no split"
+            yield str(place.below(name)), "it was not there, or belonged to no split"
         else:
             file, was = source.files[now[name]], before[name]
             if file.size_bytes != was["size_bytes"]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kd.attempts import check_newest
+from kd.attempts import NEWEST_WITHIN_S, check_newest
 from kd.manifests import Shard, digest
 from kd.rows import Example
 from kd.store import Store
@@ -62,7 +62,7 @@ def rename(store: Store, folder: str, attempt: str, shard: Shard, *renames: Rena
     renamed = replace(shard, name=f"{shard.name}-{RENAMED}-{digest(content, sorted(new.items()))[:8]}")
     if not store.exists(f"{folder}/{renamed.file}"):
         rows = [replace(row, uid=new.get(at, row.uid)) for at, row in enumerate(store.read_rows(path, Example))]
-        check_newest(store, folder, attempt, "prepare")
+        check_newest(store, folder, attempt, "prepare", NEWEST_WITHIN_S)
         store.publish_rows(f"{folder}/{renamed.file}", rows, Example, store.read_notes(path) | {RENAMED: len(new)})
     return renamed, len(new)
 

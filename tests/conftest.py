@@ -3,7 +3,9 @@ those that ask.
 """
 
 import os
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -11,6 +13,8 @@ import torch
 
 from kd.loading import set_threads
 from kd.models import Loaded, ModelSource
+from kd.store import Store
+from tests.gs_server import serving_gs
 from tests.s3_server import S3Server, environment_of, serving
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -47,6 +51,29 @@ def s3() -> Iterator[S3Server]:
     """A real S3 server without buckets, in this process's environment; see `tests/s3_server.py`."""
     with serving() as server, environment_of(server):
         yield server
+
+
+@pytest.fixture(scope="module")
+def gs() -> Iterator[str]:
+    """The endpoint of an emulator of Google's object store, in this process's environment; see `tests/gs_server.py`."""
+    with serving_gs() as endpoint:
+        yield endpoint
+
+
+STORES = ("local", "s3", "gs")
+"""The kinds of store that are supported."""
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty run directory on each kind of store in turn."""
+    if request.param == "local":
+        return Store.at(str(tmp_path / "run"))
+    if request.param == "s3":
+        request.getfixturevalue("s3").make_bucket("runs")
+    else:
+        request.getfixturevalue("gs")
+    return Store.at(f"{request.param}://runs/{tmp_path.name}-{uuid.uuid4().hex[:8]}")
 
 
 @pytest.fixture(scope="module")

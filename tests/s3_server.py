@@ -91,7 +91,9 @@ class S3Server:
     def upload(self, local: Path, where: str) -> None:
         """Put the files below a local folder into `bucket/prefix`."""
         for path in sorted(item for item in local.rglob("*") if item.is_file()):
-            with self.filesystem().open_output_stream(f"{where}/{path.relative_to(local).as_posix()}") as stream:
+            with self.filesystem().open_output_stream(
+                f"{where}/{path.relative_to(local).as_posix()}", compression=None
+            ) as stream:
                 stream.write(path.read_bytes())
 
 

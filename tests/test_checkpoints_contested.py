@@ -79,10 +79,10 @@ def test_checkpoints_of_finished_runs_go_when_their_queue_is_started(queue: Queu
     train(queue, tmp_path / "whole")
     item, other = queue.items[0], f"{queue.items[1].folder}/{CHECKPOINTS}/00000001-a"
     queue.store.publish(f"{other}/{CHECKPOINT_MANIFEST}", b"{}")
-    clear_finished(queue)
+    clear_finished(queue, queue.todo())
     assert manifests(queue), "it is not finished yet"
     done = Manifest(stage="train", digest=item.digest, config={}, inputs={}, shards=[], rows=1, device="cpu", seconds=1.0)
     queue.store.publish_manifest(item.folder, done)
-    clear_finished(queue)
+    clear_finished(queue, queue.todo())
     assert not Path(queue.store.path(f"{item.folder}/{CHECKPOINTS}")).exists()
     assert queue.store.exists(f"{other}/{CHECKPOINT_MANIFEST}")

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kd.corpus import decoded, find, find_splits, is_there
+from kd.corpus import decoded, find, find_splits
 from kd.errors import InputError
 from kd.examples import as_example
 from kd.places import Place
@@ -145,35 +145,6 @@ def test_a_source_travels_to_a_worker(tmp_path: Path) -> None:
     source = find(str(tmp_path), "*", "auto", "task.files.train")
     assert source.columns()
     assert list(pickle.loads(pickle.dumps(source)).all_records()) == list(source.all_records())
-
-
-def test_the_hub_is_read_through_its_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-    from fsspec.implementations.dirfs import DirFileSystem
-    from fsspec.implementations.local import LocalFileSystem
-
-    (tmp_path / "datasets" / "me" / "mine").mkdir(parents=True)
-    write_parquet(tmp_path / "datasets" / "me" / "mine" / "train-00000-of-00001.parquet", RECORDS)
-    monkeypatch.setattr(huggingface_hub, "HfFileSystem", lambda: DirFileSystem(str(tmp_path), LocalFileSystem()))
-    source = find("hf://datasets/me/mine", "train[.-]*", "auto", "task.files.train")
-    assert [file.name for file in source.files] == ["train-00000-of-00001.parquet"]
-    assert [decoded(text) for text in source.all_records()] == RECORDS
-
-
-@pytest.mark.parametrize("says", [OSError("no route"), ValueError("no such kind of name"), "HTTPError"])
-def test_a_hub_that_does_not_answer_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, says: Exception | str) -> None:
-    import huggingface_hub
-    from fsspec.implementations.memory import MemoryFileSystem
-    from huggingface_hub.errors import HTTPError
-
-    class Silent(MemoryFileSystem):
-        def info(self, path: str, **_: object) -> dict[str, object]:
-            raise HTTPError("name not known") if isinstance(says, str) else says
-
-    monkeypatch.setattr(huggingface_hub, "HfFileSystem", Silent)
-    with pytest.raises(InputError, match=r"cannot list hf://datasets/me/mine: .*no.*; check the path, the network and"):
-        find("hf://datasets/me/mine", "*", "auto", "task.files.train")
-    assert not is_there("hf://datasets/me/mine")
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from kd.store import Store
+from kd.training import progress
 from kd.training.events import EVENTS, EventFile
 from kd.training.loop import State
 from kd.training.objectives import MultiTask
-from kd.training.progress import ProgressFile, read_runs
+from kd.training.progress import Progress, reporting
 from kd.training.session import train_here
 from tests.test_loop import ignore, trainer
 from tests.tiny_runs import SHORT, history, tiny_queue
@@ -90,15 +91,6 @@ def test_a_trained_run_has_its_curves_its_timings_and_its_progress(tmp_path: Pat
             assert 0 <= points(event)["speed/padding_frac"] < 1
             assert 0 < points(event)["speed/waiting_frac"] < 1
         assert not {"seconds", "unix_s", "waited_s"} & set(entries[-1])
-    runs = read_runs(queue.store, "train")
-    assert [progress.run for progress in runs] == ["label/0", "label/1", "words/0", "words/1"]
-    assert {(progress.is_over, progress.step, progress.seconds_left) for progress in runs} == {(True, 6, 0)}
-    assert [progress.run for progress in read_runs(queue.store, "train", without={"label/1", "words/0"})] == [
-        "label/0",
-        "words/1",
-    ]
-    ProgressFile(queue).start()
-    assert read_runs(queue.store, "train") == []
 
 
 def test_a_resumed_run_has_every_point_once(tmp_path: Path) -> None:
@@ -106,7 +98,7 @@ def test_a_resumed_run_has_every_point_once(tmp_path: Path) -> None:
     saved.mkdir()
     item = replace(queue.items[0], folder="resumed")
     with trainer(queue) as disturbed:
-        disturbed.train(ProgressFile(queue).of(item), lambda: disturbed.save(saved))
+        disturbed.train(reporting(queue, item, lambda _: None), lambda: disturbed.save(saved))
         EventFile(queue.store, item.folder, item.run.objective.terms).publish(disturbed.state)
     with trainer(queue) as resumed:
         resumed.load(saved)
@@ -122,7 +114,7 @@ def test_a_resumed_run_has_every_point_once(tmp_path: Path) -> None:
 
 
 class Unread(Store):
-    """A run directory that is only written."""
+    """A run directory that is only written, and never while a run is as short as this one."""
 
     def exists(self, relative: str) -> bool:
         raise AssertionError(relative)
@@ -133,22 +125,26 @@ class Unread(Store):
     def read(self, relative: str) -> bytes:
         raise AssertionError(relative)
 
-
-def test_progress_is_written_without_a_look_at_the_runs_of_the_queue(tmp_path: Path) -> None:
-    queue = tiny_queue(tmp_path, SHORT, seeds=(0, 1))
-    unread, state = replace(queue, store=Unread(queue.store.root)), State(step=3, seconds=6.0)
-    ProgressFile(unread).of(queue.items[0])(state)
-    ProgressFile(unread).finish(queue.items[1], state)
-    found = read_runs(queue.store, "train")
-    assert [(each.run, each.step, each.steps, each.seconds_left, each.is_over) for each in found] == [
-        ("words/0", 3, 6, 6.0, False),
-        ("words/1", 3, 6, 6.0, True),
-    ]
+    def publish(self, relative: str, data: bytes) -> None:
+        raise AssertionError(relative)
 
 
-def test_a_store_that_cannot_be_written_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_is_reported_without_the_run_directory(tmp_path: Path) -> None:
+    queue, said = tiny_queue(tmp_path, SHORT, seeds=(0, 1)), list[Progress]()
+    unread = replace(queue, store=Unread(queue.store.root))
+    entry = {"step": 3, "loss": {"label": 1.0, "rationale": 2.0}, "gradient_norm": 1.0, "learning_rate": 0.1}
+    report = reporting(unread, queue.items[0], said.append)
+    report(State(step=3, seconds=6.0, history=[entry]))
+    report(State(step=4, seconds=7.0))
+    assert said == [Progress("words/0", 3, 6, {"loss": 1.5, "loss_label": 1.0, "loss_rationale": 2.0}, 6.0)], "once a second"
+
+
+def test_a_store_that_cannot_be_written_ends_no_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_EVENTS_INTERVAL_S", 0.0)
     queue = tiny_queue(tmp_path, SHORT)
     (tmp_path / "logs").write_text("a file where a folder should be")
     with trainer(queue) as trained:
-        assert trained.train(ProgressFile(queue).of(queue.items[0]), lambda: None).step == SHORT.steps
-    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+        assert trained.train(reporting(queue, queue.items[0], lambda _: None), lambda: None).step == SHORT.steps
+    assert {record.levelname for record in caplog.records} == {"WARNING"}

@@ -17,8 +17,7 @@ from kd import ray_train
 from kd.errors import Overtaken, StageError, StoreError
 from kd.manifests import Manifest
 from kd.ray_train import train_queue
-from kd.training.loop import State
-from kd.training.progress import ProgressFile, read_runs
+from kd.training.progress import Finished, Look, Status
 from kd.training.roster import End
 from kd.training.runs import Queue, failure
 from tests.tiny_runs import SHORT, tiny_queue
@@ -184,21 +183,22 @@ def test_a_run_that_is_left_when_the_others_have_no_more_to_do_is_gone_on_with_b
     assert lives.lived == [2, 1], "without work no workers are held"
 
 
-def test_progress_is_followed_while_groups_work_and_begins_with_nothing(tmp_path: Path, live: Callable[[Lives], Lives]) -> None:
-    queue, seen = queue_at(tmp_path), list[tuple[int, int]]()
-    for item in queue.items:
-        ProgressFile(queue).finish(item, State(step=6, seconds=1.0))
+def test_the_roster_tells_of_every_run_while_groups_work(tmp_path: Path, live: Callable[[Lives], Lives]) -> None:
+    queue, seen = queue_at(tmp_path), list[Status]()
 
     @contextmanager
-    def following() -> Iterator[None]:
-        seen.append((len(read_runs(queue.store, "train")), len(queue.todo())))
+    def following(look: Look) -> Iterator[None]:
+        seen.append(look(0))
         yield
-        seen.append((len(read_runs(queue.store, "train")), len(queue.todo())))
+        seen.append(look(1))
 
     live(Lives(works))
-    train_queue(queue, following=following())
-    train_queue(queue, following=following())
-    assert seen == [(0, 2), (0, 0)], "and where nothing is to be done, nothing is followed"
+    train_queue(queue, following=following)
+    train_queue(queue, following=following)
+    before, after = seen
+    assert before == Status(waits=True), "and where nothing is to be done, nothing is followed"
+    assert [type(news) for news in after.news] == [Finished], "the first was heard before"
+    assert not after.waits
 
 
 def test_an_error_that_trying_again_would_not_mend_ends_a_run_at_once_and_no_other(

@@ -18,7 +18,6 @@ from kd.rows import Example, Features, RationaleRow, RowError
 from kd.training.config import LoopConfig
 from kd.training.engine import TorchEngine, adamw, clip_gradient
 from kd.training.loop import State
-from kd.training.progress import read_runs
 from kd.training.runs import MODEL, Queue, trained
 from kd.training.session import train_here
 from kd.training.validation import Score, sample
@@ -183,17 +182,13 @@ def test_a_gradient_that_is_not_finite_is_told_by_its_step_though_a_later_one_is
             fresh.train(ignore, lambda: None)
 
 
-def test_finished_runs_are_skipped_and_progress_is_readable(tmp_path: Path) -> None:
+def test_finished_runs_are_skipped(tmp_path: Path) -> None:
     queue = tiny_queue(tmp_path, SHORT)
     train_here(queue)
     before = [queue.store.manifest(item.folder) for item in queue.items]
     assert queue.todo() == []
     train_here(queue)
     assert [queue.store.manifest(item.folder) for item in queue.items] == before
-    runs = read_runs(queue.store, "train")
-    assert [(progress.run, progress.step, progress.steps) for progress in runs] == [("label/0", 6, 6), ("words/0", 6, 6)]
-    assert runs[0].figures["loss_label"] == history(queue, 1)[-1]["loss"]["label"]
-    assert read_runs(queue.store, "teach") == []
 
 
 def test_training_on_nothing_is_refused_before_it_starts(tmp_path: Path) -> None:
@@ -221,10 +216,10 @@ def test_a_variant_whose_rationales_are_all_empty_is_refused_before_it_starts(tm
         queue.store.publish_rows(f"rationales/words/{shard.file}", [], RationaleRow, notes)
     with pytest.raises(StageError, match=r"variant 'words' learns rationales, but in .*rationales/words every row of train"):
         train_here(queue)
-    replace(queue, items=[label]).check()
+    queue.check([label])
     last = words.run.shards[-1]
     queue.store.publish_rows(f"rationales/words/{last.file}", [], RationaleRow, {"rows": last.rows})
-    queue.check()
+    queue.check(queue.items)
 
 
 def test_a_run_is_recognised_by_everything_that_made_it(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from kd.models import ModelConfig, ModelSource
 from kd.ray_train import groups_that_fit, train_queue
 from kd.ray_worker import RUNS_PER_GROUP_AT_STAGE_3
 from kd.training.objectives import LabelOnly
-from kd.training.progress import read_runs
 from kd.training.runs import MODEL, Claimed, Queue, failure
 from tests import traps
 from tests.tiny_runs import SHORT, history, tiny_queue
@@ -116,19 +115,16 @@ def test_two_groups_train_what_one_does_and_a_failure_in_one_leaves_the_other_al
         assert both.store.read_json(f"{other.folder}/history.json") == {"history": history(first, index)}
         mine, theirs = weights(first, item), weights(both, other)
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    assert {progress.run for progress in read_runs(both.store, "train") if progress.is_over} == {
-        item.run.name for item in first.items
-    }
 
 
 def test_as_many_groups_as_find_room_and_no_more_than_there_are_runs(tmp_path: Path) -> None:
     queue = tiny_queue(tmp_path, QUICK.model_copy(update={"parallel_runs": None}), seeds=(0, 1))
     room = min(os.cpu_count() or 1, int(ray.cluster_resources()["CPU"]))
-    assert groups_that_fit(queue, {}) == min(4, room)
-    assert groups_that_fit(replace(queue, training=queue.training.model_copy(update={"threads_per_worker": 99})), {}) == 1
-    assert groups_that_fit(queue, {"market": "nowhere"}) == 1
-    assert groups_that_fit(replace(queue, training=QUICK.model_copy(update={"parallel_runs": 3})), {}) == 3
-    assert groups_that_fit(replace(queue, items=queue.items[:2], training=QUICK.model_copy(update={"parallel_runs": 3})), {}) == 2
+    assert groups_that_fit(queue, {}, 4) == min(4, room)
+    assert groups_that_fit(replace(queue, training=queue.training.model_copy(update={"threads_per_worker": 99})), {}, 4) == 1
+    assert groups_that_fit(queue, {"market": "nowhere"}, 4) == 1
+    assert groups_that_fit(replace(queue, training=QUICK.model_copy(update={"parallel_runs": 3})), {}, 4) == 3
+    assert groups_that_fit(replace(queue, training=QUICK.model_copy(update={"parallel_runs": 3})), {}, 2) == 2
 
 
 def test_a_group_waits_for_room_longer_than_ray_train_would_and_no_failure_is_counted(

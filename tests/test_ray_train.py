@@ -18,7 +18,6 @@ from kd.errors import InputError, StageError
 from kd.ray_train import KEEP_MEMORY, _trainer, root_cause, train_queue
 from kd.ray_worker import _too_large
 from kd.training.config import LoopConfig
-from kd.training.progress import read_runs
 from kd.training.runs import MODEL, TIMINGS, Queue
 from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS
 from tests.deadly import Deadly, whereabouts
@@ -66,14 +65,6 @@ def test_a_finished_queue_starts_nothing(finished: Queue) -> None:
     before = finished.store.names(finished.items[0].folder), finished.store.manifest(finished.items[0].folder)
     train_queue(finished)
     assert (finished.store.names(finished.items[0].folder), finished.store.manifest(finished.items[0].folder)) == before
-
-
-def test_progress_ends_at_the_last_step(finished: Queue) -> None:
-    progress = read_runs(finished.store, "train")
-    assert [(each.run, each.step, each.steps, each.is_over) for each in progress] == [
-        ("label/0", 40, 40, True),
-        ("words/0", 40, 40, True),
-    ]
 
 
 def test_a_group_that_loses_a_worker_goes_on_from_its_checkpoint_to_the_same_losses(finished: Queue, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from kd.errors import Overtaken, StoreError
-from kd.manifests import Manifest
+from kd.manifests import Manifest, Shard
 from kd.store import Store
-from kd.training.progress import read_interruptions
+from kd.training.progress import Finished, Interruption, Progress, Status
 from kd.training.roster import End, Roster
 from kd.training.runs import FAILURE, Queue, failure
 from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS
@@ -110,19 +110,17 @@ def test_every_interruption_is_told_as_it_happens_with_what_hung_and_where_the_r
     roster.take(0)
     roster.ended(0, End("a node was taken away\nand more", again=True))
     first = "interrupted (1 of at most 2): a node was taken away; it goes on from step 0"
-    assert [str(said) for said in read_interruptions(queue.store, "train")] == [first]
+    assert [str(said) for said in roster.status(0).news] == [first]
     save(queue, 0, 1500)
     roster.beat(0, Beat(0, "words/0", "step", 1612, hung_s=30.2, waits=True))
     roster.beat(0, Beat(1, "words/0", "step", 1612, hung_s=30.0))
     roster.ended(0, End("connection closed", again=True))
-    (said,) = read_interruptions(queue.store, "train")
+    (said,) = roster.status(1).news
+    assert isinstance(said, Interruption)
     assert (said.run, said.step, said.number, said.most) == ("words/0", 1500, 1, 2), "counted anew, as the run has got on"
     assert said.why.startswith("rank 1 of train hung in step of words/0 at step 1612 for 30 s; ranks that waited: 0.")
     roster.ended(0, End("503", again=True))
-    assert [str(said) for said in read_interruptions(queue.store, "train")] == [
-        "interrupted (2 of at most 2): 503; it goes on from step 1,500"
-    ]
-    assert read_interruptions(queue.store, "train", without={"words/0"}) == []
+    assert [str(said) for said in roster.status(2).news] == ["interrupted (2 of at most 2): 503; it goes on from step 1,500"]
     told = [record.getMessage() for record in caplog.records]
     assert told[0] == f"words/0 of train: {first}"
     assert len(told) == 3
@@ -213,3 +211,38 @@ def test_the_roster_of_a_start_that_was_overtaken_gives_nothing_out(queue: Queue
     with pytest.raises(Overtaken, match=r"train: another job has started this stage in .*/logs/train and goes on with it"):
         older.take(0)
     assert newer.take(0) == 0
+
+
+def halfway(run: str) -> Progress:
+    return Progress(run, 3, 6, {}, 1.5)
+
+
+def test_the_roster_tells_how_far_the_runs_are_that_have_workers_and_what_becomes_of_them(queue: Queue) -> None:
+    roster = Roster(queue, 2)
+    assert roster.status(0) == Status(waits=True), "nobody is at work yet"
+    for group, run in ((1, "words/1"), (0, "words/0")):
+        roster.take(group)
+        roster.report(group, halfway(run))
+    roster.report(0, halfway("label/0"))
+    assert roster.status(0) == Status(progress=(halfway("words/0"), halfway("words/1")))
+    done = Manifest(stage="train", digest="d", config={}, inputs={}, shards=[Shard("a", "train", 1)], rows=1)
+    roster.ended(0, End(manifest=done))
+    assert roster.status(0) == Status((Finished("words/0", replace(done, shards=())),), (halfway("words/1"),))
+    assert roster.status(1).news == ()
+
+
+def test_a_run_whose_workers_are_lost_has_no_progress_and_waits_until_it_has_others(queue: Queue) -> None:
+    roster = Roster(queue, 2)
+    for group, run in ((0, "words/0"), (1, "words/1")):
+        roster.take(group)
+        roster.report(group, halfway(run))
+    assert roster.gone(0, End("the node of rank 0 was lost", again=True))
+    status = roster.status(0)
+    assert (status.waits, status.progress) == (True, (halfway("words/1"),))
+    assert str(status.news[0]) == "interrupted (1 of at most 1): the node of rank 0 was lost; it goes on from step 0"
+    roster.take(0)
+    assert not roster.status(0).waits
+    assert not roster.gone(1, None), "no error of the run that it is in"
+    assert roster.status(0).waits
+    roster.give_back(1)
+    assert not roster.status(0).waits, "it waits for its turn, not for workers"

@@ -3,10 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from kd.errors import StoreError
-from kd.manifests import Manifest
-from kd.store import Store
-from kd.training.progress import read_runs
 from kd.training.saved import CHECKPOINT_MANIFEST, CHECKPOINTS, newest_step
 from kd.training.session import begin, fetch_features, open_run, train_here
 from tests.tiny_runs import SHORT, tiny_queue
@@ -33,26 +29,5 @@ def test_a_start_of_a_queue_leaves_of_earlier_ones_what_is_to_be_gone_on_with(tm
     train_here(replace(queue, items=queue.items[:1]))
     for item in queue.items:
         queue.store.publish(f"{item.folder}/{CHECKPOINTS}/00000003-a/{CHECKPOINT_MANIFEST}", b"{}")
-    assert [progress.run for progress in read_runs(queue.store, "train")] == ["words/0"]
     assert begin(queue) == [queue.items[1]]
-    assert read_runs(queue.store, "train") == []
     assert [newest_step(queue.store, item.folder) for item in queue.items] == [0, 3]
-
-
-class Mute(Store):
-    """A run directory that takes no more progress once the manifest of a run is there."""
-
-    def publish_manifest(self, folder: str, manifest: Manifest) -> Manifest:
-        Path(self.root, "mute").touch()
-        return super().publish_manifest(folder, manifest)
-
-    def publish(self, relative: str, data: bytes) -> None:
-        if ".progress/" in relative and Path(self.root, "mute").exists():
-            raise StoreError(f"cannot write {relative}: 503")
-        super().publish(relative, data)
-
-
-def test_a_run_whose_manifest_is_there_is_finished_whoever_hears_of_it(tmp_path: Path) -> None:
-    queue = tiny_queue(tmp_path, SHORT)
-    train_here(replace(queue, items=queue.items[:1], store=Mute(queue.store.root)))
-    assert [item.run.name for item in queue.todo()] == ["label/0"]

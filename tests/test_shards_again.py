@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from kd.attempts import MOST_TRIES, noted_try
 from kd.errors import StageError, StoreError
 from kd.loading import device_name
 from kd.manifests import Shard
@@ -150,29 +149,6 @@ def test_a_stage_whose_errors_are_tried_again_is_unfinished_until_all_of_them_we
     resumed = loop(store, work(shards))
     assert (resumed.errors, resumed.rows_per_s) == ({}, None)
     assert resumed.digest != first.digest
-
-
-def test_a_shard_whose_process_never_comes_back_is_given_up_in_the_end(store: Store) -> None:
-    shards = corpus(store)
-    claimed = claim(store, work(shards))
-    assert isinstance(claimed, Claimed)
-    mine = store, claimed.folder, claimed.attempt
-    lost = [noted_try(*mine, "train-0") for _ in range(MOST_TRIES)]
-    for one in lost:
-        one.__enter__()  # and never left, as its process is gone
-    with pytest.raises(StageError, match=r"shard train-0 of .*loud: its process ended 10 times without a word"):
-        noted_try(*mine, "train-0").__enter__()
-    with noted_try(*mine, "train-2"):
-        pass
-    newer = claim(store, work(shards))
-    assert isinstance(newer, Claimed)
-    for _ in range(MOST_TRIES + 1):
-        with noted_try(store, newer.folder, newer.attempt, "train-0"):
-            pass
-    assert store.names("loud/tries") == []
-    store.publish("loud/tries/train-0.json", b"{")
-    with noted_try(*mine, "train-0"):
-        assert store.read_json("loud/tries/train-0.json")["tries"] == 1, "a note that cannot be read stops nothing"
 
 
 def test_a_disk_that_fills_is_named_and_what_is_published_stays(store: Store) -> None:

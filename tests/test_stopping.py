@@ -11,7 +11,6 @@ from transformers import AutoModelForSeq2SeqLM
 from kd.manifests import Manifest
 from kd.training.config import LoopConfig
 from kd.training.loop import State
-from kd.training.progress import read_runs
 from kd.training.runs import LAST_MODEL, MODEL, Queue
 from kd.training.session import train_here
 from kd.training.validation import Score
@@ -110,14 +109,6 @@ def test_a_restart_between_validations_remembers_how_long_the_run_has_been_stale
         assert (resumed.folder / "last" / "model.safetensors").exists()
     assert (state.step, state.best_step, state.done) == (stop, best, True)
     assert (state.history, state.best, state.last) == (expected.history, expected.best, expected.last)
-
-
-def test_the_progress_of_a_run_that_stopped_early_is_written(tmp_path: Path) -> None:
-    queue, _ = trained(tmp_path, patience_evals=1)
-    progress = read_runs(queue.store, "train")[0]
-    last = queue.store.manifest(queue.items[1].folder)
-    assert last is not None
-    assert (progress.run, progress.is_over, progress.step) == ("label/0", True, last.figures["last_step"])
 
 
 def test_patience_is_part_of_what_a_run_is(tmp_path: Path) -> None:

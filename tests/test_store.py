@@ -1,6 +1,7 @@
-"""A run directory: nothing half-written is ever seen, and a folder belongs to one config."""
+"""A run directory on every kind of store: nothing half-written is ever seen, and a folder belongs to one config."""
 
 import hashlib
+import io
 import json
 import pickle
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,13 +22,14 @@ from tests.test_rows import example
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def local(tmp_path: Path) -> Store:
+    """For what only plain files can do."""
     return Store.at(str(tmp_path / "run"))
 
 
 def test_a_relative_root_is_made_absolute_and_a_uri_is_kept() -> None:
     assert Store.at("runs/x").root == str(Path("runs/x").absolute())
-    assert Store.at("s3://bucket/x/").root == "s3://bucket/x"
+    assert Store.at("s3://bucket/x/").path("a") == "s3://bucket/x/a"
 
 
 def test_a_root_that_no_file_system_knows_is_a_clear_error() -> None:
@@ -45,25 +47,25 @@ def test_a_published_file_is_read_back_and_leaves_no_temporary_file(store: Store
     assert not store.exists("a")
 
 
-def test_a_failed_write_leaves_the_old_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.publish("a.txt", b"old")
+def test_a_failed_write_leaves_the_old_file(local: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    local.publish("a.txt", b"old")
 
     def fail(self: Path, target: Path) -> Path:
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(StoreError, match=r"cannot write .*/a\.txt: disk full; check the path, .* and the free space"):
-        store.publish("a.txt", b"new")
-    assert store.read("a.txt") == b"old"
-    assert store.names("") == ["a.txt"]
+        local.publish("a.txt", b"new")
+    assert local.read("a.txt") == b"old"
+    assert local.names("") == ["a.txt"]
 
 
-def test_what_the_file_system_refuses_names_the_path_and_the_next_step(store: Store) -> None:
-    store.publish("file", b"not a folder, and not Parquet")
+def test_what_the_file_system_refuses_names_the_path_and_the_next_step(local: Store) -> None:
+    local.publish("file", b"not a folder, and not Parquet")
     for act in (
-        lambda: store.publish("file/below", b""),
-        lambda: store.names("file"),
-        lambda: store.read(""),
+        lambda: local.publish("file/below", b""),
+        lambda: local.names("file"),
+        lambda: local.read(""),
         lambda: Store.at("/proc/nowhere").publish("a", b""),
     ):
         with pytest.raises(StoreError, match=r"cannot (write|list|read) /.*; check the path, the credentials"):
@@ -100,7 +102,7 @@ def test_a_bucket_that_may_not_be_used_is_a_clear_error(monkeypatch: pytest.Monk
 
 def test_reading_what_is_not_there_names_the_file(store: Store) -> None:
     for read in (lambda: store.read_rows("missing.parquet", Example), lambda: store.read_notes("missing.parquet")):
-        with pytest.raises(StoreError, match="missing.parquet is not there; run the stage"):
+        with pytest.raises(StoreError, match=r"missing\.parquet( at http://\S+)? is not there; run the stage"):
             read()
 
 
@@ -153,7 +155,9 @@ def test_a_damaged_manifest_and_a_foreign_file_are_named(store: Store) -> None:
     store.publish("stage/manifest.json", b'{"stage": "s", ')
     with pytest.raises(StoreError, match=r"stage/manifest.json is not whole JSON: .*; delete it and run the stage again"):
         store.manifest("stage")
-    pq.write_table(pa.table({"x": [1]}), f"{store.root}/foreign.parquet")
+    foreign = io.BytesIO()
+    pq.write_table(pa.table({"x": [1]}), foreign)
+    store.publish("foreign.parquet", foreign.getvalue())
     with pytest.raises(StoreError, match=r"foreign.parquet has no notes in its footer"):
         store.read_notes("foreign.parquet")
 
@@ -170,12 +174,27 @@ def test_a_store_travels_to_a_worker(store: Store) -> None:
     assert pickle.loads(pickle.dumps(store)).read("a.txt") == b"x"
 
 
-def test_a_local_folder_is_published_file_by_file(store: Store, tmp_path: Path) -> None:
+def test_a_folder_is_published_file_by_file_and_comes_back_as_plain_files(store: Store, tmp_path: Path) -> None:
     (tmp_path / "model" / "sub").mkdir(parents=True)
     (tmp_path / "model" / "sub" / "w.bin").write_bytes(b"1")
     store.upload(tmp_path / "model", "teacher/model")
-    assert store.local_folder("teacher/model", tmp_path / "cache") == Path(store.path("teacher/model"))
     assert store.read("teacher/model/sub/w.bin") == b"1"
+    local = store.local_folder("teacher/model", tmp_path / "cache")
+    assert (local / "sub" / "w.bin").read_bytes() == b"1"
+    assert store.local_folder("teacher/model", tmp_path / "cache") == local
+    assert not store.is_local or local == Path(store.path("teacher/model"))
+
+
+@pytest.mark.parametrize("small_bytes", [2**20, -1], ids=["whole", "piece by piece"])
+def test_a_file_that_cannot_be_read_is_not_published(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_bytes: int
+) -> None:
+    monkeypatch.setattr("kd.copies.SMALL_BYTES", small_bytes)
+    for unreadable in (tmp_path / "missing.bin", Path("/proc/self/mem")):  # the first byte of the latter is no one's
+        with pytest.raises(StoreError, match="cannot write"):
+            store.publish_file(unreadable, "a/w.bin")
+        assert not store.exists("a/w.bin")
+        assert store.names("a") == []
 
 
 def test_a_folder_in_a_bucket_is_fetched_once_as_plain_files(s3: S3Server, tmp_path: Path) -> None:
@@ -201,7 +220,7 @@ def test_a_file_is_published_and_fetched_piece_by_piece_with_its_digest(
     assert store.fetch_file("a/w.bin", tmp_path / "deep" / "back.bin") == published
     assert (tmp_path / "deep" / "back.bin").read_bytes() == content
     assert store.names("a") == ["w.bin"]
-    with pytest.raises(StoreError, match=r"a/lost\.bin is not there"):
+    with pytest.raises(StoreError, match=r"a/lost\.bin( at http://\S+)? is not there"):
         store.fetch_file("a/lost.bin", tmp_path / "lost.bin")
 
 
@@ -222,8 +241,7 @@ def test_the_digest_depends_on_content_not_on_key_order() -> None:
     assert digest("ab", "c") != digest("a", "bc")
 
 
-def test_the_files_of_a_folder_have_their_sizes(tmp_path: Path) -> None:
-    store = Store.at(str(tmp_path))
+def test_the_files_of_a_folder_have_their_sizes(store: Store) -> None:
     store.publish("models/a", b"123")
     store.publish("models/b", b"")
     store.publish("models/inner/c", b"1")

@@ -2,51 +2,68 @@
 
 import io
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs import training_lines
 from jobs.console import Console, duration
-from jobs.training_lines import TrainingLines, validated
-from kd.errors import StoreError
-from kd.store import Store
+from jobs.training_lines import PACE_OVER_S, Pace, TrainingLines, validated
 from kd.training.loop import State
-from kd.training.progress import ProgressFile
+from kd.training.progress import Finished, Look, Progress, Status
 from kd.training.roster import End, Roster
-from kd.training.runs import FAILURE, Failure, Queue
-from kd.training.session import begin, train_here
-from kd.training.validation import Score, named
+from kd.training.runs import Queue
+from kd.training.session import train_here
+from kd.training.validation import Score
 from kd.training.watchdog import Beat
 from tests.test_console import Terminal
 from tests.tiny_runs import SHORT, tiny_queue
 
+LONG = SHORT.model_copy(update={"steps": 4000, "max_failures": 2})
+NOTHING = Status()
 
-def halfway(queue: Queue, number: int, step: int, seconds: float, accuracy: float | None) -> None:
-    """What a worker writes of a run in which nothing was trained."""
-    item = queue.items[number]
-    losses = {term.name: 1.0 + place for place, term in enumerate(item.run.objective.terms)}
-    scored = {} if accuracy is None else named(Score(accuracy, 1.0, parse_rate=0.9, truncation_rate=0.05))
-    entry = {"step": step, "loss": losses, "gradient_norm": 1.0, "learning_rate": 0.1, "tokens": 1, "padding_frac": 0.0} | scored
-    timing = {"step": step, "unix_s": 0.0, "seconds": 1.0, "waited_s": 0.0}
-    ProgressFile(queue).of(item)(State(step=step, seconds=seconds, history=[entry], timings=[timing]))
+
+def halfway(run: str, step: int, seconds: float, **figures: float) -> Status:
+    """One run has workers."""
+    return Status(progress=[Progress(run, step, 400, figures, seconds)])
+
+
+def watched(queue: Queue, clock: list[float] | None = None) -> tuple[TrainingLines, io.StringIO]:
+    """The lines of a queue in a log, and that log; `clock` holds the time."""
+    log, now = io.StringIO(), clock or [0.0]
+    return TrainingLines(Console(log, lambda: now[0]).stage("train", "steps"), queue, queue.todo()), log
+
+
+def look_at(roster: Roster) -> Look:
+    return roster.status
 
 
 def test_every_run_under_way_has_a_line_with_what_it_learns_and_how_long_it_takes_yet(tmp_path: Path) -> None:
     queue, screen = tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 400})), Terminal()
-    lines = TrainingLines(Console(screen, lambda: 0.0).stage("train", "steps"), queue)
+    now = [0.0]
+    lines = TrainingLines(Console(screen, lambda: now[0]).stage("train", "steps"), queue, queue.todo())
     assert screen.getvalue() == ""
-    halfway(queue, 0, 100, 50.0, 0.612)
-    halfway(queue, 1, 0, 0.0, None)
-    lines.show()
-    assert screen.getvalue() == (
-        "\r\x1b[K"
-        "train        label/0  step 0/400  0 %  loss 1.000\n"
-        "train        words/0  step 100/400  25 %  2.0 steps/s  ETA 2:30  loss 1.500  validation 61.2% (90.0% parsed, 5.0% cut)"
-        "  loss of label 1.000, rationale 2.000"
+    figures = {"loss": 1.5, "loss_label": 1.0, "loss_rationale": 2.0}
+    figures |= {"validation_accuracy": 0.612, "validation_parse_rate": 0.9, "validation_truncation_rate": 0.05}
+    label = Progress("label/0", 0, 400, {"loss": 1.0, "loss_label": 1.0}, 0.0)
+    for now[0], step in ((1.0, 80), (21.0, 100)):
+        lines.show(Status(progress=[Progress("words/0", step, 400, figures, 30.0 + now[0]), label]))
+    assert screen.getvalue().rpartition("\x1b[J")[2] == (
+        "train        words/0  step 100/400  25 %  1.0 steps/s  ETA 5:00  loss 1.500  validation 61.2% (90.0% parsed, 5.0% cut)"
+        "  loss of label 1.000, rationale 2.000\n"
+        "train        label/0  step 0/400  0 %  loss 1.000"
     )
     assert lines.line.moved
+
+
+def test_the_pace_is_that_of_the_last_minute_and_there_is_none_before_it_means_something() -> None:
+    pace = Pace()
+    assert [pace(Progress("a/0", step, 400, {}, seconds)) for step, seconds in ((1, 30.0), (2, 31.0), (10, 39.0))] == [None] * 3
+    assert pace(Progress("a/0", 21, 400, {}, 50.0)) == 1.0, "the thirty seconds before the first step count for nothing"
+    later = [pace(Progress("a/0", 21 + 4 * second, 4000, {}, 50.0 + second)) for second in range(10, 200, 10)]
+    assert later[-1] == 4.0, f"what lies more than {PACE_OVER_S} s back is forgotten"
+    assert pace(Progress("a/0", 60, 400, {}, 100.0)) is None, "it is begun again from a checkpoint"
 
 
 def test_a_run_of_a_version_that_did_not_count_what_could_be_read_has_its_accuracy_alone() -> None:
@@ -60,124 +77,129 @@ def test_a_state_goes_on_with_every_figure_of_its_scores() -> None:
 
 
 def test_a_run_that_is_over_leaves_one_line_with_its_best_step(tmp_path: Path) -> None:
-    config = SHORT.model_copy(update={"eval_every_steps": 3})
-    queue, log, now = tiny_queue(tmp_path, config), io.StringIO(), [0.0]
-    lines = TrainingLines(Console(log, lambda: now[0]).stage("train", "steps"), queue)
+    queue, now = tiny_queue(tmp_path, SHORT.model_copy(update={"eval_every_steps": 3})), [0.0]
+    lines, log = watched(queue, now)
     train_here(replace(queue, items=queue.items[:1]))
-    halfway(queue, 1, 3, 1.5, None)
-    for second in (20.0, 21.0):
-        now[0] = second
-        lines.show()
     manifest = queue.store.manifest(queue.items[0].folder)
     assert manifest is not None
+    now[0] = 20.0
+    lines.show(replace(halfway("label/0", 100, 1.5, loss=1.0), news=[Finished("words/0", manifest)]))
     step, figures = manifest.figures["best_step"], manifest.figures
     scored = "{validation_accuracy:.1%} ({validation_parse_rate:.1%} parsed, {validation_truncation_rate:.1%} cut)".format(
         **figures
     )
     assert log.getvalue().splitlines() == [
         f"train        words/0  best on validation {scored}, at step {step}  ({duration(manifest.seconds)})",
-        "train        label/0  step 3/6  50 %  2.0 steps/s  ETA 0:02  loss 1.000",
+        "train        label/0  step 100/400  25 %  loss 1.000",
     ]
-    train_here(queue)
-    with lines.following():
-        pass
-    assert len(log.getvalue().splitlines()) == 3, "what is over is said once, also where nobody looked in between"
     again = io.StringIO()
-    TrainingLines(Console(again, lambda: 0.0).stage("train", "steps"), queue)
-    assert [line.split("  ")[-2] for line in again.getvalue().splitlines()] == ["finished before"] * 2
+    TrainingLines(Console(again, lambda: 0.0).stage("train", "steps"), queue, queue.todo())
+    assert [line.split("  ")[-2] for line in again.getvalue().splitlines()] == ["finished before"]
+
+
+def test_what_became_of_runs_while_nobody_looked_is_said_in_the_end(tmp_path: Path) -> None:
+    queue = tiny_queue(tmp_path, LONG)
+    roster, (lines, log) = Roster(queue, 1), watched(queue)
+    with lines.following(look_at(roster)):
+        for error in ("the loss is nan", "its tokenizer is lost"):
+            roster.take(0)
+            roster.ended(0, End(error))
+    assert [line.split("  ")[-1] for line in log.getvalue().splitlines()] == [
+        "failed at step 0: the loss is nan",
+        "failed at step 0: its tokenizer is lost",
+    ]
 
 
 def test_a_run_that_ended_early_says_so(tmp_path: Path) -> None:
-    queue, log = tiny_queue(tmp_path, SHORT), io.StringIO()
-    lines = TrainingLines(Console(log, lambda: 0.0).stage("train", "steps"), queue)
+    queue = tiny_queue(tmp_path, SHORT)
     train_here(replace(queue, items=queue.items[:1]))
-    longer = replace(queue, training=SHORT.model_copy(update={"steps": 4000}))
-    ProgressFile(longer).finish(queue.items[0], State(step=6, seconds=1.0))
-    lines.show()
+    manifest = queue.store.manifest(queue.items[0].folder)
+    assert manifest is not None
+    lines, log = watched(replace(queue, training=LONG, items=queue.items[1:]))
+    lines.show(Status(news=[Finished("words/0", manifest)]))
     assert "  ended at step 6 of 4,000  (" in log.getvalue()
 
 
 def test_a_run_that_failed_leaves_its_line_and_says_why(tmp_path: Path) -> None:
-    queue, log = tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 400})), io.StringIO()
-    stale, unseen = queue.items
-    queue.store.publish_json(
-        f"{stale.folder}/{FAILURE}", asdict(Failure("words/0", "of a start before", 9, 1, "2020-01-01T00:00:00"))
-    )
-    lines = TrainingLines(Console(log, lambda: 0.0).stage("train", "steps"), queue)
-    halfway(queue, 0, 100, 50.0, None)
-    lines.show()
-    assert "failed" not in log.getvalue()
-    roster = Roster(queue, 1)
-    for error in ("the loss is nan\nand more", "its tokenizer is lost"):
-        roster.take(0)
-        roster.beat(0, Beat(0, "words/0", "step", 120))
-        roster.ended(0, End(error))
-    lines.show()
-    lines.show()
+    queue = tiny_queue(tmp_path, LONG)
+    roster, (lines, log) = Roster(queue, 1), watched(queue)
+    roster.take(0)
+    roster.beat(0, Beat(0, "words/0", "step", 120))
+    roster.ended(0, End("the loss is nan\nand more"))
+    heard = 0
+    for _ in range(2):
+        status = roster.status(heard)
+        lines.show(status)
+        heard += len(status.news)
     assert log.getvalue().splitlines() == ["train        words/0  failed at step 120: the loss is nan"]
-    with lines.following():
-        pass
-    assert log.getvalue().splitlines()[1:] == ["train        label/0  failed at step 0: its tokenizer is lost"]
-    assert unseen.run.name == "label/0"
 
 
 def test_a_run_that_is_interrupted_says_each_time_why_and_from_where_it_goes_on(tmp_path: Path) -> None:
-    queue, log = tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 4000, "max_failures": 2})), io.StringIO()
-    lines = TrainingLines(Console(log, lambda: 0.0).stage("train", "steps"), queue)
-    roster = Roster(queue, 1)
-    roster.take(0)
-    for error in ("a node was taken away\nand more", "503"):
+    queue = tiny_queue(tmp_path, LONG)
+    roster, (lines, log) = Roster(queue, 1), watched(queue)
+    for error in ("the node of rank 0 was lost\nand more", "503"):
+        roster.take(0)
         roster.ended(0, End(error, again=True))
-        lines.show()
-        lines.show()
+    lines.show(roster.status(0))
     assert log.getvalue().splitlines() == [
-        "train        words/0  interrupted (1 of at most 2): a node was taken away; it goes on from step 0",
+        "train        words/0  interrupted (1 of at most 2): the node of rank 0 was lost; it goes on from step 0",
         "train        words/0  interrupted (2 of at most 2): 503; it goes on from step 0",
     ]
-    roster.ended(0, End("503 again", again=True))
-    with lines.following():
-        pass
-    assert log.getvalue().splitlines()[2:] == ["train        words/0  failed at step 0: 503 again"]
 
 
-def test_what_an_earlier_start_wrote_is_no_movement_of_this_one(tmp_path: Path) -> None:
-    queue = tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 400}))
-    halfway(queue, 0, 100, 50.0, None)
-    lines = TrainingLines(Console(io.StringIO(), lambda: 0.0).stage("train", "steps"), queue)
-    assert begin(queue) == list(queue.items)
-    with lines.following():
-        lines.show()
-    assert not lines.line.moved
-
-
-class Away(Store):
-    """A run directory that is out of reach now and then."""
-
-    def names(self, folder: str) -> list[str]:
-        looks.append(folder)
-        if len(looks) == 2:
-            raise StoreError("cannot list: 503")
-        return super().names(folder)
-
-
-looks: list[str] = []
-
-
-def test_a_look_that_the_run_directory_refuses_is_not_the_last_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_runs_that_wait_for_workers_say_what_is_missing_at_once_and_every_few_minutes_and_no_stale_progress(
+    tmp_path: Path,
 ) -> None:
+    queue, log, now = tiny_queue(tmp_path, LONG), io.StringIO(), [0.0]
+    asked: list[float] = []
+
+    def missing(waited_s: float) -> str | None:
+        asked.append(waited_s)
+        return "waits for 2 CPUs on nodes with market=on-demand, of which the cluster has 0"
+
+    roster = Roster(queue, 1)
+    lines = TrainingLines(Console(log, lambda: now[0]).stage("train", "steps"), queue, queue.items, missing)
+
+    def show(at_s: float) -> list[str]:
+        now[0], before = at_s, len(log.getvalue())
+        lines.show(roster.status(lines._heard))
+        return log.getvalue()[before:].splitlines()
+
+    roster.take(0)
+    roster.report(0, Progress("words/0", 100, 4000, {"loss": 1.0}, 50.0))
+    assert show(20.0) == ["train        words/0  step 100/4,000  2 %  loss 1.000"]
+    roster.gone(0, End("the node of rank 0 was lost", again=True))
+    waits = "train        waits for 2 CPUs on nodes with market=on-demand, of which the cluster has 0"
+    assert show(40.0) == [
+        "train        words/0  interrupted (1 of at most 2): the node of rank 0 was lost; it goes on from step 0",
+        waits,
+    ]
+    assert [show(at_s) for at_s in (60.0, 219.0)] == [[], []]
+    assert show(221.0) == [waits]
+    roster.take(0)
+    assert show(240.0) == [], "it has workers again, which have said nothing yet"
+    roster.gone(0, End("lost again", again=True))
+    assert waits in show(250.0)
+    assert asked == [0.0, 181.0, 0.0]
+
+
+def test_lines_are_shown_while_workers_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_lines, "_LOOK_INTERVAL_S", 0.01)
-    queue, screen = tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 400})), Terminal()
-    lines = TrainingLines(Console(screen).stage("train", "steps"), replace(queue, store=Away(queue.store.root)))
-    with lines.following():
-        deadline = time.monotonic() + 30
-        while "503" not in caplog.text and time.monotonic() < deadline:
+    queue, screen = tiny_queue(tmp_path, LONG), Terminal()
+    lines, roster = TrainingLines(Console(screen).stage("train", "steps"), queue, queue.todo()), Roster(queue, 1)
+    with lines.following(look_at(roster)):
+        roster.take(0)
+        roster.report(0, Progress("words/0", 100, 4000, {}, 50.0))
+        deadline = time.monotonic() + 60
+        while "step 100/4,000" not in screen.getvalue() and time.monotonic() < deadline:
             time.sleep(0.01)
-        halfway(queue, 0, 100, 50.0, None)
-        while "step 100/400" not in screen.getvalue() and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert "503" in caplog.text
-    assert "step 100/400" in screen.getvalue()
+    assert "step 100/4,000" in screen.getvalue()
+
+
+def test_a_look_that_is_not_answered_changes_nothing(tmp_path: Path) -> None:
+    lines, log = watched(tiny_queue(tmp_path, LONG))
+    lines.show(NOTHING)
+    assert (log.getvalue(), lines.line.moved) == ("", False)
 
 
 def test_running_lines_are_erased_together_and_no_wider_than_the_terminal(monkeypatch) -> None:  # type: ignore[no-untyped-def]

@@ -9,10 +9,11 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from kd.addresses import Address, checked_url, without_query
 from kd.errors import InputError, RowFault
 from kd.frozen import Frozen
 from kd.rows import Example, RowError
@@ -58,7 +59,7 @@ class Limits(Frozen):
 class SideFile(Frozen):
     """A bounded file of another model's rationales, attached to the records by id. It must fit in a worker's memory."""
 
-    path: str
+    path: Annotated[str, AfterValidator(checked_url)]
     """File, folder or glob, like the corpus."""
     format: Format = "auto"
     """Format of the file; auto = by its suffix."""
@@ -283,12 +284,18 @@ def is_read(answer: str, judge: Callable[[str, str], bool]) -> bool:
 
 
 def folder_and_pattern(path: str) -> tuple[str, str | None]:
-    """A path as its folder and, if it is a file or a glob, the pattern below that."""
+    """A path as its folder and, if it is a file or a glob, the pattern below that. A URL's query stays with the folder.
+
+    Raises:
+        ValueError: a URL holds credentials or an unknown option.
+    """
+    Address.of(path)
+    path, query = without_query(path)
     glob = _GLOB.search(path)
     if not glob and not _FILE.search(path):
-        return path, None
+        return path + query, None
     folder = path[: glob.start() if glob else None].rpartition("/")[0]
-    return folder or ("/" if path.startswith("/") else "."), path.removeprefix(folder).lstrip("/")
+    return (folder or ("/" if path.startswith("/") else ".")) + query, path.removeprefix(folder).lstrip("/")
 
 
 def content_uid(record: Record, split: str) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from kd.attempts import begin_attempt, check_newest
+from kd.attempts import NEWEST_WITHIN_S, begin_attempt, check_newest
 from kd.errors import StoreError, UserError
 from kd.fingerprints import Fingerprint
 from kd.refusals import tolerated
@@ -73,6 +73,8 @@ class Checkpoints:
     keep: int
     attempt: str
     _whole: list[Checkpoint] = field(default_factory=list)
+    _folders: set[str] | None = None
+    """The folders that there are, once they were listed: only this attempt makes others."""
 
     @classmethod
     def begin(cls, store: Store, run: str, digest: str, keep: int) -> "Checkpoints":
@@ -125,7 +127,8 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Delete them all, since the run is finished."""
-        by_first(lambda: clear(self.store, self.run))
+        if self._whole:
+            by_first(lambda: clear(self.store, self.run))
 
     def _save_mine(self, trainer: Trainer, name: str) -> list[Stored]:
         """This rank's part of a checkpoint."""
@@ -158,10 +161,12 @@ class Checkpoints:
         """Delete what is no longer needed; the checkpoint just made counts, whether that can be done now or not."""
         needed = {folder for each in self._whole for folder in each.folders()}
         with tolerated():
-            self.check_newest()
-            for folder in self.store.folders(self.folder):
-                if folder not in needed:
-                    self._delete(folder)
+            check_newest(self.store, self.run, self.attempt, "training", NEWEST_WITHIN_S)  # it was read to commit
+            there = set(self.store.folders(self.folder)) if self._folders is None else self._folders
+            self._folders = there | needed
+            for folder in sorted(there - needed):
+                self._delete(folder)
+                self._folders.discard(folder)
 
     def _best(self, trainer: Trainer, name: str) -> Sequence[Stored]:
         """The best model's files, published with the checkpoint of this name unless the one before names the same model."""
@@ -171,12 +176,14 @@ class Checkpoints:
         return [] if step is None else self._publish(trainer.folder / BEST, f"{BEST}-{step:08d}-{_token_of(name)}")
 
     def _delete(self, folder: str) -> None:
-        """The manifest goes first: what is half deleted is no checkpoint."""
-        self.store.delete(f"{self.folder}/{folder}/{CHECKPOINT_MANIFEST}")
+        """The manifest goes first, where a folder is not deleted in one request: what is half deleted is no checkpoint."""
+        if self.store.is_local:
+            self.store.delete(f"{self.folder}/{folder}/{CHECKPOINT_MANIFEST}")
         self.store.delete_folder(f"{self.folder}/{folder}")
 
     def _give_up(self, name: str) -> None:
         """Delete what was published of a checkpoint and with it, as far as the file system lets one."""
+        self._folders = None
         with tolerated():
             for folder in self.store.folders(self.folder):
                 if _token_of(folder) == _token_of(name):

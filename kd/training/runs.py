@@ -93,9 +93,8 @@ class Failure:
 def failure(store: Store, run: Run, training: LoopConfig) -> Failure | None:
     """Why the run has no model; None where it has one, or is still to be trained."""
     folder = store.find_folder(run.target, run.digest(training))
-    if folder is None or store.manifest(folder) is not None or not store.exists(f"{folder}/{FAILURE}"):
-        return None
-    return Failure(**store.read_json(f"{folder}/{FAILURE}"))
+    said = store.json_if_there(f"{folder}/{FAILURE}") if folder is not None and store.manifest(folder) is None else None
+    return Failure(**said) if said else None
 
 
 @dataclass(frozen=True)
@@ -134,14 +133,14 @@ class Queue:
         """The runs without a manifest."""
         return [item for item in self.items if self.store.manifest(item.folder) is None]
 
-    def check(self) -> None:
-        """Refuse, before anything is started, to train on nothing.
+    def check(self, todo: Sequence[Claimed]) -> None:
+        """Refuse, before anything is started, to train on nothing. `todo` are the runs that are to be trained.
 
         Raises:
             StageError: the features of a run are not complete, none of their rows teaches anything, or its objective needs
                 rationales and there is none.
         """
-        for folder, run in {item.run.features: item.run for item in self.todo()}.items():
+        for folder, run in {item.run.features: item.run for item in todo}.items():
             features = self.store.manifest(folder)
             where = self.store.path(folder)
             if features is None:

@@ -8,7 +8,7 @@ from typing import Any
 from kd.errors import StoreError
 from kd.refusals import tolerated
 from kd.store import Store
-from kd.training.runs import Queue
+from kd.training.runs import Claimed, Queue
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run's checkpoints, below the run's; it goes when the run is finished."""
@@ -86,12 +86,14 @@ def clear(store: Store, run: str) -> None:
         store.delete_folder(f"{run}/{CHECKPOINTS}")
 
 
-def clear_finished(queue: Queue) -> None:
-    """Delete the checkpoints of the runs that are finished: one that is killed between its manifest and its end leaves them."""
-    todo = {item.folder for item in queue.todo()}
+def clear_finished(queue: Queue, todo: Sequence[Claimed]) -> None:
+    """Delete the checkpoints of all runs but those: one that is killed between its manifest and its end leaves them."""
     for item in queue.items:
-        if item.folder not in todo:
-            clear(queue.store, item.folder)
+        if item in todo:
+            continue
+        with tolerated():
+            if queue.store.folders(f"{item.folder}/{CHECKPOINTS}"):
+                clear(queue.store, item.folder)
 
 
 def _is_whole(store: Store, folder: str) -> bool:

@@ -12,7 +12,6 @@ from kd.families.opening import open_family
 from kd.loading import check_device, load, seeded, set_threads
 from kd.manifests import Manifest
 from kd.models import Loaded
-from kd.refusals import tolerated
 from kd.training.adapters import add_adapters
 from kd.training.config import LoopConfig
 from kd.training.data import open_features
@@ -20,7 +19,7 @@ from kd.training.engine import Engine, TorchEngine
 from kd.training.events import EventFile
 from kd.training.loop import BEST, LAST, Lessons, State, Trainer
 from kd.training.order import Order
-from kd.training.progress import ProgressFile
+from kd.training.progress import reporting
 from kd.training.runs import HISTORY, LAST_MODEL, MODEL, TIMINGS, Claimed, Queue, Run
 from kd.training.saved import clear_finished
 from kd.training.validation import Validation, named, open_validation, sample
@@ -125,10 +124,7 @@ def publish_run(queue: Queue, item: Claimed, opened: Opened, trainer: Trainer) -
         seconds=round(state.seconds, 3),
         rows_per_s=round(state.step * queue.training.batch_rows / state.seconds, 3),
     )
-    stamped = store.publish_manifest(item.folder, manifest)
-    with tolerated():  # the run is finished, whoever hears of it
-        ProgressFile(queue).finish(item, state)
-    return stamped
+    return store.publish_manifest(item.folder, manifest)
 
 
 def _selected(state: State, training: LoopConfig) -> dict[str, float | str | None]:
@@ -149,11 +145,9 @@ def begin(queue: Queue) -> Sequence[Claimed]:
     Raises:
         StageError: a run would learn from nothing.
     """
-    queue.check()
-    clear_finished(queue)
     todo = queue.todo()
-    if todo:
-        ProgressFile(queue).start()
+    queue.check(todo)
+    clear_finished(queue, todo)
     return todo
 
 
@@ -164,5 +158,5 @@ def train_here(queue: Queue) -> None:
             opened = open_run(queue, item.run, Path(scratch), rank=0, world=1)
             engine = TorchEngine(opened.student.model, queue.training, queue.device)
             trainer = opened.trainer(engine, queue, item.run, Path(scratch))
-            trainer.train(ProgressFile(queue).of(item), checkpoint=lambda: None)
+            trainer.train(reporting(queue, item, lambda _: None), checkpoint=lambda: None)
             publish_run(queue, item, opened, trainer)

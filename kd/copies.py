@@ -1,0 +1,74 @@
+"""Copies, on this machine, of small files of an object store: what one of its processes wrote or read, the others need not fetch.
+
+A store says with every file what its content is known by (in S3 the ETag, for a small file its MD5), so a copy is used only
+where it is what lies in the store now. The copies of all jobs share one folder, which is kept small.
+"""
+
+import hashlib
+import os
+import tempfile
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+SMALL_BYTES = 8 * 2**20
+"""No larger file is copied: it takes longer to fetch than to ask for."""
+MOST_BYTES = 2**30
+"""The copies together, about; the oldest go first."""
+_LOOK_EVERY_BYTES = MOST_BYTES // 16
+_since_look: list[int] = []
+"""The sizes of what this process has kept since it last looked."""
+
+
+def tag_of(metadata: Mapping[str, bytes]) -> str | None:
+    """What an object store knows a content by, from what it says of a file; None where it does not say."""
+    tag = metadata.get("ETag", b"").strip(b'"').decode()
+    return tag if len(tag) == 32 else None
+
+
+def find(where: str, tag: str | None) -> bytes | None:
+    """The content of the file `where`, if there is a copy and the store has the same."""
+    try:
+        content = _path(where, tag).read_bytes() if tag else None
+    except OSError:
+        return None
+    return content if content is not None and _tag(content) == tag else None
+
+
+def keep(where: str, content: bytes) -> None:
+    """Keep a copy of a file, unless it is too large or there is no room: it is then fetched again."""
+    if len(content) > SMALL_BYTES:
+        return
+    path = _path(where, _tag(content))
+    partial = path.with_suffix(f".{uuid.uuid4().hex[:8]}")
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        _make_room(path.parent, len(content))
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _make_room(folder: Path, more_bytes: int) -> None:
+    """Delete the oldest copies where all together are too large; it is looked now and then."""
+    _since_look.append(more_bytes)
+    if sum(_since_look) < _LOOK_EVERY_BYTES:
+        return
+    _since_look.clear()
+    there = sorted(((entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in os.scandir(folder)), reverse=True)
+    total = 0
+    for _, size, path in there:
+        total += size
+        if total > MOST_BYTES:
+            Path(path).unlink(missing_ok=True)
+
+
+def _path(where: str, tag: str | None) -> Path:
+    return Path(tempfile.gettempdir(), f"kd-copies-{os.getuid()}", hashlib.sha256(f"{where} {tag}".encode()).hexdigest()[:32])
+
+
+def _tag(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
