@@ -42,6 +42,10 @@ class Session:
     probe: bool = True
     works: "Wiring | None" = None
 
+    def __post_init__(self) -> None:
+        """What is found complete is not asked for again."""
+        self.store = self.store.remembering()
+
     def connect(self) -> None:
         """Connect to the cluster, or start a local one; stages with nothing to do never call this."""
         import ray
@@ -66,7 +70,7 @@ def main(stage: Stage, description: str | None, option: str = RETRY) -> None:
         arguments = [given for given in sys.argv[1:] if given != option]
         config = read_config(f"python -m jobs.{job}", description or "", arguments, option)
         check_root(config)
-        store = Store.at(config.directory).remembering()
+        store = Store.at(config.directory)
         with _log_of(store, job) as log:
             given = {option} & set(sys.argv[1:])
             code = _run(stage, config, store, job, log, given)

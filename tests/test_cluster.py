@@ -15,7 +15,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from jobs.cli import Session
-from jobs.cluster import Need, needs_of, of_pool, refuse_impossible, telling_of_waits
+from jobs.cluster import Need, needs_of, of_pool, refuse_impossible, telling_of_waits, waiting_for_workers
 from jobs.console import Console
 from jobs.wiring import Wiring
 from kd import ray_data
@@ -137,15 +137,36 @@ def waited(session: Session, pool: Pool, done: int) -> str:
     return session.console.stream.getvalue()
 
 
+def session_at(address: str | None, wiring: Wiring) -> Session:
+    """A session on a running cluster, or for None on one of its own."""
+    cluster = wiring.config.cluster.model_copy(update={"address": address})
+    config = wiring.config.model_copy(update={"cluster": cluster})
+    return Session(config, wiring.store, Console(io.StringIO()), ExitStack())
+
+
+def test_training_without_workers_says_at_once_what_the_cluster_lacks_and_later_that_it_lacks_nothing(
+    labelled: Cluster, wiring: Wiring
+) -> None:
+    keys = "training.num_workers x training.threads_per_worker"
+    three, two = Need(keys, "CPU", 3, ON_DEMAND), Need(keys, "CPU", 2, ON_DEMAND)
+    lacking = waiting_for_workers(session_at(labelled.address, wiring), [three])
+    assert lacking(0.0) == f"waits for 3 CPUs on nodes with market=on-demand ({keys}), of which the cluster has 2"
+    busy = waiting_for_workers(session_at(labelled.address, wiring), [two], patience_s=30.0)
+    assert busy(0.0) is None, "workers take a while to start"
+    assert busy(31.0) == (
+        f"waits for workers: the cluster has 2 CPUs on nodes with market=on-demand ({keys}),"
+        " so they are starting or another job holds it"
+    )
+    assert waiting_for_workers(session_at(None, wiring), [three])(99.0) is None
+
+
 def test_a_stage_that_has_done_nothing_on_a_running_cluster_says_what_the_cluster_lacks(
     labelled: Cluster, wiring: Wiring
 ) -> None:
     gpus = Pool(min_actors=2, max_actors=2, cpus_per_actor=1, gpus_per_actor=1, labels=SPOT)
 
     def session(address: str | None) -> Session:
-        cluster = wiring.config.cluster.model_copy(update={"address": address})
-        config = wiring.config.model_copy(update={"cluster": cluster})
-        return Session(config, wiring.store, Console(io.StringIO()), ExitStack())
+        return session_at(address, wiring)
 
     assert waited(session(labelled.address), gpus, done=0) == (
         "attribute    nothing is done yet: it needs 2 GPUs on nodes with market=spot (cluster.min_actors x cluster.gpus_per_actor), "
