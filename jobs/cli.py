@@ -44,6 +44,10 @@ class Session:
     probe: bool = True
     works: "Wiring | None" = None
 
+    def __post_init__(self) -> None:
+        """What is found complete is not asked for again."""
+        self.store = self.store.remembering()
+
     def connect(self) -> None:
         """Connect to the cluster, or start a local one; stages with nothing to do never call this."""
         import ray
@@ -78,7 +82,7 @@ def _code(stage: Stage, description: str | None, option: str) -> int:
         arguments = [given for given in sys.argv[1:] if given != option]
         config = read_config(f"python -m jobs.{job}", f"{description or ''}\n\n{ABOUT_LOGS.format(job=job)}", arguments, option)
         check_root(config)
-        store = Store.at(config.directory).remembering()
+        store = Store.at(config.directory)
         with job_log(store, job) as log:
             given = {option} & set(sys.argv[1:])
             return _run(stage, config, store, job, log, given)

@@ -6,6 +6,7 @@ where it is what lies in the store now. The copies of all jobs share one folder,
 
 import hashlib
 import os
+import stat
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -44,12 +45,20 @@ def keep(where: str, content: bytes) -> None:
     partial = path.with_suffix(f".{uuid.uuid4().hex[:8]}")
     with suppress(OSError):
         path.parent.mkdir(mode=0o700, exist_ok=True)
+        if not _is_mine_alone(path.parent):
+            return
         _make_room(path.parent, len(content))
         try:
             partial.write_bytes(content)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _is_mine_alone(folder: Path) -> bool:
+    """Whether no other user of the machine can read what is put there, or has made the folder."""
+    seen = folder.lstat()
+    return stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.getuid() and not seen.st_mode & 0o077
 
 
 def _make_room(folder: Path, more_bytes: int) -> None:

@@ -14,7 +14,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from jobs.cluster import Need, needs_of, refuse_impossible
+from jobs.cli import Session
+from jobs.cluster import Need, needs_of, refuse_impossible, waiting_for_workers
 from jobs.console import Console
 from jobs.watching import PATIENCE_S, Look, Watch, look_around
 from jobs.wiring import Wiring
@@ -137,6 +138,29 @@ class ShoutLater(Shout):
         while not Path(self.signal).exists():
             time.sleep(0.05)
         return super().open()
+
+
+def session_at(address: str | None, wiring: Wiring) -> Session:
+    """A session on a running cluster, or for None on one of its own."""
+    cluster = wiring.config.cluster.model_copy(update={"address": address})
+    config = wiring.config.model_copy(update={"cluster": cluster})
+    return Session(config, wiring.store, Console(io.StringIO()), ExitStack())
+
+
+def test_training_without_workers_says_at_once_what_the_cluster_lacks_and_later_that_it_lacks_nothing(
+    labelled: Cluster, wiring: Wiring
+) -> None:
+    keys = "training.num_workers x training.threads_per_worker"
+    three, two = Need(keys, "CPU", 3, ON_DEMAND), Need(keys, "CPU", 2, ON_DEMAND)
+    lacking = waiting_for_workers(session_at(labelled.address, wiring), [three])
+    assert lacking(0.0) == f"waits for 3 CPUs on nodes with market=on-demand ({keys}), of which the cluster has 2"
+    busy = waiting_for_workers(session_at(labelled.address, wiring), [two], patience_s=30.0)
+    assert busy(0.0) is None, "workers take a while to start"
+    assert busy(31.0) == (
+        f"waits for workers: the cluster has 2 CPUs on nodes with market=on-demand ({keys}),"
+        " so they are starting or another job holds it"
+    )
+    assert waiting_for_workers(session_at(None, wiring), [three])(99.0) is None
 
 
 def wait_for_a_look(pool: Pool, up: int, waiting: int) -> Look:

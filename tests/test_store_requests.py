@@ -121,6 +121,17 @@ def test_a_store_with_a_memory_asks_once_for_what_is_complete_and_always_for_wha
     assert store.manifest("rationales") is None
 
 
+def test_nothing_is_copied_to_where_others_can_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"kd-copies-{os.getuid()}"
+    folder.mkdir(mode=0o755)
+    copies.keep("s3://runs/a", b"text")
+    assert list(folder.iterdir()) == []
+    folder.chmod(0o700)
+    copies.keep("s3://runs/a", b"text")
+    assert len(list(folder.iterdir())) == 1
+
+
 def test_the_copies_of_a_machine_are_kept_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(copies, "MOST_BYTES", 30)
