@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from kd.evaluation.metric_names import Metric
 from kd.evaluation.metrics import About, Interval
 from kd.evaluation.pairing import Floats, Paired
-from kd.evaluation.power import smallest_detectable
+from kd.evaluation.power import LEAST_SEEDS, smallest_detectable
 from kd.frozen import Frozen
 from kd.rows import MetricRow
 
@@ -120,8 +120,9 @@ class Verdict:
             nought is outside exactly where a difference is shown. level: alpha; where p-values are corrected, the share of
             alpha at which Holm's procedure decided this one (`holm_levels`).
         p_seeds, p_bootstrap: of the two tests, two-sided. p_value: the larger of both, corrected where it is not the primary
-            comparison. detectable: the smallest difference, of either sign, that this run would have shown with the configured
-            power (`smallest_detectable`); None where there is no test, and where that is more than a difference can be, 1.
+            comparison. detectable: the smallest difference, of either sign, that a run like this one shows with the configured
+            power (`smallest_detectable`); None where there is no test, with two seeds, and where that is more than a difference
+            can be, 1.
         seeds, rows: how many were compared; left_out: rows without a mark in one of the two. why_null: why there is no
             test, or no difference at all; None where there is one.
     """
@@ -161,6 +162,8 @@ class Verdict:
         """Why `detectable` is None; None where there is one."""
         if self.detectable is not None:
             return None
+        if self.why_null is None and self.seeds < LEAST_SEEDS:
+            return "two seeds say too little of how students scatter to promise that any difference would have been shown"
         scatter = f"{self.seeds} seeds and {self.rows:,} rows that scatter so much"
         return self.why_null or f"with {scatter} not even a difference of 100 points would have been shown"
 

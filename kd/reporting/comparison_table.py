@@ -154,7 +154,7 @@ def _verdict(verdict: Verdict, config: SignificanceConfig) -> str:
 def _power_in_words(verdict: Verdict, config: SignificanceConfig) -> str:
     sure = f"with a probability of {100 * config.power:g}%"
     if verdict.detectable is None:
-        return f"This run would not have shown even a difference of 100 points {sure}: so much do its seeds and rows scatter."
+        return f"There is no smallest difference to be shown: {verdict.why_undetectable} {sure}."
     return f"The smallest difference that this run would have shown {sure} is {hundredfold(verdict.detectable):.1f} points."
 
 
