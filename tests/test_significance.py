@@ -287,3 +287,9 @@ def test_draws_that_could_show_nothing_are_refused(others: int, draws: int, need
 def test_a_power_that_chance_alone_has_is_refused() -> None:
     with pytest.raises(ValueError, match="power: expected more than alpha, which is 0.05, got 0.04"):
         SignificanceConfig(primary=AB, power=0.04)
+
+
+def test_the_draws_that_are_needed_are_counted_exactly() -> None:
+    """2 x 11 / 0.022 is 1000, but as floating-point numbers a hair more."""
+    more = tuple(Comparison(variant="ours", against=f"control {number}") for number in range(11))
+    assert SignificanceConfig(primary=AB, others=more, alpha=0.022, draws=999).draws == 999

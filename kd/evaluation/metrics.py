@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from kd.evaluation.metric_names import METRICS, Metric
 from kd.rows import Example, MetricRow
 
+COVERAGE = 0.95
+"""Of the intervals over rows."""
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
 Interval = tuple[float, float]
