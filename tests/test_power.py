@@ -55,7 +55,9 @@ def test_two_seeds_promise_nothing() -> None:
 # --- run after run ------------------------------------------------------------------------------------------------------
 
 
-def drawn(draw: np.random.Generator, seeds: int, rows: int, scatter: tuple[float, float, bool], gain: float) -> tuple[Marks, Marks]:
+def drawn(
+    draw: np.random.Generator, seeds: int, rows: int, scatter: tuple[float, float, bool], gain: float
+) -> tuple[Marks, Marks]:
     """Two variants whose accuracies lie about 0.5 and differ by `gain` on average.
 
     `scatter` is the standard deviation of an accuracy over seeds, that of a row's difference, and whether each answer is drawn by

@@ -273,7 +273,16 @@ def test_two_seeds_are_tested_but_have_no_smallest_difference() -> None:
 
 @pytest.mark.parametrize(
     ("others", "draws", "needed"),
-    [(0, 100, None), (2, 100, None), (3, 118, 119), (3, 119, None), (3, 120, None), (7, 278, 279), (7, 279, None), (20, 500, 799)],
+    [
+        (0, 100, None),
+        (2, 100, None),
+        (3, 118, 119),
+        (3, 119, None),
+        (3, 120, None),
+        (7, 278, 279),
+        (7, 279, None),
+        (20, 500, 799),
+    ],
 )
 def test_draws_that_could_show_nothing_are_refused(others: int, draws: int, needed: int | None) -> None:
     more = [Comparison(variant="ours", against=f"control {number}") for number in range(others)]

@@ -3,7 +3,8 @@
 import numpy as np
 
 LEAST_SEEDS = 3
-"""With fewer there is no smallest difference: what two seeds say of their scatter is too small by a factor of ten in every twelfth run."""
+"""With fewer there is no smallest difference: what two seeds say of their scatter is too small by a factor of ten in every
+twelfth run."""
 _QUANTILES = 100
 """Of each variance over seeds, over which the chance of being shown is averaged."""
 

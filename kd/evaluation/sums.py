@@ -125,7 +125,8 @@ class Result:
     """A measure's value over `n` rows with its 95 % interval (t; Wilson's for a share of rows); null with the reason where
     there is nothing to measure.
 
-    The interval is over rows of one model, each drawn by itself; it says nothing about another seed. `left_out` counts the other rows by reason.
+    The interval is over rows of one model, each drawn by itself; it says nothing about another seed. `left_out` counts the other
+    rows by reason.
     """
 
     measure: Measure

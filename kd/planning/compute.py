@@ -51,6 +51,6 @@ def learned(shape: Shape, rows: Sequence[Features]) -> float:
 def trained(shape: Shape, loop: LoopConfig, rows: Sequence[Features], eval_rows: int) -> float:
     """A whole run: every update, and the validation rows answered after some of them."""
     flops = loop.steps * loop.batch_rows * learned(shape, rows)
-    validations = loop.steps // loop.eval_every_steps
+    validations = loop.validations_by(loop.steps)
     answers = [answered_row(shape, len(row.input_ids[0]), len(row.target_ids[0])) for row in rows if row.input_ids]
     return flops + validations * min(eval_rows, loop.eval_rows) * (statistics.fmean(answers) if answers else 0.0)
