@@ -38,8 +38,8 @@ WORDS = [
     "light",
     "paper",
     "horse",
-    "music",
-    "window",
+    "yes",
+    "no",
 ]
 GATE = {"min_faithfulness_gain": -2.0}
 """Which everything passes but what is void."""

@@ -19,7 +19,6 @@ at which the comparison was tested. So it leaves out nought exactly where a diff
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from math import ceil, sqrt
 
 import numpy as np
@@ -30,6 +29,7 @@ from kd.evaluation.metrics import About, Interval
 from kd.evaluation.pairing import Floats, Paired
 from kd.evaluation.power import LEAST_SEEDS, smallest_detectable
 from kd.frozen import Frozen
+from kd.portions import exact
 from kd.rows import MetricRow
 
 _PATTERNS_AT_ONCE = 1_000_000
@@ -85,7 +85,7 @@ class SignificanceConfig(Frozen):
 
     @model_validator(mode="after")
     def _something_can_be_shown(self) -> "SignificanceConfig":
-        needed = ceil(2 * self._corrected / Fraction(str(self.alpha)) - 1)
+        needed = ceil(2 * self._corrected / exact(self.alpha) - 1)
         if self.draws < needed:
             raise ValueError(
                 f"draws: expected at least {needed:,}, with which the least p-value, 2 / (draws + 1), is small enough to show a"
