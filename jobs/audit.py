@@ -15,6 +15,8 @@ def run(session: Session) -> None:
     from jobs.audit_findings import AuditFindings
     from jobs.audit_wiring import AUDIT, AuditWiring
     from jobs.stages import run_works, wiring
+    from jobs.teacher_findings import taught_on
+    from kd.reporting.audit_table import of_the_teacher
 
     works = wiring(session)
     asking, reading = AuditWiring(works).works()
@@ -24,6 +26,8 @@ def run(session: Session) -> None:
         parts = ((AUDIT, asking, works.pool), ("audit words", reading, works.cpu_pool))
         each_in_turn(partial(run_works, session, *part) for part in parts)
     found = AuditFindings(works)
+    for sentence in of_the_teacher(found.metrics(), taught_on(session.config)):
+        session.console.say(f"             {sentence}")
     for verdict in found.verdicts():
         session.console.say(f"             {'' if verdict.passed else 'WARNING: '}{verdict.text}")
     found.check_gate()

@@ -1,11 +1,12 @@
 """What the folders of the audit say, as numbers, reasons and verdicts; what is not there is left out."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
 from jobs.audit_wiring import AUDIT, AuditWiring
+from jobs.teacher_findings import taught_on, validation_metrics
 from jobs.teacher_wiring import TEACHER
 from jobs.wiring import Wiring
 from kd.audit_rows import Erasure, Measured
@@ -13,9 +14,11 @@ from kd.errors import StageError
 from kd.evaluation.auditing import AuditSums, audit_sums
 from kd.evaluation.faithfulness_sums import FaithfulnessSums, faithfulness_sums
 from kd.evaluation.gate import GAIN, GateVerdict, judged
+from kd.evaluation.metric_names import IN_SAMPLE
 from kd.evaluation.metrics import About, Mean, chance_metrics
 from kd.evaluation.sums import Why
 from kd.manifests import Manifest
+from kd.reporting.tables import chance_level
 from kd.rows import MetricRow, Row
 from kd.shards import Work, completed
 
@@ -32,11 +35,12 @@ class AuditFindings:
     wiring: Wiring
 
     def metrics(self) -> list[MetricRow]:
-        """Faithfulness, plausibility and label overlap of every source, and the teacher's accuracy on what it explained."""
+        """Faithfulness, plausibility and label overlap of every source, and the teacher's accuracy on the measured rows.
+
+        Where it was taught on these, that is called `IN_SAMPLE`, and its accuracy on validation stands beside it.
+        """
         rows = [row for name in self._works.sources for row in self._of(name)]
-        if not self._answers:
-            return rows
-        return [*rows, *self._answers, *chance_metrics(self._chance, self._about(CHANCE, CHANCE, 0))]
+        return [*rows, *self._on_the_measured_rows, *(self._unseen if self._measured else [])]
 
     @property
     def ranked(self) -> frozenset[str]:
@@ -55,9 +59,9 @@ class AuditFindings:
         for name in self._works.sources:
             for metric, why in _told(self._nulls(name)).items():
                 found.setdefault((metric, why), []).append(name)
-        if self._measured and self._teacher is None and self.wiring.config.teacher is not None:
+        if self._measured and not self._answers and self.wiring.config.teacher is not None:
             found["accuracy", "no measured row has both a label and an answer of the teacher's own"] = [TEACHER]
-        if self._teacher is not None and self._chance.value is None:
+        if self._answers and self._chance.value is None:
             found["accuracy_chance", "no measured row has both a label and a set of answers to guess from"] = [CHANCE]
         said = dict[tuple[str, str], list[str]]()
         for (metric, why), names in found.items():
@@ -70,7 +74,9 @@ class AuditFindings:
         if not self._measured or not set(self.wiring.config.audit.gated) <= set(self._asked):
             return []
         gains = {name: next((row for row in self._of(name) if row.metric == GAIN), None) for name in self._works.sources}
-        return judged(self.wiring.config.audit, gains, self._teacher, self._chance.value)
+        judging = self._unseen if self._is_in_sample else self._on_the_measured_rows
+        teacher = next((row for row in judging if row.metric == "accuracy"), None)
+        return judged(self.wiring.config.audit, gains, teacher, chance_level(judging, teacher), self._is_in_sample)
 
     def check_gate(self) -> None:
         """Let students be trained. Raises StageError where `audit.on_fail` is stop and the gate is not passed, or not reached."""
@@ -116,13 +122,25 @@ class AuditFindings:
 
     @cached_property
     def _answers(self) -> list[MetricRow]:
-        """The teacher's accuracy on the measured rows, which are the same for every source, and what belongs beside it."""
+        """How good the teacher's answers to the measured rows are, which are the same for every source."""
         sums = next(iter(self._measured.values()), AuditSums())
-        return sums.teacher(self._about(TEACHER, TEACHER, 0))
+        rows = sums.teacher(self._about(TEACHER, TEACHER, 0))
+        return [replace(row, metric=IN_SAMPLE) if self._is_in_sample and row.metric == "accuracy" else row for row in rows]
 
     @property
-    def _teacher(self) -> MetricRow | None:
-        return next((row for row in self._answers if row.metric == "accuracy"), None)
+    def _on_the_measured_rows(self) -> list[MetricRow]:
+        """The teacher's answers and what guessing gives; none where it has not answered."""
+        return [*self._answers, *chance_metrics(self._chance, self._about(CHANCE, CHANCE, 0))] if self._answers else []
+
+    @property
+    def _is_in_sample(self) -> bool:
+        """Whether the measured rows are of the split that the teacher was taught on."""
+        return self.wiring.config.audit.split == taught_on(self.wiring.config)
+
+    @cached_property
+    def _unseen(self) -> list[MetricRow]:
+        """The teacher on rows that it has not seen, where it has seen the measured ones; none where it was not validated."""
+        return validation_metrics(self.wiring) if self._is_in_sample else []
 
     @property
     def _chance(self) -> Mean:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import chain
 from typing import ParamSpec, TypeVar
 
 from jobs.agreements import is_wanted, looked, student_work
@@ -11,32 +10,31 @@ from jobs.audit_findings import CHANCE, AuditFindings
 from jobs.audit_wiring import AuditWiring
 from jobs.comparisons import compared
 from jobs.costs import costs
-from jobs.slices import first_rows, spread_rows
+from jobs.slices import first_rows
+from jobs.teacher_findings import sampled, taught_on, validation_metrics
 from jobs.teacher_wiring import EXAMPLES, TEACHER
 from jobs.training_lines import validated
 from jobs.wiring import Wiring
 from kd.errors import StageError
 from kd.evaluation.answer_sums import COLUMNS, AnswerSums, answer_sums
-from kd.evaluation.metrics import About, Counts, chance, chance_metrics, is_near_chance, wilson
+from kd.evaluation.metrics import About, Counts, chance, chance_metrics, is_near_chance
 from kd.manifests import Manifest, Shard
 from kd.reporting.agreement_table import Looked
 from kd.reporting.comparison_table import Comparisons
 from kd.reporting.cost_table import Cost
 from kd.reporting.report import Report, Shown
+from kd.reporting.tables import chance_level
 from kd.rows import Example, MetricRow, Prediction, RationaleRow
 from kd.shards import Work, completed
 from kd.training.config import Variant
 from kd.training.objectives import LabelOnly
 from kd.training.runs import trained
 
-SAMPLE_ROWS = 10_000
-"""Rows read for the level of chance, which no stage counts, at most; `n` in the report says how many."""
 SHOWN_EXAMPLES = 10
 NOT_YET = "it has not been trained and evaluated"
 
 P = ParamSpec("P")
 T = TypeVar("T")
-R = TypeVar("R", bound=Example)
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,8 @@ class Findings:
             audit=self._audit.reasons(),
             ranked=self._audit.ranked,
             left_out=self._audit.left_out(),
-            notes=[*([config.about] if config.about else []), *self._failures()],
+            notes=[*([config.about] if config.about else []), *self._explains_what_it_learned, *self._failures()],
+            taught_on=taught_on(config),
             comparisons=comparisons,
             agreement=agreement,
             costs=cost,
@@ -69,17 +68,15 @@ class Findings:
 
     def teacher_verdict(self) -> str:
         """How good the fine-tuned teacher is on validation, beside chance; said loudly where it is near it."""
-        figures = self._teaching()[1].figures
-        if figures["validation_accuracy"] is None:
+        found = validation_metrics(self.wiring)
+        accuracy = next((row for row in found if row.metric == "accuracy"), None)
+        if accuracy is None:
             return "the teacher was not validated: there was no row to do it on"
-        share, rows = float(figures["validation_accuracy"]), int(figures["validation_rows"] or 0)
-        level = chance(self._sample(EXAMPLES, self.wiring.examples.shards_of("validation"), Example))
-        about = About(TEACHER, "teach", TEACHER, 0, self.wiring.config.task.task, "validation")
-        row = about.row("accuracy", share, rows, wilson(round(share * rows), rows))
-        text = f"the teacher's validation accuracy is {validated(figures)} of {rows:,} rows"
-        if level.value is not None:
-            text += f", chance is {level.value:.1%}"
-        if is_near_chance(row, level.value):
+        level = chance_level(found, accuracy)
+        text = f"the teacher's validation accuracy is {validated(self._teaching()[1].figures)} of {accuracy.n:,} rows"
+        if level is not None:
+            text += f", chance is {level:.1%}"
+        if is_near_chance(accuracy, level):
             text = f"WARNING: {text}. It has learnt next to nothing: its attributions and everything made from them mean nothing."
         return text
 
@@ -102,6 +99,15 @@ class Findings:
             work = partial(student_work, wiring, variant, seed)
             stages[f"agreement {variant.name}/{seed}"] = _manifest(_or_none(self._completed, work))
         return stages
+
+    @property
+    def _explains_what_it_learned(self) -> list[str]:
+        """That the rationales from which students learn are the teacher's on rows that it was taught on."""
+        split = taught_on(self.wiring.config)
+        if split is None:
+            return []
+        learned = f"its attributions of {split}, from which students learn, may be its memory"
+        return [f"In-sample: the teacher was taught on {split}; {learned}."]
 
     def _failures(self) -> list[str]:
         """Which students have no model since their training failed."""
@@ -139,7 +145,7 @@ class Findings:
         if self.wiring.examples_if_any is not None:
             evaluation = self.wiring.config.evaluation
             shards = first_rows(self.wiring.examples.shards_of(evaluation.split), evaluation.limit_rows)
-            level = chance(self._sample(EXAMPLES, shards, Example))
+            level = chance(sampled(self.wiring.store, EXAMPLES, shards, Example))
             yield from chance_metrics(level, self._about(CHANCE, 0))
 
     def _costs(self, found: Sequence[Cost]) -> Iterator[MetricRow]:
@@ -165,7 +171,7 @@ class Findings:
             return []
         folder, manifest = found
         shards = manifest.shards_of(self.wiring.config.evaluation.split) or list(manifest.shards)
-        rows = [row for row in self._sample(folder, shards[:1], RationaleRow) if row.error is None][:SHOWN_EXAMPLES]
+        rows = [row for row in sampled(self.wiring.store, folder, shards[:1], RationaleRow) if row.error is None][:SHOWN_EXAMPLES]
         answers = self._answers_to({row.uid for row in rows}, shards[:1])
         return [Shown(row, answers.get(row.uid, ())) for row in rows]
 
@@ -174,7 +180,7 @@ class Findings:
         answers: dict[str, list[Prediction]] = {}
         names = {shard.name for shard in shards}
         for folder, manifest in filter(None, self._predictions.values()):
-            for row in self._sample(folder, [shard for shard in manifest.shards if shard.name in names], Prediction):
+            for row in sampled(self.wiring.store, folder, [each for each in manifest.shards if each.name in names], Prediction):
                 if row.uid in uids and row.error is None:
                     answers.setdefault(row.uid, []).append(row)
         return answers
@@ -211,11 +217,6 @@ class Findings:
 
     def _rationales(self, source: str) -> tuple[str, Manifest]:
         return completed(self.wiring.store, self.wiring.rationales()[source])
-
-    def _sample(self, folder: str, shards: Sequence[Shard], row_type: type[R]) -> Iterator[R]:
-        """SAMPLE_ROWS rows at most, some of each of evenly spaced shards; one shard in memory at a time."""
-        taken = spread_rows(shards, SAMPLE_ROWS)
-        return chain.from_iterable(self.wiring.store.read_rows(f"{folder}/{s.file}", row_type)[: s.rows] for s in taken)
 
 
 def _or_none(find: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:

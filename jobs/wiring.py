@@ -88,6 +88,7 @@ class Wiring(TeacherWiring):
         config, cluster = self.config.evaluation, self.config.cluster
         device, threads = cluster.model_device, cluster.threads_per_actor
         asked = {"prefix": prefix, "model": model_slice(source.config), "variant": variant, "seed": seed}
+        asked |= {"choice_logprobs": "whole"} if config.length_normalised else {}
         return Work(
             title="evaluate",
             recipe=Answer(config, self.config.task, source, prefix, variant, seed, device, threads),

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from kd.families.text import NEVER_CUT
 from kd.frozen import Frozen
+from kd.portions import portion
 from kd.rows import Attribution, Example, RationaleRow, RowError, Segment, Span, extended, text_of, widened
 from kd.shards import Apply
 from kd.spans import pool, words
@@ -58,7 +59,7 @@ class Fraction(Frozen):
     """Share of the candidates, in (0, 1]."""
 
     def count(self, weights: Sequence[float]) -> int:
-        return math.ceil(self.frac * len(weights))
+        return portion(self.frac, len(weights))
 
 
 class Threshold(Frozen):

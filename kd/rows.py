@@ -185,8 +185,9 @@ class Prediction(Example):
 
     `raw` is the text as generated, `answer` what it was read as (null unless `status` is ok). Unparsed is not wrong:
     `correct` is false for both, and the report prints both. `correct` is null where the example has no target.
-    `choice_logprobs` are the numbers in nats by which the label set was ranked (`evaluation.length_normalised`), none where
-    the answer was generated. `student` is the model, `variant` and `seed` the run that made it ("teacher", 0 for the teacher).
+    `choice_logprobs` are the log-probabilities in nats of the whole entries of the label set, also where these were ranked by
+    their mean over tokens (`evaluation.length_normalised`); none where the answer was generated. `student` is the model,
+    `variant` and `seed` the run that made it ("teacher", 0 for the teacher).
     """
 
     student: str

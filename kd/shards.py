@@ -16,6 +16,7 @@ from kd.arrow import schema_digest
 from kd.attempts import NEWEST_WITHIN_S, begin_attempt, check_newest
 from kd.errors import StageError
 from kd.manifests import MANIFEST, Manifest, Shard, digest
+from kd.portions import exact
 from kd.rows import Row, RowError, as_errored
 from kd.store import Store
 
@@ -255,7 +256,7 @@ def check_errors(summary: Mapping[str, Any], max_error_frac: float, key: str, wh
     """
     new = added_errors(summary["errors"], summary["counts"])
     failed, rows = sum(new.values()), summary["rows"] - sum(summary["errors"].values()) + sum(new.values())
-    if failed > max_error_frac * rows:
+    if failed > exact(max_error_frac) * rows:
         reasons = ", ".join(f"{reason} {n}" for reason, n in new.items())
         raise StageError(
             f"{summary['stage']}: {failed} of {rows} rows got an error ({reasons}), more than {key} = {max_error_frac};"

@@ -93,7 +93,7 @@ def test_the_order_of_a_label_set_does_not_matter() -> None:
 
 def test_a_ranking_that_is_as_sure_as_it_is_right_has_no_calibration_error() -> None:
     sure = (math.log(0.75), math.log(0.25))
-    rows = [answered("yes", answer, ["yes", "no"], sure) for answer in ("yes", "yes", "yes", "no")]
+    rows = [answered(target, "yes", ["yes", "no"], sure) for target in ("yes", "yes", "yes", "no")]
     assert found(answer_sums(rows))["calibration_error"] == pytest.approx(0.0, abs=1e-12)
     assert found(answer_sums(rows[:3]))["calibration_error"] == pytest.approx(0.25)
     assert found(answer_sums(rows[3:]))["calibration_error"] == pytest.approx(0.75)
@@ -101,9 +101,9 @@ def test_a_ranking_that_is_as_sure_as_it_is_right_has_no_calibration_error() -> 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_calibration_error_is_that_of_the_formula(seed: int) -> None:
-    rows = drawn(seed, 300)
+    rows = [row for row in drawn(seed, 300) if row.answer is not None]
     shares = np.exp([row.choice_logprobs for row in rows])
-    sure = shares.max(1) / shares.sum(1)
+    sure = shares[np.arange(len(rows)), [LABELS.index(str(row.answer)) for row in rows]] / shares.sum(1)
     right = np.array([row.correct for row in rows], dtype=float)
     edges = np.linspace(0, 1, BINS + 1)
     inside = [(sure > low) & (sure <= high) for low, high in zip(edges, edges[1:], strict=False)]
@@ -111,10 +111,25 @@ def test_the_calibration_error_is_that_of_the_formula(seed: int) -> None:
     assert found(answer_sums(rows))["calibration_error"] == pytest.approx(theirs, abs=1e-9)
 
 
-def test_confidence_is_the_largest_share_whatever_the_numbers_sum_to() -> None:
-    assert confidence([-1000.0, -1000.0 + math.log(3)]) == pytest.approx(0.75)
-    assert confidence([-5.0]) == 1.0
-    assert confidence([-1e9, 0.0]) == 1.0
+def test_confidence_is_the_answers_share_whatever_the_numbers_sum_to() -> None:
+    assert confidence({"a": -1000.0, "b": -1000.0 + math.log(3)}, "b") == pytest.approx(0.75)
+    assert confidence({"a": -1000.0, "b": -1000.0 + math.log(3)}, "a") == pytest.approx(0.25)
+    assert confidence({"a": -5.0}, "a") == 1.0
+    assert confidence({"a": -1e9, "b": 0.0}, "b") == 1.0
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_ranker_whose_probabilities_are_those_of_the_answers_has_no_calibration_error(normalised: bool) -> None:
+    """Of 1,000 rows the label of one token is right in 300 and that of four in 700, which is what it gives them; by the mean over
+    tokens the long one is taken as well, and of a second kind of rows the long one of 0.4 is taken before the short one of 0.6."""
+    rows = []
+    for long, count in ((0.7, 1000), (0.4, 1000)):
+        logprobs = [math.log(1 - long), math.log(long)]
+        weights = [logprobs[0], logprobs[1] / 4] if normalised else logprobs
+        answer = ["no", "maybe so"][weights.index(max(weights))]
+        targets = ["maybe so"] * round(long * count) + ["no"] * round((1 - long) * count)
+        rows += [answered(target, answer, ["no", "maybe so"], tuple(logprobs)) for target in targets]
+    assert found(answer_sums(rows))["calibration_error"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_label_that_is_there_twice_is_one_answer() -> None:

@@ -38,13 +38,17 @@ def test_a_ranked_answer_need_not_be_what_would_be_written(student: ModelSource)
     assert outcome(answered(student, question("is it red", "no", ("no", "( 2 + 2 )")))) == (None, "unparsed", False)
 
 
-def test_normalised_by_length_a_number_is_the_mean_over_the_tokens_of_its_choice(student: ModelSource) -> None:
+def test_normalised_by_length_the_entry_of_the_largest_mean_is_taken_and_the_numbers_stay_those_of_whole_entries(
+    student: ModelSource,
+) -> None:
     row = question("is it red", "no", ("no", "( 2 + 2 )", "one two three"))
-    sums, means = ranked(student, row).choice_logprobs, ranked(student, row, length_normalised=True).choice_logprobs
+    plain, normalised = ranked(student, row), ranked(student, row, length_normalised=True)
     family = open_family(load(student, "cpu"), student.config)
     tokens = [len(family.encode_answer(label)) for label in row.label_set]
     assert len(set(tokens)) == 3
-    assert means == pytest.approx([total / count for total, count in zip(sums, tokens, strict=True)], rel=1e-6)
+    assert normalised.choice_logprobs == plain.choice_logprobs
+    means = [total / count for total, count in zip(plain.choice_logprobs, tokens, strict=True)]
+    assert normalised.answer == row.label_set[means.index(max(means))]
 
 
 def test_a_row_without_a_label_set_cannot_be_ranked(student: ModelSource) -> None:
@@ -73,7 +77,8 @@ def test_every_family_ranks_and_a_rows_numbers_do_not_depend_on_its_batch(
         assert isinstance(one, Prediction)
         assert isinstance(other, Prediction)
         assert one.choice_logprobs == pytest.approx(other.choice_logprobs, abs=1e-5)
-        best = max(range(len(row.label_set)), key=lambda place: one.choice_logprobs[place])
+        lengths = [family.factors(family.encode_answer(label)) if length_normalised else 1 for label in row.label_set]
+        best = max(range(len(row.label_set)), key=lambda place: one.choice_logprobs[place] / lengths[place])
         assert one.answer == other.answer == row.label_set[best]
 
 

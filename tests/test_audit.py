@@ -71,10 +71,10 @@ def test_each_number_of_the_audit_stands_beside_its_chance(done: Wiring) -> None
     assert (figures["llm", "token_f1"].value, figures["none", "token_f1"].value) == (1, 0)
     assert figures["llm", "cot_whole:llm/gold/in/all"].value == 1
     assert figures["none", GAIN].value == 0
-    assert figures["teacher", "accuracy"].n == 30
+    assert figures["teacher", "accuracy:in_sample"].n == 30
     rates = [figures["teacher", name] for name in ("parse_rate", "truncation_rate")]
     assert [(row.value, row.n) for row in rates] == [(1, 30), (0, 30)], "what the teacher ranks first is an answer"
-    share = f"{100 * (figures['teacher', 'accuracy'].value or 0):.1f}% (100.0% parsed, 0.0% cut); chance is 25.0%"
+    share = f"{100 * (figures['teacher', 'accuracy:in_sample'].value or 0):.1f}% (100.0% parsed, 0.0% cut); chance is 25.0%"
     notes = Findings(done).report().tables[3].notes
     assert f"The teacher's own answers to the 30 measured rows with a label are right in {share}." in notes
     assert (figures["chance", "accuracy_chance"].value, figures["chance", "accuracy_chance"].n) == (0.25, 30)
@@ -151,7 +151,7 @@ def test_without_the_teacher_s_answers_what_follows_from_them_is_null_with_the_r
     attribution = MINI["attribution"] | {"answers": False}
     wiring = audited(taught(prepared(mini_config(write_mini(tmp_path), training=alone(), attribution=attribution))))
     figures, reasons = found(wiring), Findings(wiring).report().audit
-    assert ("teacher", "accuracy") not in figures
+    assert ("teacher", "accuracy:in_sample") not in figures
     assert "No accuracy for teacher: no measured row has both a label and an answer of the teacher's own." in reasons
     assert (figures["attribution", "overlap_any:gold/predicted/in/all"].value, figures["attribution", "token_f1"].n) == (None, 30)
     (said,) = [reason for reason in reasons if "for attribution, random, llm, none" in reason and "no answer" in reason]

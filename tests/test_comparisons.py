@@ -125,7 +125,10 @@ def test_a_failed_variant_is_said_in_words(tmp_path: Path) -> None:
     assert "plain/0 is in no comparison: its training failed: no memory." in table.notes
 
 
-SCATTERED = {"words": ["1" * 44 + "0" * 56, "1" * 55 + "0" * 45], "plain": ["1" * 52 + "0" * 48, "1" * 45 + "0" * 55]}
+SCATTERED = {
+    "words": ["1" * right + "0" * (100 - right) for right in (32, 55, 66)],
+    "plain": ["1" * right + "0" * (100 - right) for right in (65, 45, 42)],
+}
 ALONE = SignificanceConfig(primary=WORDS)
 
 
@@ -133,13 +136,22 @@ def test_where_not_even_100_points_would_have_been_shown_that_is_said_in_words_a
     found = Comparisons(better(SCATTERED, tmp_path, ALONE), ALONE)
     table, said = comparison_table(found), headline(report(METRICS, comparisons=found))
     assert (table.rows[0][4], table.rows[0][5]) == ("no difference shown", "none")
-    why = "with 2 seeds and 100 rows that scatter so much not even a difference of 100 points would have been shown"
+    why = "with 3 seeds and 100 rows that scatter so much not even a difference of 100 points would have been shown"
     assert f"words against plain has no smallest difference: {why} with a probability of 80 %." in table.notes
-    assert "This run would not have shown even a difference of 100 points with a probability of 80%" in said
+    assert f"There is no smallest difference to be shown: {why} with a probability of 80%." in said
     assert " is 0.0 points" not in said
     (told,) = to_json(report(METRICS, comparisons=found))["comparisons"]["verdicts"]
     assert (told["detectable"], told["why_undetectable"]) == (None, why)
     assert found.verdicts[0].metrics("toy", "test")[1].value is None
+
+
+def test_of_two_seeds_the_report_says_why_there_is_no_smallest_difference(tmp_path: Path) -> None:
+    found = Comparisons(better({"words": ["1110", "1101"], "plain": ["0000", "0000"]}, tmp_path, ALONE), ALONE)
+    why = "two seeds say too little of how students scatter to promise that any difference would have been shown"
+    assert f"words against plain has no smallest difference: {why} with a probability of 80 %." in comparison_table(found).notes
+    assert f"There is no smallest difference to be shown: {why} with a probability of 80%." in headline(
+        report(METRICS, comparisons=found)
+    )
 
 
 def test_rows_that_are_in_no_comparison_are_said(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kd.attribution.engine import AttributionConfig, Engine
 from kd.audit_rows import Erasure
-from kd.evaluation.erasing import count_of, erased
+from kd.evaluation.erasing import erased
 from kd.evaluation.faithfulness import Teacher, measure
 from kd.rationales import AttributionSource, RationalesConfig, Rationalise
 from kd.rows import Attribution, RationaleRow, Segment
@@ -53,10 +53,6 @@ def test_the_words_that_are_left_are_the_other_words(text: str, mask: int) -> No
     (left,) = erased(segments, gone)
     kept = [text[word.start : word.end] for word in found if word not in gone]
     assert [left[word.start : word.end] for word in words([Segment("text", left)])] == kept
-
-
-def test_a_share_of_words_is_rounded_up() -> None:
-    assert [count_of(0.01, 4), count_of(0.5, 4), count_of(0.5, 5), count_of(1.0, 5), count_of(0.1, 30)] == [1, 2, 3, 5, 3]
 
 
 # --- what is erased, and what never is ----------------------------------------------------------------------------------

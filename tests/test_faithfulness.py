@@ -183,11 +183,11 @@ def test_sums_of_shards_add_up_and_survive_the_way_through_a_file() -> None:
     assert [row.value for row in parts] == pytest.approx([row.value for row in whole], abs=1e-6)
 
 
-def test_the_interval_of_a_mean_is_the_normal_one() -> None:
+def test_the_interval_of_a_mean_is_students() -> None:
     values = [0.1, 0.4, -0.2, 0.3, 0.3]
     low, high = sum((Tally.of([value]) for value in values), Tally()).interval or (0, 0)
     mean = sum(values) / 5
-    half = 1.959963984540054 * math.sqrt(sum((value - mean) ** 2 for value in values) / 4 / 5)
+    half = 2.7764451051977987 * math.sqrt(sum((value - mean) ** 2 for value in values) / 4 / 5)
     assert (low, high) == pytest.approx((mean - half, mean + half), abs=1e-9)
     assert Tally.of([0.1]).interval is None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import findings, report
+from jobs import report, teacher_findings
 from jobs.cli import Session
 from jobs.console import Console
 from jobs.findings import Findings
@@ -120,9 +120,9 @@ def test_ranked_answers_have_a_calibration_error_and_generated_ones_the_reason(d
 
 
 def test_what_is_sampled_is_spread_over_the_shards(done: Wiring, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(findings, "SAMPLE_ROWS", 6)
+    monkeypatch.setattr(teacher_findings, "SAMPLE_ROWS", 6)
     shards = done.examples.shards_of("train")
-    found = [row.uid for row in Findings(done)._sample(EXAMPLES, shards, Example)]
+    found = [row.uid for row in teacher_findings.sampled(done.store, EXAMPLES, shards, Example)]
     assert found == [row.uid for shard in shards for row in done.store.read_rows(f"{EXAMPLES}/{shard.file}", Example)[:2]]
     assert len(found) == 6
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    ("kd.rows", "kd.audit_rows", "kd.contract", "kd.arrow", "kd.spans", "kd.stop_words", "kd.errors", "kd.frozen"),
+    ("kd.rows", "kd.audit_rows", "kd.contract", "kd.arrow", "kd.spans", "kd.stop_words", "kd.portions", "kd.errors", "kd.frozen"),
     (
         "kd.tasks",
         "kd.agreement_rows",

@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from kd.evaluation import agreement, overlap, plausibility, sizes
 from kd.evaluation.metric_names import METRICS
-from kd.evaluation.metrics import Z_95, wilson
+from kd.evaluation.metrics import wilson
 from kd.evaluation.sums import Measure, Sums, Tally, Why, add_up
 from kd.rows import RowError
 from tests.tiny_measures import rationale_row
@@ -40,12 +42,38 @@ def test_the_value_is_the_mean_over_the_rows_that_say_something_and_the_others_a
 
 
 def test_the_interval_is_that_of_a_mean_and_stays_inside_the_range() -> None:
-    (found,) = of(["a", "abc", "abcde"]).results([LENGTH])
-    assert (found.ci_low, found.ci_high) == pytest.approx((3 - Z_95 * math.sqrt(4 / 3), 3 + Z_95 * math.sqrt(4 / 3)))
+    (found,) = of(["aaaa", "aaaaa", "aaaaaa", "aaaaa"]).results([LENGTH])
+    theirs = stats.ttest_1samp([4, 5, 6, 5], 0).confidence_interval(0.95)
+    assert (found.ci_low, found.ci_high) == pytest.approx(tuple(theirs))
     (wide,) = of(["a", "a" * 10]).results([LENGTH])
     assert (wide.ci_low, wide.ci_high) == (0, 10)
     (one,) = of(["a"]).results([LENGTH])
     assert (one.value, one.ci_low, one.ci_high) == (1.0, None, None)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, 0.1])
+def test_rows_that_all_say_the_same_do_not_tell_how_far_others_are_from_that(value: float) -> None:
+    found = Tally.of([value] * 7)
+    assert (found.mean, found.standard_error, found.interval) == (pytest.approx(value), 0.0, None)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5, 20, 200])
+def test_the_interval_of_a_mean_covers_the_true_one_in_95_percent_of_samples(rows: int) -> None:
+    samples = np.random.default_rng(rows).normal(0.1, 0.3, (2000, rows))
+    intervals = [Tally.of(sample).interval or (0.0, 0.0) for sample in samples.tolist()]
+    covered = sum(low <= 0.1 <= high for low, high in intervals)
+    assert stats.binom.ppf(0.001, 2000, 0.95) <= covered <= stats.binom.ppf(0.999, 2000, 0.95)
+
+
+@pytest.mark.parametrize("rows", [10, 50, 500])
+def test_wilsons_interval_covers_a_share_in_95_percent_of_samples_on_average_over_shares(rows: int) -> None:
+    """Exactly: over all numbers of right answers, by their probability."""
+    right, shares = np.arange(rows + 1), np.linspace(0.005, 0.995, 199)
+    low, high = np.array([wilson(number, rows) for number in right]).T
+    inside = (low <= shares[:, None]) & (shares[:, None] <= high)
+    covered = (stats.binom.pmf(right, rows, shares[:, None]) * inside).sum(axis=1)
+    assert covered.mean() == pytest.approx(0.95, abs=0.006)
+    assert covered[60:140].min() > 0.92
 
 
 def test_the_interval_of_a_share_of_rows_is_wilsons() -> None:

@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
+from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from kd.training.config import LoopConfig, TeachConfig, TrainingConfig, Variant
 from kd.training.objectives import LabelOnly, MultiTask
@@ -68,9 +70,9 @@ def test_a_variant_is_multi_task_unless_it_says_otherwise() -> None:
 
 def test_the_schedule_warms_up_and_decays_to_zero() -> None:
     config = LoopConfig(steps=10, warmup_steps=2, learning_rate=8.0)
-    assert [config.learning_rate_at(step) for step in range(10)] == [4, 8, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert [config.learning_rate_at(step) for step in range(10)] == [0, 4, 8, 7, 6, 5, 4, 3, 2, 1]
     constant = config.model_copy(update={"schedule": "constant"})
-    assert [constant.learning_rate_at(step) for step in range(4)] == [4, 8, 8, 8]
+    assert [constant.learning_rate_at(step) for step in range(4)] == [0, 4, 8, 8]
 
 
 def test_a_run_depends_on_the_loop_and_not_on_its_neighbours_or_on_failures() -> None:
@@ -81,3 +83,28 @@ def test_a_run_depends_on_the_loop_and_not_on_its_neighbours_or_on_failures() ->
     assert one.loop == one.model_copy(update={"parallel_runs": 3, "step_timeout_s": 1.0}).loop
     assert one.loop == one.model_copy(update={"num_workers": 2, "threads_per_worker": 4}).loop
     assert one.loop != one.model_copy(update={"learning_rate": 1.0}).loop
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (10, 0), (10, 1), (10, 2), (100, 6), (360, 20), (7, 6)])
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_the_learning_rate_of_every_update_is_that_of_transformers_schedules(schedule: str, steps: int, warmup: int) -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=3e-3)
+    if schedule == "linear":
+        theirs = get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    else:
+        theirs = get_constant_schedule_with_warmup(optimizer, warmup)
+    rates = list[float]()
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    config = LoopConfig.model_validate({"steps": steps, "warmup_steps": warmup, "learning_rate": 3e-3, "schedule": schedule})
+    assert [config.learning_rate_at(step) for step in range(steps)] == pytest.approx(rates, abs=1e-15)
+
+
+@pytest.mark.parametrize(("steps", "every", "times"), [(10, 4, 3), (10, 5, 2), (10, 10, 1), (10, 11, 1), (1, 250, 1)])
+def test_the_last_step_is_validated_too_where_the_interval_does_not_divide_the_steps(steps: int, every: int, times: int) -> None:
+    config = LoopConfig(steps=steps, eval_every_steps=every)
+    assert config.validations_by(steps) == times
+    assert config.validations_by(every) == 1

@@ -100,11 +100,14 @@ class Calibration:
 
     @classmethod
     def of(cls, rows: Sequence[Answered]) -> "Calibration":
-        """Of labelled rows, those that were ranked. A label that is there twice is one answer."""
+        """Of labelled rows, those that were ranked. A label that is there twice is one answer.
+
+        Whatever they were ranked by: a mean over tokens is the logarithm of no probability, and makes no confidence.
+        """
         counts, sure, correct = [0] * BINS, [0.0] * BINS, [0] * BINS
         for row in rows:
-            if row.choice_logprobs:
-                share = confidence(list(dict(zip(row.label_set, row.choice_logprobs, strict=True)).values()))
+            if row.choice_logprobs and row.answer is not None:
+                share = confidence(dict(zip(row.label_set, row.choice_logprobs, strict=True)), row.answer)
                 place = bin_of(share)
                 counts[place] += 1
                 sure[place] += share
@@ -124,14 +127,14 @@ class Calibration:
         return [about.row("calibration_error", Mean(gap, sum(self.rows)).value, sum(self.rows))]
 
 
-def confidence(choice_logprobs: Sequence[float]) -> float:
-    """The largest share of a softmax over the choices, from 1/choices to 1."""
-    top = max(choice_logprobs)
-    return 1 / math.fsum(math.exp(logprob - top) for logprob in choice_logprobs)
+def confidence(choice_logprobs: Mapping[str, float], answer: str) -> float:
+    """The answer's share of a softmax over the choices: the largest, where it is the one of the largest log-probability."""
+    top = max(choice_logprobs.values())
+    return math.exp(choice_logprobs[answer] - top) / math.fsum(math.exp(logprob - top) for logprob in choice_logprobs.values())
 
 
 def bin_of(sure: float) -> int:
-    """The bin, from 0, of a confidence in (0, 1]; one on an edge is in the lower bin."""
+    """The bin, from 0, of a confidence in [0, 1]; one on an edge is in the lower bin."""
     return min(max(math.ceil(sure * BINS) - 1, 0), BINS - 1)
 
 

@@ -152,13 +152,14 @@ class Answerer:
         return self._prediction(question, answer, said.text, status, [])
 
     def _ranked(self, question: _Question, logprobs: list[float]) -> Prediction | RowError:
-        """The entry of the label set with the largest number, the first of equals."""
-        if self._recipe.config.length_normalised:
-            factors = [self._family.factors(choice) for choice in question.choices]
-            logprobs = [logprob / count for logprob, count in zip(logprobs, factors, strict=True)]
+        """The entry of the label set with the largest log-probability, or the largest per token; the first of equals."""
         if not all(map(math.isfinite, logprobs)):
             return RowError("not_finite", "the log-probability of an answer is not a finite number; try dtype float32")
-        answer = question.row.label_set[max(range(len(logprobs)), key=lambda place: logprobs[place])]
+        weights = logprobs
+        if self._recipe.config.length_normalised:
+            factors = [self._family.factors(choice) for choice in question.choices]
+            weights = [logprob / count for logprob, count in zip(logprobs, factors, strict=True)]
+        answer = question.row.label_set[max(range(len(weights)), key=lambda place: weights[place])]
         return self._prediction(question, answer, answer, "ok", logprobs)
 
     def _prediction(

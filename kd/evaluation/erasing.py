@@ -6,7 +6,6 @@ the scores of one that is repeated are summed, so that it comes first whatever t
 most of the control's words occur once: an importance that knows nothing would have a gain.
 """
 
-import math
 import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -15,6 +14,7 @@ from typing import Literal
 
 from kd.evaluation.units import Units
 from kd.families.text import NEVER_CUT
+from kd.portions import portion
 from kd.rows import RationaleRow, Segment, Span, text_of
 from kd.spans import pool
 from kd.stop_words import folded
@@ -77,7 +77,7 @@ class Eraser:
                 orders["lexical"] = sorted(drawn, key=lambda index: -echoes[_word(row, index)])
             for name, order in orders.items():
                 for frac in self.fractions:
-                    made += self._pair(row, name, frac, order[: count_of(frac, len(order))])
+                    made += self._pair(row, name, frac, order[: portion(frac, len(order))])
         return made
 
     def _ranked(self, row: RationaleRow) -> list[int]:
@@ -108,11 +108,6 @@ class Eraser:
         return [
             word for word, mass in zip(words, read, strict=True) if not mass and row.segments[word.segment].role not in NEVER_CUT
         ]
-
-
-def count_of(frac: float, words: int) -> int:
-    """How many words a share of them is, rounded up; a hair above a whole number is not."""
-    return math.ceil(frac * words - 1e-9)
 
 
 def erased(segments: Sequence[Segment], gone: Collection[Span]) -> tuple[str, ...]:

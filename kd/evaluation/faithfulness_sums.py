@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kd.audit_rows import Erasure
+from kd.evaluation.metric_names import METRICS
 from kd.evaluation.metrics import About
-from kd.evaluation.sums import Finding, Tally, Why
+from kd.evaluation.sums import Finding, Tally, Why, within
 from kd.rows import MetricRow
 
 CONTROLS = (("importance", "random"), ("importance", "lexical"), ("rationale", "rationale_random"))
@@ -41,7 +42,10 @@ class FaithfulnessSums:
 
     def metrics(self, about: About) -> list[MetricRow]:
         """Means over rows, each with its interval over rows; `n` counts the rows that could be measured."""
-        return [about.row(metric, found.mean, found.count, found.interval, of=of) for (metric, of), found in self.tallies.items()]
+        return [
+            about.row(metric, found.mean, found.count, within(METRICS[metric], found.interval), of=of)
+            for (metric, of), found in self.tallies.items()
+        ]
 
     def nulls(self) -> dict[str, str]:
         """Why a metric has no value, by its name."""

@@ -22,6 +22,8 @@ class Metric:
     source: str
 
 
+IN_SAMPLE = "accuracy:in_sample"
+"""A teacher's accuracy on rows of the split that it was taught on, which does not tell whether it is near chance."""
 _COUNTED = "by definition"
 _MEAN = "without a seed: the mean over seeds"
 _OURS = "ours"

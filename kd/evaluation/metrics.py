@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from kd.evaluation.metric_names import METRICS, Metric
 from kd.rows import Example, MetricRow
 
+COVERAGE = 0.95
+"""Of the intervals over rows."""
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
 Interval = tuple[float, float]
@@ -117,14 +119,16 @@ class Counts:
         ]
 
 
-def wilson(successes: int, trials: int) -> Interval:
+def wilson(successes: int, trials: int, looks: int = 1) -> Interval:
     """The 95 % score interval of a share (Wilson 1927): holds for small counts and near 0 and 1.
 
-    It is the interval over rows of one model; it says nothing about another seed.
+    It is the interval over rows of one model, each drawn by itself; it says nothing about another seed. `looks`: of how many
+    models on the same rows this is the one that was chosen; the interval is as wide as to hold for all of them.
     """
-    share, z2 = successes / trials, Z_95**2
+    z = Z_95 if looks == 1 else statistics.NormalDist().inv_cdf(1 - (1 - COVERAGE) / 2 / looks)
+    share, z2 = successes / trials, z**2
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = Z_95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
+    half = z / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 

@@ -12,6 +12,9 @@ the same order. What differs by chance is the student (another seed) and the tes
 
 A difference is *shown* where both p-values are at most alpha: the joint p-value is the larger one (intersection-union test).
 One primary comparison is declared before the run; the p-values of the others are corrected by Holm (1979).
+
+The interval is that of the joint test turned round: at each end the wider of the t interval and the bootstrap's, at the level
+at which the comparison was tested. So it leaves out nought exactly where a difference is shown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,16 +25,25 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from kd.evaluation.metric_names import Metric
-from kd.evaluation.metrics import About
+from kd.evaluation.metrics import About, Interval
 from kd.evaluation.pairing import Floats, Paired
-from kd.evaluation.power import smallest_detectable
+from kd.evaluation.power import LEAST_SEEDS, smallest_detectable
 from kd.frozen import Frozen
+from kd.portions import exact
 from kd.rows import MetricRow
 
 _PATTERNS_AT_ONCE = 1_000_000
+_ROUNDING = 1e-12
+"""What products of probabilities may be off by: a p-value that is alpha but for this is alpha."""
 
 DIFFERENCE = Metric(
-    "accuracy_difference", -1, 1, True, "rows", "accuracy less that of `against`, over the seeds that both have", "by definition"
+    "accuracy_difference",
+    -1,
+    1,
+    True,
+    "rows",
+    "accuracy less that of `against`, over the seeds that both have; its interval is at the level at which it was tested",
+    "by definition",
 )
 DETECTABLE = Metric(
     "accuracy_detectable", 0, 1, False, "rows", "smallest such difference that would have been shown", "kd/evaluation/power.py"
@@ -73,7 +85,7 @@ class SignificanceConfig(Frozen):
 
     @model_validator(mode="after")
     def _something_can_be_shown(self) -> "SignificanceConfig":
-        needed = ceil(2 * self._corrected / self.alpha - 1)
+        needed = ceil(2 * self._corrected / exact(self.alpha) - 1)
         if self.draws < needed:
             raise ValueError(
                 f"draws: expected at least {needed:,}, with which the least p-value, 2 / (draws + 1), is small enough to show a"
@@ -104,11 +116,13 @@ class Verdict:
     """What a run says about one comparison. All differences are in accuracy, the variant's less the other's.
 
     Args:
-        alpha: of both tests. difference: mean over seeds and rows. ci_low, ci_high: its interval by the bootstrap, of coverage
-            1 - alpha.
+        alpha: of both tests. difference: mean over seeds and rows. ci_low, ci_high: its interval, of coverage 1 - level or more;
+            nought is outside exactly where a difference is shown. level: alpha; where p-values are corrected, the share of
+            alpha at which Holm's procedure decided this one (`holm_levels`).
         p_seeds, p_bootstrap: of the two tests, two-sided. p_value: the larger of both, corrected where it is not the primary
-            comparison. detectable: the smallest difference, of either sign, that this run would have shown with the configured
-            power (`smallest_detectable`); None where there is no test, and where that is more than a difference can be, 1.
+            comparison. detectable: the smallest difference, of either sign, that a run like this one shows with the configured
+            power (`smallest_detectable`); None where there is no test, with two seeds, and where that is more than a difference
+            can be, 1.
         seeds, rows: how many were compared; left_out: rows without a mark in one of the two. why_null: why there is no
             test, or no difference at all; None where there is one.
     """
@@ -123,6 +137,7 @@ class Verdict:
     difference: float | None = None
     ci_low: float | None = None
     ci_high: float | None = None
+    level: float | None = None
     p_seeds: float | None = None
     p_bootstrap: float | None = None
     p_value: float | None = None
@@ -131,7 +146,7 @@ class Verdict:
     @property
     def shown(self) -> bool:
         """Whether both tests have a p-value of at most alpha, after correction."""
-        return self.p_value is not None and self.p_value <= self.alpha
+        return self.p_value is not None and passes(self.p_value, self.alpha)
 
     @property
     def in_words(self) -> str:
@@ -147,6 +162,8 @@ class Verdict:
         """Why `detectable` is None; None where there is one."""
         if self.detectable is not None:
             return None
+        if self.why_null is None and self.seeds < LEAST_SEEDS:
+            return "two seeds say too little of how students scatter to promise that any difference would have been shown"
         scatter = f"{self.seeds} seeds and {self.rows:,} rows that scatter so much"
         return self.why_null or f"with {scatter} not even a difference of 100 points would have been shown"
 
@@ -165,9 +182,20 @@ def verdicts(found: Mapping[Comparison, Paired], config: SignificanceConfig) -> 
     Args:
         found: for each comparison the sums over all shards; a variant without predictions is in none.
     """
-    first, *others = [_tested(found.get(each, Paired((), {})), each, config) for each in config.comparisons]
-    corrected = iter(holm([each.p_value for each in others if each.p_value is not None]))
-    return [first, *(each if each.p_value is None else replace(each, p_value=next(corrected)) for each in others)]
+    tested = {each: _tested(found.get(each, Paired((), {})), each, config) for each in config.comparisons}
+    others = {each: verdict.p_value for each, (verdict, _) in tested.items() if not verdict.is_primary}
+    p_values = {each: p_value for each, p_value in others.items() if p_value is not None}
+    pairs = zip(holm(list(p_values.values())), holm_levels(list(p_values.values()), config.alpha), strict=True)
+    corrected = dict(zip(p_values, pairs, strict=True))
+    return [
+        _decided(verdict, scatter, *corrected.get(each, (verdict.p_value, config.alpha)))
+        for each, (verdict, scatter) in tested.items()
+    ]
+
+
+def passes(p_value: float, alpha: float) -> bool:
+    """Whether a p-value is at most alpha, whichever way their last digit was rounded."""
+    return p_value <= alpha + _ROUNDING
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -177,6 +205,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - step) * p_values[index]))
         corrected[index] = largest
     return corrected
+
+
+def holm_levels(p_values: Sequence[float], alpha: float) -> list[float]:
+    """The level at which Holm's procedure decides each of these, in the order given.
+
+    It is alpha / m for the least of m p-values, alpha / (m - 1) for the next, and so on up to the first that does not pass; the
+    larger ones fail with that one, at its level. So a p-value is at most its level exactly where the corrected one is at most
+    alpha, and an interval at that level, wider than one at alpha, agrees with the verdict.
+    """
+    levels, level, failed = [0.0] * len(p_values), alpha, False
+    for step, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        if not failed:
+            level = alpha / (len(p_values) - step)
+            failed = not passes(p_values[index], level)
+        levels[index] = level
+    return levels
 
 
 # --- the two tests ------------------------------------------------------------------------------------------------------
@@ -196,6 +240,14 @@ def t_over_seeds(per_seed: Floats, rows: int) -> float:
     from scipy.stats import t
 
     return float(2 * t.sf(abs(float(per_seed.mean())) / standard_error(per_seed, rows), len(per_seed) - 1))
+
+
+def t_interval(per_seed: Floats, rows: int, level: float) -> Interval:
+    """The differences that `t_over_seeds` does not reject at this level."""
+    from scipy.stats import t
+
+    mean, half = float(per_seed.mean()), float(t.isf(level / 2, len(per_seed) - 1)) * standard_error(per_seed, rows)
+    return mean - half, mean + half
 
 
 def bootstrap(paired: Paired, draws: int, rng: np.random.Generator) -> Floats:
@@ -222,33 +274,52 @@ def p_of(means: Floats) -> float:
     return min(1.0, 2 * (1 + beyond) / (len(means) + 1))
 
 
+def interval_of(means: Floats, level: float) -> Interval:
+    """The percentile interval whose ends are on one side of nought exactly where `p_of` is at most the level.
+
+    Its ends are the k-th draws from either side, k the largest with 2k / (draws + 1) of at most the level. There must be draws
+    enough for k to be 1.
+    """
+    place = int((level + _ROUNDING) * (len(means) + 1) / 2)
+    ordered = np.sort(means)
+    return float(ordered[place - 1]), float(ordered[-place])
+
+
 # --- one comparison -----------------------------------------------------------------------------------------------------
 
 
-def _tested(paired: Paired, comparison: Comparison, config: SignificanceConfig) -> Verdict:
-    """The verdict, its p-value not corrected yet."""
+_Scatter = tuple[Floats, Floats]
+"""The difference of each seed, and the bootstrap's mean differences."""
+
+
+def _tested(paired: Paired, comparison: Comparison, config: SignificanceConfig) -> tuple[Verdict, _Scatter | None]:
+    """The verdict, its p-value not corrected and its interval not made yet, and what that is made from."""
     is_primary = comparison == config.primary
     verdict = Verdict(comparison, is_primary, config.alpha, len(paired.seeds), paired.rows, paired.left_out)
     if not paired.seeds:
-        return replace(verdict, why_null=f"{comparison.variant} and {comparison.against} have no seed in common")
+        return replace(verdict, why_null=f"{comparison.variant} and {comparison.against} have no seed in common"), None
     if not paired.rows:
         reason = f"no row has a mark in both; {paired.left_out:,} have an error or no label"
-        return replace(verdict, why_null=reason if paired.left_out else "no row was answered: the split is empty")
+        return replace(verdict, why_null=reason if paired.left_out else "no row was answered: the split is empty"), None
     per_seed = paired.per_seed
     verdict = replace(verdict, difference=float(per_seed.mean()))
     if len(per_seed) == 1:
-        return replace(verdict, why_null="one seed says nothing about how students scatter; train two or more")
+        return replace(verdict, why_null="one seed says nothing about how students scatter; train two or more"), None
     rng = np.random.default_rng([config.seed, *f"{comparison.variant}/{comparison.against}".encode()])
     means = bootstrap(paired, config.draws, rng)
-    low, high = np.quantile(means, [config.alpha / 2, 1 - config.alpha / 2])
     p_seeds, p_bootstrap, t_error = t_over_seeds(per_seed, paired.rows), p_of(means), standard_error(per_seed, paired.rows)
     alpha, error = config.alpha if is_primary else config.strictest, float(means.std(ddof=1))
-    return replace(
-        verdict,
-        ci_low=float(low),
-        ci_high=float(high),
-        p_seeds=p_seeds,
-        p_bootstrap=p_bootstrap,
-        p_value=max(p_seeds, p_bootstrap),
-        detectable=smallest_detectable(t_error, len(per_seed), error, alpha, config.power),
-    )
+    detectable = smallest_detectable(t_error, len(per_seed), error, alpha, config.power)
+    p_value = max(p_seeds, p_bootstrap)
+    tested = replace(verdict, p_seeds=p_seeds, p_bootstrap=p_bootstrap, p_value=p_value, detectable=detectable)
+    return tested, (per_seed, means)
+
+
+def _decided(verdict: Verdict, scatter: _Scatter | None, p_value: float | None, level: float) -> Verdict:
+    """The verdict by its corrected p-value, with the interval at the level at which it was decided."""
+    if scatter is None:
+        return verdict
+    per_seed, means = scatter
+    (t_low, t_high), (low, high) = t_interval(per_seed, verdict.rows, level), interval_of(means, level)
+    ends = max(-1.0, min(t_low, low)), min(1.0, max(t_high, high))
+    return replace(verdict, p_value=p_value, level=level, ci_low=ends[0], ci_high=ends[1])

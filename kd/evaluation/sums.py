@@ -17,8 +17,11 @@ from enum import StrEnum
 from typing import TypeVar
 
 from kd.evaluation.metric_names import Metric
-from kd.evaluation.metrics import Z_95, Interval, wilson
+from kd.evaluation.metrics import COVERAGE, Interval, wilson
 from kd.rows import Row
+
+_ROUNDING = 1e-13
+"""What a difference of sums may be off by, as a share of them."""
 
 
 class Why(StrEnum):
@@ -87,15 +90,21 @@ class Tally:
         """Of the mean, over rows; None with fewer than two."""
         if self.count < 2:
             return None
-        spread = max(0.0, self.squares - self.total * self.total / self.count)
-        return math.sqrt(spread / (self.count - 1) / self.count)
+        spread = self.squares - self.total * self.total / self.count
+        is_rounding = spread <= _ROUNDING * self.squares
+        return 0.0 if is_rounding else math.sqrt(spread / (self.count - 1) / self.count)
 
     @property
     def interval(self) -> Interval | None:
-        """The 95 % interval of the mean by the normal approximation; None with fewer than two rows."""
-        if self.mean is None or self.standard_error is None:
+        """The 95 % interval of the mean, Student's t: of few rows the scatter is hardly known.
+
+        None with fewer than two rows, and where all say the same: they do not tell how far others are from that.
+        """
+        from scipy.special import stdtrit
+
+        if self.mean is None or not self.standard_error:
             return None
-        half = Z_95 * self.standard_error
+        half = float(stdtrit(self.count - 1, (1 + COVERAGE) / 2)) * self.standard_error
         return self.mean - half, self.mean + half
 
     @property
@@ -113,10 +122,11 @@ def in_words(left_out: Mapping[Why, int]) -> str:
 
 @dataclass(frozen=True)
 class Result:
-    """A measure's value over `n` rows with its 95 % interval (normal; Wilson's for a share of rows); null with the reason where
+    """A measure's value over `n` rows with its 95 % interval (t; Wilson's for a share of rows); null with the reason where
     there is nothing to measure.
 
-    The interval is over rows of one model; it says nothing about another seed. `left_out` counts the other rows by reason.
+    The interval is over rows of one model, each drawn by itself; it says nothing about another seed. `left_out` counts the other
+    rows by reason.
     """
 
     measure: Measure
@@ -168,10 +178,12 @@ def _result(measure: Measure, tally: Tally) -> Result:
 
 
 def _interval(measure: Measure, tally: Tally) -> Interval | None:
-    if tally.interval is None:
-        return None
     # Only where every finding of a measure in 0..1 is 0 or 1 do they sum up to the same as their squares: a share of rows.
-    if (measure.low, measure.high) == (0, 1) and tally.total == tally.squares:
+    if (measure.low, measure.high) == (0, 1) and tally.total == tally.squares and tally.count > 1:
         return wilson(round(tally.total), tally.count)
-    low, high = tally.interval
-    return max(measure.low, low), min(measure.high, high)
+    return within(measure, tally.interval)
+
+
+def within(metric: Metric, interval: Interval | None) -> Interval | None:
+    """The part of an interval that the metric can take."""
+    return None if interval is None else (max(metric.low, interval[0]), min(metric.high, interval[1]))

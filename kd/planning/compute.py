@@ -76,7 +76,7 @@ def micro_batches(loop: LoopConfig, rows: Sequence[Features]) -> int:
 
 def validations(loop: LoopConfig, eval_rows: int) -> int:
     """How many of a whole run: one every so many steps, and one after the last; none without rows."""
-    return math.ceil(loop.steps / loop.eval_every_steps) if min(eval_rows, loop.eval_rows) else 0
+    return loop.validations_by(loop.steps) if min(eval_rows, loop.eval_rows) else 0
 
 
 def attributed(shape: Shape, config: AttributionConfig, row: Length) -> float:

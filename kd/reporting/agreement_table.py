@@ -28,8 +28,9 @@ class Looked:
         return [about.row(each.measure, each.value, each.n, each.interval) for each in self.results]
 
 
-def agreement_table(found: Sequence[Looked], is_void: bool) -> Table:
-    """One line per variant. `is_void`: the teacher is near chance, so that to agree with it means nothing."""
+def agreement_table(found: Sequence[Looked], is_void: bool, taught_on: str | None = None) -> Table:
+    """One line per variant. `is_void`: the teacher is near chance, so that to agree with it means nothing. `taught_on`: the
+    split that the teacher was taught on."""
     variants: dict[str, list[Looked]] = {}
     for each in found:
         variants.setdefault(each.variant, []).append(each)
@@ -39,6 +40,7 @@ def agreement_table(found: Sequence[Looked], is_void: bool) -> Table:
         and bool(found),
         "On rows of train, from which the students learned: the teacher was not explained on the evaluated split"
         " (attribution.splits).": any(each.split == "train" for each in found),
+        f"In-sample: the teacher was taught on {taught_on} too.": any(each.split == taught_on for each in found),
     }
     return Table(
         title=TITLE,

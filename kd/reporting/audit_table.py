@@ -27,27 +27,39 @@ _COLUMNS = (
 _PARTS = (_SOURCE, "explained", "words of", "options", "model")
 
 
-def audit_table(metrics: Sequence[MetricRow], reasons: Sequence[str], ranked: Collection[str] = ()) -> Table:
+def audit_table(
+    metrics: Sequence[MetricRow], reasons: Sequence[str], ranked: Collection[str] = (), taught_on: str | None = None
+) -> Table:
     """Faithfulness and plausibility of every source, in percent. `reasons` are sentences about what has no value, `ranked` the
-    sources that rank words."""
+    sources that rank words, `taught_on` is the split that the teacher was taught on."""
     sources, near = by_source(metrics), teacher_near_chance(metrics)
     lines = [line for source, found in sources.items() for line in _audited(source, found, source in ranked, near is not None)]
     notes = [] if sources else ["The rationales have not been audited: run audit."]
     if sources and near is not None:
         where = f"on {near.split} the teacher is near chance, so what decides its answers says nothing"
         notes += [f"Void: {where}. The numbers are in report.json."]
-    notes += [*_of_the_teacher(metrics), *reasons]
+    notes += [*of_the_teacher(metrics, taught_on), *reasons]
     return Table("Audit of the rationales", _COLUMNS, lines, notes, left=frozenset({_SOURCE}))
 
 
-def _of_the_teacher(metrics: Sequence[MetricRow]) -> Iterator[str]:
-    """How good the teacher's own answers to the measured rows are."""
-    own = [row for row in metrics if (row.subject, row.stage, row.metric) == ("teacher", "audit", "accuracy")]
-    for row in own:
-        level = chance_level(metrics, row)
-        guessing = "" if level is None else f"; chance is {percent(level)}%"
-        rows = f"the {row.n:,} measured rows with a label"
-        yield f"The teacher's own answers to {rows} are right in {with_rates(row, metrics)}{guessing}."
+def of_the_teacher(metrics: Sequence[MetricRow], taught_on: str | None) -> list[str]:
+    """How good the teacher's own answers to the measured rows are, and to others where it was taught on these."""
+    of_it = [row for row in metrics if row.subject == "teacher" and row.metric.partition(":")[0] == "accuracy"]
+    own = [row for row in of_it if row.stage == "audit"]
+    said = [f"The teacher's own answers to the {row.n:,} measured rows with a label are {_right(row, metrics)}." for row in own]
+    if not any((row.subject, row.stage, row.split) == ("rationales", "audit", taught_on) for row in metrics):
+        return said
+    said.append(f"In-sample: the teacher was taught on {taught_on}, whose rows are measured, and may explain what it memorised.")
+    unseen = [row for row in of_it if row.stage == "teach"]
+    said += [
+        f"Its answers to {row.n:,} rows of {row.split}, which it has not seen, are {_right(row, metrics)}." for row in unseen
+    ]
+    return said if unseen else [*said, "How often it is right on rows that it has not seen is not known: it was not validated."]
+
+
+def _right(row: MetricRow, metrics: Sequence[MetricRow]) -> str:
+    level = chance_level(metrics, row)
+    return f"right in {with_rates(row, metrics)}" + ("" if level is None else f"; chance is {percent(level)}%")
 
 
 def _audited(source: str, found: Found, ranked: bool, is_void: bool) -> Iterator[tuple[str, ...]]:

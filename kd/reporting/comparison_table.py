@@ -41,17 +41,24 @@ def comparison_table(found: Comparisons | None) -> Table:
 
 def _line(verdict: Verdict) -> tuple[str, ...]:
     named = f"{verdict.comparison.variant} against {verdict.comparison.against}" + " (primary)" * verdict.is_primary
-    interval = MISSING if verdict.ci_low is None else f"{points(verdict.ci_low)} to {points(verdict.ci_high)}"
     return (
         named,
         points(verdict.difference),
-        interval,
+        _interval(verdict),
         p_value(verdict.p_value),
         in_words(verdict),
         _smallest(verdict),
         f"{verdict.seeds:,}",
         f"{verdict.rows:,}",
     )
+
+
+def _interval(verdict: Verdict) -> str:
+    """Both ends, and the coverage where it is not that of the table's note."""
+    if verdict.level is None:
+        return MISSING
+    coverage = "" if verdict.level == verdict.alpha else f" ({percent(1 - verdict.level)} %)"
+    return f"{points(verdict.ci_low)} to {points(verdict.ci_high)}{coverage}"
 
 
 def _smallest(verdict: Verdict) -> str:
@@ -79,13 +86,15 @@ def _said_of(verdict: Verdict, config: SignificanceConfig) -> Iterator[str]:
 
 
 def _method(config: SignificanceConfig) -> str:
-    corrected = "; the p-values of those that are not primary are corrected for their number (Holm)"
+    several = len(config.comparisons) > 1
+    corrected = "; the p-values of those that are not primary are corrected for their number (Holm)" if several else ""
+    levels = ", or what stands beside it, at which Holm's correction decided" if several else ""
     return (
         "Differences in percentage points of accuracy, the first one's less the other's, over the seeds and rows that both have."
         f" Shown: a paired t test over seeds and a bootstrap over seeds and rows both have a p-value of at most {config.alpha:g},"
-        f" the larger one is printed{corrected if len(config.comparisons) > 1 else ''}. Interval: of the bootstrap, coverage"
-        f" {percent(1 - config.alpha)} %. Smallest: the smallest difference that this run would have shown with a probability of"
-        f" {100 * config.power:g} %."
+        f" the larger one is printed{corrected}. Interval: at each end the wider of both tests', so nought is outside exactly"
+        f" where a difference is shown; coverage {percent(1 - config.alpha)} %{levels}. Smallest: the smallest difference that a"
+        f" run with seeds and rows that scatter like these shows with a probability of {100 * config.power:g} %."
     )
 
 
@@ -145,7 +154,7 @@ def _verdict(verdict: Verdict, config: SignificanceConfig) -> str:
 def _power_in_words(verdict: Verdict, config: SignificanceConfig) -> str:
     sure = f"with a probability of {100 * config.power:g}%"
     if verdict.detectable is None:
-        return f"This run would not have shown even a difference of 100 points {sure}: so much do its seeds and rows scatter."
+        return f"There is no smallest difference to be shown: {verdict.why_undetectable} {sure}."
     return f"The smallest difference that this run would have shown {sure} is {hundredfold(verdict.detectable):.1f} points."
 
 

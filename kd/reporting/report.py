@@ -6,7 +6,7 @@ It is made from plain data and may be made at any time: what is missing is a das
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -71,6 +71,7 @@ class Report:
         comparisons: what tests say of the differences between students; None where the config declares none.
         agreement: how far students look where their teacher looked.
         costs: what the models cost.
+        taught_on: the split that the teacher was taught on; None where there is none, or it is used as it is.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Report:
     comparisons: Comparisons | None = None
     agreement: Sequence[Looked] = ()
     costs: Sequence[Cost] = ()
+    taught_on: str | None = None
 
     @cached_property
     def all_metrics(self) -> list[MetricRow]:
@@ -96,19 +98,32 @@ class Report:
     def beside_accuracy(self) -> list[Table]:
         """What belongs to the accuracies: comparisons of students, agreement with the teacher, cost."""
         is_void = teacher_near_chance(self.metrics) is not None
-        return [comparison_table(self.comparisons), agreement_table(self.agreement, is_void), cost_table(self.costs)]
+        return [
+            comparison_table(self.comparisons),
+            agreement_table(self.agreement, is_void, self.taught_on),
+            cost_table(self.costs),
+        ]
 
     @cached_property
     def rationales(self) -> Table:
         """How often each source of rationales touches the human evidence."""
-        return rationale_table(self.metrics, self.ranked, self.left_out)
+        return self._in_sample(rationale_table(self.metrics, self.ranked, self.left_out))
 
     @cached_property
     def tables(self) -> list[Table]:
         """Accuracy, answers, rationales, audit, label overlap, training, stages."""
         of_rows = [accuracy_table(self.metrics), answer_table(self.metrics), self.rationales]
-        of_rows += [audit_table(self.metrics, self.audit, self.ranked), overlap_table(self.metrics, self.ranked)]
+        of_rows += [audit_table(self.metrics, self.audit, self.ranked, self.taught_on)]
+        of_rows += [self._in_sample(overlap_table(self.metrics, self.ranked))]
         return [*of_rows, training_table(self.stages), stage_table(self.stages)]
+
+    def _in_sample(self, table: Table) -> Table:
+        """The table of audited rows, with a note where the teacher was taught on these."""
+        audited = {row.split for row in self.metrics if (row.subject, row.stage) == ("rationales", "audit")}
+        if not table.rows or self.taught_on not in audited:
+            return table
+        note = f"In-sample: the teacher was taught on {self.taught_on}, whose rows these are, and may explain what it memorised."
+        return replace(table, notes=[*table.notes, note])
 
     @cached_property
     def table_notes(self) -> dict[str, list[str]]:

@@ -76,8 +76,14 @@ def chance_level(metrics: Iterable[MetricRow], beside: MetricRow | None = None) 
 
 
 def teacher_near_chance(metrics: Sequence[MetricRow]) -> MetricRow | None:
-    """The teacher's accuracy if it is near the chance level of the same rows, audited or evaluated, else None."""
+    """The teacher's accuracy if it is near the chance level of the same rows, audited or evaluated, else None.
+
+    Rows that it was taught on are none of these (`IN_SAMPLE`). Its validation stands for the evaluated split as long as that has
+    not been answered, or has no labels.
+    """
     teachers = [row for row in metrics if row.subject == "teacher" and row.metric == "accuracy" and row.seed is not None]
+    if any(row.stage == "evaluate" and row.value is not None for row in teachers):
+        teachers = [row for row in teachers if row.stage != "teach"]
     return next((row for row in teachers if is_near_chance(row, chance_level(metrics, row))), None)
 
 

@@ -29,7 +29,7 @@ class LoopConfig(Frozen):
     schedule: Literal["linear", "constant"] = "linear"
     """After the warm-up: linear decay to zero at the last step, or constant."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up, from a first update at nought to one at `learning_rate`, as transformers does it."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled decay of matrices; norms and biases have none."""
     clip_norm: float = Field(default=1.0, ge=0)
@@ -147,10 +147,15 @@ class LoopConfig(Frozen):
         fields -= {"log_every_steps", "eval_batch_tokens", "num_workers", "threads_per_worker", "parallel_runs", "step_timeout_s"}
         return self.model_dump(mode="json", include=fields)
 
+    def validations_by(self, step: int) -> int:
+        """How often a run has been validated that ends at this step: after every `eval_every_steps`, and at its end."""
+        return -(-step // self.eval_every_steps)
+
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of the update that follows `step` finished ones."""
+        """The learning rate of the update that follows `step` finished ones, by transformers' schedules: with a warm-up the
+        first is nought."""
         if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
+            return self.learning_rate * step / self.warmup_steps
         if self.schedule == "constant":
             return self.learning_rate
         return self.learning_rate * (self.steps - step) / (self.steps - self.warmup_steps)
