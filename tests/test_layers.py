@@ -16,6 +16,7 @@ LAYERS = [
         "kd.tasks",
         "kd.agreement_rows",
         "kd.places",
+        "kd.csv_rows",
         "kd.corpus",
         "kd.examples",
         "kd.uids",
