@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import pyarrow.fs as pafs
 
@@ -40,7 +41,7 @@ class Place:
         if "://" not in self.root:
             return pafs.LocalFileSystem(), str(Path(self.root).absolute())
         try:
-            filesystem, base = pafs.FileSystem.from_uri(self.root)
+            filesystem, base = pafs.FileSystem.from_uri(quote(self.root, safe=":/?=&%@+~"))  # a name may hold brackets or spaces
         except (OSError, ValueError) as error:
             raise InputError(f"cannot open {self.root}: expected a local path, s3://, gs:// or hf://; {error}") from error
         return filesystem, base.rstrip("/")
