@@ -6,7 +6,7 @@ token. Generated answers, ranked answers and the explained answer branch off fro
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +99,16 @@ class Generative(Family):
         ids = written[:length]
         text: str = self.tokenizer.decode([id_ for id_ in ids if id_ not in self.special_ids])
         return Generated(text.strip(), length is not None, ids)
+
+    def _marks(self, label: str) -> list[Hashable]:
+        """Its ids, and its text once it is written: a generated answer is read by the one or the other."""
+        ids = self._answers(label)
+        return [ids, self.said([*ids]).text]
+
+    def _is_known(self, ids: Sequence[int]) -> bool:
+        unknown = self.tokenizer.unk_token_id
+        known = [id_ for id_ in ids if id_ not in self.special_ids and id_ != unknown]
+        return unknown not in ids or bool(self.tokenizer.decode(known).strip())
 
 
 class GenerativeReading(Reading):
