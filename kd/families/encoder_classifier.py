@@ -55,6 +55,14 @@ class EncoderClassifier(Family):
         """The name of a class."""
         return self._classes[place]
 
+    def trial_answer(self, encoded: Encoded) -> Answer:  # noqa: ARG002
+        """The first class."""
+        return [0]
+
+    def _embeddings_of_answer(self) -> int:
+        """Its answers are classes."""
+        return len(self._classes)
+
     def _answer_ids(self, text: str) -> tuple[int, ...]:
         folded = text.strip().casefold()
         if folded not in self._places:
@@ -113,6 +121,8 @@ class Alternatives(Encoded):
 class ChoiceScorer(Family):
     """A model with a single logit, which says how good a choice is. A row's probabilities are a softmax over its choices."""
 
+    needs_choices = True
+
     def check_choices(self, brought: bool) -> None:
         if not brought:
             raise ConfigError(
@@ -141,6 +151,18 @@ class ChoiceScorer(Family):
     def read(self, rows: Sequence[Encoded], differentiable: bool = False) -> Reading:  # noqa: ARG002
         """The gradient is taken at one choice's input only, so that is read again in `explained`."""
         return ScorerReading(self, [_by_choice(row) for row in rows])
+
+    def trial_answer(self, encoded: Encoded) -> Answer:
+        """The row's first choice."""
+        return list(next(iter(_by_choice(encoded).inputs)))
+
+    def logprobs_from_ids(self, rows: Sequence[Encoded], answers: Sequence[Answer]) -> Float[Tensor, "b"]:
+        found = []
+        for row, answer in zip(map(_by_choice, rows), answers, strict=True):
+            ids, mask = self.batch([one.ids for one in row.inputs.values()])
+            scores = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().log_softmax(0)
+            found.append(scores[list(row.inputs).index(tuple(answer))])
+        return torch.stack(found)
 
     def sequence_nll(self, *_: Any) -> Float[Tensor, "n"]:
         raise ConfigError(f"{self.name} scores one choice at a time and cannot be trained here; expected a fixed set of classes")

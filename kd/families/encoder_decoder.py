@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from kd.errors import ConfigError
-from kd.families.base import check_positions
+from kd.families.base import check_positions, embeddings_of
 from kd.families.generative import Generative, Opening
 
 
@@ -58,6 +58,9 @@ class EncoderDecoder(Generative):
 
     def _embedding(self) -> Any:
         return self.model.get_encoder().get_input_embeddings()
+
+    def _embeddings_of_answer(self) -> int:
+        return embeddings_of(self.model.get_decoder().get_input_embeddings())
 
     def _check_model(self) -> None:
         said = self.model.config.to_dict() | self.model.generation_config.to_diff_dict()
