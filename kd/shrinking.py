@@ -36,9 +36,21 @@ _SIZES = {
     "entity_vocab_size": 8,
 }
 _MOST: dict[str, int] = {key: size for keys, size in _SIZES.items() for key in keys.split()}
-_LAYERS = "num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers num_encoder_layers num_decoder_layers".split()
+_LAYERS = (
+    *("num_hidden_layers", "num_layers", "n_layer", "n_layers"),
+    *("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"),
+)
 
-_NOT_SO_SMALL = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
+_NOT_SO_SMALL = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    StrictDataclassError,
+)
 """What the code of a model raises where its sizes do not go together."""
 
 

@@ -166,7 +166,8 @@ class Family(ABC):
 
     def check_labels(self, labels: Sequence[str]) -> None:
         """Raise the RowFault of a label that the model cannot have: "unknown_label" where a classifier has no such class,
-        "tokenizer_error" where the tokenizer fails on it or a token has no embedding. One that is too long to be written is not checked for."""
+        "tokenizer_error" where the tokenizer fails on it or a token has no embedding. One that is too long to be written is not
+        checked for."""
         for label in labels:
             self._answers(label)
 

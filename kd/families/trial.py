@@ -62,7 +62,9 @@ def _encoded(family: Family, text: str) -> Encoded:
     try:
         return family.encode([Segment("text", text), *(CHOICES if family.needs_choices else [])])
     except RowFault as fault:
-        raise ConfigError(f"{family.name} cannot read {text!r}: {fault.detail}; check its tokenizer and max_input_tokens") from fault
+        raise ConfigError(
+            f"{family.name} cannot read {text!r}: {fault.detail}; check its tokenizer and max_input_tokens"
+        ) from fault
 
 
 def _from_ids(family: Family, rows: Sequence[Encoded], answers: Sequence[Answer]) -> list[float]:
