@@ -63,7 +63,9 @@ def scaled(name: str) -> Loaded:
     from transformers import CONFIG_MAPPING
 
     heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
-    config = CONFIG_MAPPING[name](scale_embedding=True, d_model=32, encoder_layers=2, decoder_layers=2, **heads)
+    config = CONFIG_MAPPING[name](
+        scale_embedding=True, max_position_embeddings=64, d_model=32, encoder_layers=2, decoder_layers=2, **heads
+    )
     return copy_of(config, "encoder_decoder")
 
 

@@ -71,6 +71,7 @@ class EncoderDecoder(Generative):
                 "set them in the model's generation_config.json"
             )
         self._start: int = start
+        self._check_token(start, "start", self._embeddings_of_answer())
         self.ends = tuple(end) if isinstance(end, list) else (end,)
         check_positions(self.model.get_encoder().config, "max_input_tokens", self.max_input_tokens)
         check_positions(self.model.get_decoder().config, "max_answer_tokens", self.max_answer_tokens)

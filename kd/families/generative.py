@@ -41,6 +41,10 @@ class Generative(Family):
     ends: tuple[int, ...]
     pads_left = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_token(self.ends[0], "end-of-sequence", self._embeddings_of_answer())
+
     def read(self, rows: Sequence[Encoded], differentiable: bool = False) -> "GenerativeReading":
         return GenerativeReading(self, rows, differentiable)
 
