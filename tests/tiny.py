@@ -220,17 +220,18 @@ _BART_HALF = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
 _BERT_HALF = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
-def bert_like_tokenizer() -> Any:
+def bert_like_tokenizer(special: tuple[str, ...] = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")) -> Any:
+    """Whole words between [CLS] and [SEP]; special tokens have the first ids, in this order."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
-    tokenizer.train_from_iterator(TEXTS, trainers.WordLevelTrainer(special_tokens=special, show_progress=False))
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
-    names = dict(zip(("pad_token", "cls_token", "sep_token", "unk_token"), special, strict=True))
+    tokenizer.train_from_iterator(TEXTS, trainers.WordLevelTrainer(special_tokens=list(special), show_progress=False))
+    ids = [(name, special.index(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    names = {f"{name[1:-1].lower()}_token": name for name in special}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
