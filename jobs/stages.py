@@ -39,15 +39,17 @@ def wiring(session: Session) -> Wiring:
 def check_models(config: Config) -> None:
     """Refuse a teacher, if there is one, or a student that cannot be opened before anything is paid for.
 
-    Opened are tokenizer and architecture, without weights, as the family and within the limits that they will have; a
-    classifier must go together with the task, the task's labels must be different ones to the tokenizer, and adapters need layers
-    that they fit. A model whose tokenizer is trained on the corpus has nothing to open yet.
+    Opened are tokenizer and architecture, without weights, as the family and within the limits that they will have; a small
+    copy of the architecture is tried out here, where one can be made; a classifier must go together with the task, the task's
+    labels must be different ones to the tokenizer, and adapters need layers that they fit. A model whose tokenizer is trained on
+    the corpus has nothing to open yet.
 
     Raises:
         ConfigError, InputError: what `kd.loading.load` or the family raises, said of the model.
     """
     from kd.families.labels import check_fixed_labels
     from kd.families.opening import open_family
+    from kd.shrinking import shrunk
     from kd.training.adapters import adapted_layers
 
     loops = {"teacher": config.teach, "student": config.training}
@@ -59,6 +61,9 @@ def check_models(config: Config) -> None:
             family = open_family(loaded, model)
             family.check_choices(config.task.brings_choices)
             check_fixed_labels(family, config.task.fixed_labels)
+            copy = shrunk(loaded)
+            if copy is not None:
+                open_family(copy, model)
             loop = loops[role]
             if loop is not None and loop.lora:
                 adapted_layers(loaded.model, loop.lora)

@@ -73,7 +73,9 @@ class ModelSource:
 class Loaded:
     """A model in evaluation mode with its tokenizer.
 
-    `name` identifies the weights: "hub-id@commit", "folder@digest of its files" or "spec:digest@seed0".
+    `name` identifies the weights: "hub-id@commit", "folder@digest of its files" or "spec:digest@seed0". `embedding_scale` is
+    what the model multiplies an embedding by where it is given ids, and not where it is given embeddings; None until
+    `kd.families.trial` has measured it.
     """
 
     model: "PreTrainedModel"
@@ -81,6 +83,7 @@ class Loaded:
     name: str
     family: FamilyName = "encoder_decoder"
     chat_template: bool = False
+    embedding_scale: float | None = None
 
 
 def identity(config: ModelConfig, tokenizer_folder: str | None) -> str:

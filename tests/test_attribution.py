@@ -187,6 +187,7 @@ def test_threads_that_share_a_tensor_change_no_score(tmp_path: Path, method: Met
     """Torch gives a thread of its own to 32,768 elements of a tensor; of the other models every tensor is smaller."""
     spec = tiny.SPEC.model_copy(update={"d_model": 128, "d_kv": 32, "d_ff": 256})
     loaded, rows = load(tiny.tiny_source(tmp_path, spec), "cpu"), tiny.examples() * 4
+    tiny.family(loaded)  # which tries it out
     elements: list[int] = []
     hook = loaded.model.get_encoder().register_forward_pre_hook(
         lambda _, args, given: elements.append(given["inputs_embeds"].numel()), with_kwargs=True

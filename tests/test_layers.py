@@ -38,6 +38,7 @@ LAYERS = [
         "kd.pooling",
         "kd.models",
         "kd.loading",
+        "kd.shrinking",
         "kd.cluster_config",
     ),
     ("kd.families", "kd.batching", "kd.cost", "kd.vocabulary", "kd.config_keys"),
@@ -58,6 +59,7 @@ LIBRARIES = {
     "peft": ("kd.training.adapters",),
     "torch": (
         "kd.loading",
+        "kd.shrinking",
         "kd.pooling",
         "kd.families",
         "kd.batching",

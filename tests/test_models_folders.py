@@ -156,9 +156,12 @@ def test_a_pickle_is_loaded_only_where_it_is_allowed(folder: Path) -> None:
 
 @pytest.fixture
 def as_published(folder: Path) -> Path:
-    """The same model as the T5 v1.1 are published: weights as a pickle, the tokenizer a spiece.model, nothing else."""
+    """A model as the T5 v1.1 are published: weights as a pickle, the tokenizer a spiece.model, nothing else."""
     import sentencepiece
 
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    model.resize_token_embeddings(60)
+    model.save_pretrained(folder)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     for path in (*folder.glob("tokenizer*"), folder / "model.safetensors"):
         path.unlink()

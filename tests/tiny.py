@@ -111,7 +111,7 @@ def tiny_pair(seed: int = 0) -> Loaded:
     """A random pair of BERTs as encoder and decoder; inputs and answers are framed by [CLS] and [SEP]."""
     from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel
 
-    tokenizer = _bert_like_tokenizer()
+    tokenizer = bert_like_tokenizer()
     half = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.1, **_BERT_HALF)
     config = EncoderDecoderConfig.from_encoder_decoder_configs(half, BertConfig(**half.to_dict()))
     config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
@@ -153,7 +153,7 @@ def tiny_classifier(labels: tuple[str, ...] = CLASSES, seed: int = 0) -> Loaded:
     """A random BERT with a head; one label makes it a model that scores one choice at a time."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    tokenizer = _bert_like_tokenizer()
+    tokenizer = bert_like_tokenizer()
     named = {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
     config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.2, **_BERT_HALF, **named)
     with seeded(seed):
@@ -166,7 +166,7 @@ def tiny_pooled(seed: int = 0) -> Loaded:
 
     from kd.pooling import AttentionPoolingClassifier, AttentionPoolingConfig
 
-    tokenizer = _bert_like_tokenizer()
+    tokenizer = bert_like_tokenizer()
     encoder = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.2, **_BERT_HALF)
     config = AttentionPoolingConfig(encoder.to_dict(), id2label=dict(enumerate(CLASSES)))
     with seeded(seed):
@@ -220,17 +220,18 @@ _BART_HALF = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
 _BERT_HALF = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
-def _bert_like_tokenizer() -> Any:
+def bert_like_tokenizer(special: tuple[str, ...] = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")) -> Any:
+    """Whole words between [CLS] and [SEP]; special tokens have the first ids, in this order."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
-    tokenizer.train_from_iterator(TEXTS, trainers.WordLevelTrainer(special_tokens=special, show_progress=False))
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
-    names = dict(zip(("pad_token", "cls_token", "sep_token", "unk_token"), special, strict=True))
+    tokenizer.train_from_iterator(TEXTS, trainers.WordLevelTrainer(special_tokens=list(special), show_progress=False))
+    ids = [(name, special.index(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    names = {f"{name[1:-1].lower()}_token": name for name in special}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 

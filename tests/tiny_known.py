@@ -92,7 +92,8 @@ class Steered(nn.Module):
 
 def steered(loaded: Loaded, *answers: list[int]) -> Loaded:
     """A model that generates these target ids, one answer per row, the last one for all rows after it."""
-    return Loaded(Steered(loaded.model, list(answers)), loaded.tokenizer, "steered")  # type: ignore[arg-type]
+    model = Steered(loaded.model, list(answers))
+    return Loaded(model, loaded.tokenizer, "steered", embedding_scale=1.0)  # type: ignore[arg-type]
 
 
 class _ToyConfig(SimpleNamespace):

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -90,6 +90,9 @@ class Family(ABC):
         ConfigError: a limit is beyond the model's positions, or the model lacks a token that its family needs.
     """
 
+    needs_choices: ClassVar[bool] = False
+    """Whether the model can read only rows that bring choices of their own."""
+
     loaded: Loaded
     max_input_tokens: int
     max_answer_tokens: int
@@ -100,6 +103,7 @@ class Family(ABC):
     def __post_init__(self) -> None:
         self.special_ids = frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
         self.pad = self._pad_token()
+        self._check_token(self.pad, "padding", self._embeddings_of_input())
         self.reader = self._reader()
         # Labels come back in every row; a tokenizer call costs more than a small model's forward.
         self._answers = lru_cache(maxsize=2**16)(self._answer)
@@ -124,8 +128,11 @@ class Family(ABC):
     # --- text to tokens ---
 
     def encode_rows(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded | RowFault]:
-        """Each row's segments as the model reads them, or its fault; see `Reader.read`."""
-        return self.reader.read(rows)
+        """Each row's segments as the model reads them, or its fault.
+
+        That is one of `Reader.read`, or "tokenizer_error" where a token has no embedding.
+        """
+        return [self._embedded(found) for found in self.reader.read(rows)]
 
     def encode(self, segments: Sequence[Segment]) -> Encoded:
         """One row's segments as the model reads them. Raises its RowFault."""
@@ -163,8 +170,8 @@ class Family(ABC):
 
     def check_labels(self, labels: Sequence[str]) -> None:
         """Raise the RowFault of labels that the model cannot have: "unknown_label" where a classifier has no such class,
-        "tokenizer_error" where the tokenizer fails on one, or makes the same of two. One that is too long to be written is not
-        checked for."""
+        "tokenizer_error" where the tokenizer fails on one, makes the same of two, or a token has no embedding. One that is too
+        long to be written is not checked for."""
         self._apart(tuple(labels))
 
     def label_of(self, said: Generated, labels: Sequence[str], is_same: Callable[[str, str], bool] = reads_alike) -> str | None:
@@ -216,14 +223,58 @@ class Family(ABC):
     ) -> Float[Tensor, "n"]:
         """The summed negative log-likelihood of each target sequence in nats; `forward` is the model, wrapped or not."""
 
+    def logprobs_from_ids(self, rows: Sequence[Encoded], answers: Sequence[Answer]) -> Float[Tensor, "b"]:
+        """The log-probability of one answer per row in nats, of the model that reads ids by itself: the one that is trained."""
+        return -self.sequence_nll(self.model, [row.ids for row in rows], answers)
+
     # --- what a family adds to the above ---
+
+    @abstractmethod
+    def trial_answer(self, encoded: Encoded) -> Answer:
+        """An answer that the model can give to the row, whatever its task."""
 
     @abstractmethod
     def _answer_ids(self, text: str) -> tuple[int, ...]: ...
 
     def _answer(self, text: str) -> tuple[int, ...]:
         with as_fault("the tokenizer"):
-            return self._answer_ids(text)
+            ids = self._answer_ids(text)
+        self._check_embedded(ids, self._embeddings_of_answer())
+        return ids
+
+    def _embedded(self, found: Encoded | RowFault) -> Encoded | RowFault:
+        """What was read, unless a token of it has no embedding."""
+        if isinstance(found, RowFault):
+            return found
+        try:
+            self._check_embedded(found.ids, self._embeddings_of_input())
+        except RowFault as fault:
+            return fault
+        return found
+
+    def _check_embedded(self, ids: Sequence[int], size: int) -> None:
+        """Raise the RowFault of a token that the tokenizer has and the model, with its `size` embeddings, has not."""
+        beyond = max(ids, default=0)
+        if beyond >= size:
+            token = self.tokenizer.convert_ids_to_tokens(beyond)
+            raise RowFault("tokenizer_error", f"the token {token!r} has id {beyond}, and {self.name} has {size} embeddings")
+
+    def _check_token(self, id_: int, called: str, size: int) -> None:
+        """Raise ConfigError where a token that every batch or answer needs has no embedding."""
+        if id_ >= size:
+            raise ConfigError(
+                f"{self.name}: its {called} token {self.tokenizer.convert_ids_to_tokens(id_)!r} has id {id_}, and the model has"
+                f" {size} embeddings; expected an id below that. Resize the model to its tokenizer"
+                " (model.resize_token_embeddings(len(tokenizer))) and save it, or give it the tokenizer that it was trained with"
+            )
+
+    def _embeddings_of_input(self) -> int:
+        """How many tokens the model can read."""
+        return embeddings_of(self._embedding())
+
+    def _embeddings_of_answer(self) -> int:
+        """How many tokens the model can write."""
+        return self._embeddings_of_input()
 
     def _is_known(self, ids: Sequence[int]) -> bool:  # noqa: ARG002 - classes and options that are read are taken as they are
         return True
@@ -259,10 +310,13 @@ class Family(ABC):
         return padded.to(self.model.device), mask.to(self.model.device)
 
     def embed(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        """The model's input embeddings in float32, before positions are added; a fresh tensor without gradient."""
+        """The model's input embeddings in float32, before positions are added; a fresh tensor without gradient.
+
+        They are scaled as the model scales them where it looks them up itself.
+        """
         with torch.no_grad():
             embeds: Tensor = self._embedding()(ids).float()
-            return embeds
+            return embeds * (self.loaded.embedding_scale or 1.0)
 
     def blanked(self, rows: Sequence[Encoded]) -> list[list[int]]:
         """The rows' ids with padding in place of every token of a segment; special tokens stay."""
@@ -270,6 +324,12 @@ class Family(ABC):
 
     def _embedding(self) -> Any:
         return self.model.get_input_embeddings()
+
+
+def embeddings_of(embedding: Any) -> int:
+    """How many embeddings there are; of a weight that is split between GPUs the shape does not say."""
+    count: int = embedding.num_embeddings if isinstance(embedding, torch.nn.Embedding) else embedding.weight.shape[0]
+    return count
 
 
 def check_positions(config: Any, name: str, limit: int) -> None:

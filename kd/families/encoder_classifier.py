@@ -1,7 +1,8 @@
 """Encoders with a classification head, the shape of BERT. What is explained is the logit of a class.
 
 Its answers are the classes that the model's config names, the same for every row. A model with a single logit says how
-good one choice is: it reads a row once for each of the row's choices, with the other choices left out.
+good one choice is: it reads a row once for each of the row's choices, with the other choices left out. Two texts that belong
+together are given as the model's tokenizer joins a pair; see `kd.families.pairs`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +17,37 @@ from torch.nn import functional
 
 from kd.errors import ConfigError, RowFault
 from kd.families.base import Answer, Explained, Family, Generated, Reading, check_positions
+from kd.families.pairs import pairing_of, second_text
 from kd.families.text import Encoded
 from kd.rows import Segment
 
+Types = dict[str, Tensor]
+"""Token types of a batch by the name that models give them; empty for a model that has none."""
 
-class EncoderClassifier(Family):
+
+class Encoder(Family):
+    """A model that reads a whole row at once and says logits of it."""
+
+    def inputs(self, rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"], Types]:
+        """Ids, mask and token types of a batch."""
+        ids, mask = self.batch(rows)
+        return ids, mask, self._pairing.types(ids, mask) if self._pairing else {}
+
+    def logits(self, embeds: Float[Tensor, "b t d"], mask: Int[Tensor, "b t"], types: Types) -> Float[Tensor, "b c"]:
+        """What the model says, in float32."""
+        logits: Tensor = self.model(inputs_embeds=embeds.to(self.model.dtype), attention_mask=mask, **types).logits
+        return logits.float()
+
+    def _joined(self, segments: Sequence[Segment], second: int | None) -> Sequence[Segment]:
+        """The segments as a pair whose second text is at a place, if the tokenizer joins pairs and there is one."""
+        return segments if self._pairing is None or second is None else self._pairing.joined(segments, second)
+
+    def _check_model(self) -> None:
+        self._pairing = pairing_of(self.tokenizer, self.model)
+        check_positions(self.model.config, "max_input_tokens", self.max_input_tokens)
+
+
+class EncoderClassifier(Encoder):
     """A model that gives every class a logit. An answer's one target id is its class."""
 
     def check_choices(self, brought: bool) -> None:
@@ -33,7 +60,7 @@ class EncoderClassifier(Family):
     def encode_rows(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded | RowFault]:
         """As every family does. Raises ConfigError where a row brings choices of its own."""
         self.check_choices(any(segment.role == "choice" for segments in rows for segment in segments))
-        return super().encode_rows(rows)
+        return super().encode_rows([self._joined(segments, second_text(segments)) for segments in rows])
 
     def read(self, rows: Sequence[Encoded], differentiable: bool = False) -> Reading:
         return ClassifierReading(self, rows, differentiable)
@@ -41,19 +68,22 @@ class EncoderClassifier(Family):
     def sequence_nll(
         self, forward: Callable[..., Any], input_ids: Sequence[list[int]], target_ids: Sequence[list[int]]
     ) -> Float[Tensor, "n"]:
-        ids, mask = self.batch(input_ids)
-        logits = forward(input_ids=ids, attention_mask=mask).logits
+        ids, mask, types = self.inputs(input_ids)
+        logits = forward(input_ids=ids, attention_mask=mask, **types).logits
         classes = torch.tensor([ids[0] for ids in target_ids], device=logits.device)
         return functional.cross_entropy(logits.float(), classes, reduction="none")
-
-    def logits(self, embeds: Float[Tensor, "b t d"], mask: Int[Tensor, "b t"]) -> Float[Tensor, "b c"]:
-        """One logit per class, in float32."""
-        logits: Tensor = self.model(inputs_embeds=embeds.to(self.model.dtype), attention_mask=mask).logits
-        return logits.float()
 
     def label(self, place: int) -> str:
         """The name of a class."""
         return self._classes[place]
+
+    def trial_answer(self, encoded: Encoded) -> Answer:  # noqa: ARG002
+        """The first class."""
+        return [0]
+
+    def _embeddings_of_answer(self) -> int:
+        """Its answers are classes."""
+        return len(self._classes)
 
     def _answer_ids(self, text: str) -> tuple[int, ...]:
         folded = text.strip().casefold()
@@ -65,7 +95,7 @@ class EncoderClassifier(Family):
         names = self.model.config.id2label
         self._classes = [str(names[place]) for place in sorted(names)]
         self._places = {name.strip().casefold(): place for place, name in enumerate(self._classes)}
-        check_positions(self.model.config, "max_input_tokens", self.max_input_tokens)
+        super()._check_model()
 
 
 class ClassifierReading(Reading):
@@ -74,10 +104,10 @@ class ClassifierReading(Reading):
     def __init__(self, family: EncoderClassifier, rows: Sequence[Encoded], differentiable: bool) -> None:
         self._family = family
         self._rows = rows
-        ids, self._mask = family.batch([row.ids for row in rows])
+        ids, self._mask, self._types = family.inputs([row.ids for row in rows])
         self._embeds = family.embed(ids).requires_grad_(differentiable)
         with torch.enable_grad() if differentiable else torch.inference_mode():
-            self._logits = family.logits(self._embeds, self._mask)
+            self._logits = family.logits(self._embeds, self._mask, self._types)
 
     def generate(self) -> list[Generated]:
         return [Generated(self._family.label(place), True, [place]) for place in self._logits.argmax(-1).tolist()]
@@ -88,11 +118,12 @@ class ClassifierReading(Reading):
         return [[row[place] for (place,) in own] for row, own in zip(found, answers, strict=True)]
 
     def explained(self, answers: Sequence[Answer]) -> Explained:
-        family, mask = self._family, self._mask
+        family, mask, types = self._family, self._mask, self._types
         places = torch.tensor([place for (place,) in answers], device=mask.device)
 
         def logit(embeds: Float[Tensor, "n t d"], rows: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
-            logits = self._logits if embeds is self._embeds else family.logits(embeds, mask[rows])
+            as_read = embeds is self._embeds
+            logits = self._logits if as_read else family.logits(embeds, mask[rows], _of_rows(types, rows))
             return logits.gather(1, places[rows].unsqueeze(1)).squeeze(1)
 
         blank = lambda: family.embed(family.batch(family.blanked(self._rows))[0])  # noqa: E731
@@ -110,8 +141,10 @@ class Alternatives(Encoded):
     texts: dict[tuple[int, ...], str]
 
 
-class ChoiceScorer(Family):
+class ChoiceScorer(Encoder):
     """A model with a single logit, which says how good a choice is. A row's probabilities are a softmax over its choices."""
+
+    needs_choices = True
 
     def check_choices(self, brought: bool) -> None:
         if not brought:
@@ -123,7 +156,9 @@ class ChoiceScorer(Family):
     def encode_rows(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded | RowFault]:
         """Each row once for each of its choices. A row without choices has the fault "missing_field"."""
         choices = [[index for index, segment in enumerate(segments) if segment.role == "choice"] for segments in rows]
-        alone = [_alone(segments, index) for segments, own in zip(rows, choices, strict=True) for index in own]
+        alone = [
+            self._joined(_alone(segments, index), index) for segments, own in zip(rows, choices, strict=True) for index in own
+        ]
         encoded = iter(super().encode_rows(alone))
         return [
             self._alternatives(segments, own, [next(encoded) for _ in own]) for segments, own in zip(rows, choices, strict=True)
@@ -142,13 +177,24 @@ class ChoiceScorer(Family):
         """The gradient is taken at one choice's input only, so that is read again in `explained`."""
         return ScorerReading(self, [_by_choice(row) for row in rows])
 
+    def trial_answer(self, encoded: Encoded) -> Answer:
+        """The row's first choice."""
+        return list(next(iter(_by_choice(encoded).inputs)))
+
+    def logprobs_from_ids(self, rows: Sequence[Encoded], answers: Sequence[Answer]) -> Float[Tensor, "b"]:
+        found = []
+        for row, answer in zip(map(_by_choice, rows), answers, strict=True):
+            ids, mask, types = self.inputs([one.ids for one in row.inputs.values()])
+            scores = self.model(input_ids=ids, attention_mask=mask, **types).logits[:, 0].float().log_softmax(0)
+            found.append(scores[list(row.inputs).index(tuple(answer))])
+        return torch.stack(found)
+
     def sequence_nll(self, *_: Any) -> Float[Tensor, "n"]:
         raise ConfigError(f"{self.name} scores one choice at a time and cannot be trained here; expected a fixed set of classes")
 
-    def score(self, embeds: Float[Tensor, "b t d"], mask: Int[Tensor, "b t"]) -> Float[Tensor, "b"]:
+    def score(self, embeds: Float[Tensor, "b t d"], mask: Int[Tensor, "b t"], types: Types) -> Float[Tensor, "b"]:
         """The logit of each input, in float32."""
-        logits: Tensor = self.model(inputs_embeds=embeds.to(self.model.dtype), attention_mask=mask).logits
-        return logits[:, 0].float()
+        return self.logits(embeds, mask, types)[:, 0]
 
     def _alternatives(self, segments: Sequence[Segment], choices: Sequence[int], found: list[Any]) -> Encoded | RowFault:
         if not choices:
@@ -168,9 +214,6 @@ class ChoiceScorer(Family):
     def _answer_ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text.strip(), add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _check_model(self) -> None:
-        check_positions(self.model.config, "max_input_tokens", self.max_input_tokens)
-
 
 class ScorerReading(Reading):
     """A batch of rows, each read once for each of its choices, where an answer is asked for."""
@@ -182,8 +225,8 @@ class ScorerReading(Reading):
     @cached_property
     @torch.inference_mode()
     def _logprobs(self) -> list[list[float]]:
-        ids, mask = self._family.batch([one.ids for row in self._rows for one in row.inputs.values()])
-        scores = self._family.score(self._family.embed(ids), mask)
+        ids, mask, types = self._family.inputs([one.ids for row in self._rows for one in row.inputs.values()])
+        scores = self._family.score(self._family.embed(ids), mask, types)
         return [own.log_softmax(0).tolist() for own in torch.split(scores, [len(row.inputs) for row in self._rows])]
 
     def generate(self) -> list[Generated]:
@@ -200,12 +243,12 @@ class ScorerReading(Reading):
     def explained(self, answers: Sequence[Answer]) -> Explained:
         family = self._family
         rows = [row.inputs[tuple(ids)] for row, ids in zip(self._rows, answers, strict=True)]
-        ids, mask = family.batch([row.ids for row in rows])
+        ids, mask, types = family.inputs([row.ids for row in rows])
         return Explained(
             rows,
             mask,
             family.embed(ids),
-            lambda embeds, places: family.score(embeds, mask[places]),
+            lambda embeds, places: family.score(embeds, mask[places], _of_rows(types, places)),
             lambda: family.embed(family.batch(family.blanked(rows))[0]),
         )
 
@@ -216,10 +259,15 @@ def _by_choice(encoded: Encoded) -> Alternatives:
 
 
 def _alone(segments: Sequence[Segment], choice: int) -> list[Segment]:
-    """The segments with one choice only; what is left out keeps its place, empty, so that spans stay true.
+    """The segments with one choice only, where the first choice stands: behind the prompt of the first one, its letter too.
 
-    A prompt that stands directly before another choice (its letter, a comma) goes with it.
+    So all choices of a row are read in the same frame. What is left out keeps its place, empty, so that spans stay true: the
+    other choices, and all prompts between the first choice and the last.
     """
-    gone = {index for index, segment in enumerate(segments) if segment.role == "choice" and index != choice}
-    gone |= {index - 1 for index in gone if index and segments[index - 1].role == "prompt"}
-    return [Segment(segment.role, "") if index in gone else segment for index, segment in enumerate(segments)]
+    choices = [place for place, segment in enumerate(segments) if segment.role == "choice"]
+    gone = {place for place in range(choices[0], choices[-1] + 1) if segments[place].role in ("prompt", "choice")} - {choice}
+    return [Segment(segment.role, "") if place in gone else segment for place, segment in enumerate(segments)]
+
+
+def _of_rows(types: Types, rows: Int[Tensor, "n"]) -> Types:
+    return {name: values[rows] for name, values in types.items()}

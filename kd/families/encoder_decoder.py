@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from kd.errors import ConfigError
-from kd.families.base import check_positions
+from kd.families.base import check_positions, embeddings_of
 from kd.families.generative import Generative, Opening
 
 
@@ -59,6 +59,9 @@ class EncoderDecoder(Generative):
     def _embedding(self) -> Any:
         return self.model.get_encoder().get_input_embeddings()
 
+    def _embeddings_of_answer(self) -> int:
+        return embeddings_of(self.model.get_decoder().get_input_embeddings())
+
     def _check_model(self) -> None:
         said = self.model.config.to_dict() | self.model.generation_config.to_diff_dict()
         start, end = said.get("decoder_start_token_id"), said.get("eos_token_id")
@@ -68,6 +71,7 @@ class EncoderDecoder(Generative):
                 "set them in the model's generation_config.json"
             )
         self._start: int = start
+        self._check_token(start, "start", self._embeddings_of_answer())
         self.ends = tuple(end) if isinstance(end, list) else (end,)
         check_positions(self.model.get_encoder().config, "max_input_tokens", self.max_input_tokens)
         check_positions(self.model.get_decoder().config, "max_answer_tokens", self.max_answer_tokens)

@@ -41,6 +41,10 @@ class Generative(Family):
     ends: tuple[int, ...]
     pads_left = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_token(self.ends[0], "end-of-sequence", self._embeddings_of_answer())
+
     def read(self, rows: Sequence[Encoded], differentiable: bool = False) -> "GenerativeReading":
         return GenerativeReading(self, rows, differentiable)
 
@@ -51,6 +55,10 @@ class Generative(Family):
     @abstractmethod
     def write(self, opening: Opening, cache: Any, written: int, ids: Int[Tensor, "b a"]) -> Float[Tensor, "b a v"]:
         """Logits after each of `ids`, which go on behind `written` tokens of the answer; the cache grows by them."""
+
+    def trial_answer(self, encoded: Encoded) -> Answer:
+        """The row's own first tokens, and an end."""
+        return [*[id_ for id_, span in zip(encoded.ids, encoded.spans, strict=True) if span][:3], self.ends[0]]
 
     def inputs(self, rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
         """Ids and mask of a batch, padded on the side that the family reads best."""

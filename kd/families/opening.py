@@ -9,20 +9,25 @@ from kd.families.base import Family
 from kd.families.decoder_only import DecoderOnly
 from kd.families.encoder_classifier import ChoiceScorer, EncoderClassifier
 from kd.families.encoder_decoder import EncoderDecoder
+from kd.families.trial import refusing, try_out
 from kd.loading import load
 from kd.models import Loaded, ModelConfig, ModelSource
 
 
 def open_family(loaded: Loaded, limits: ModelConfig) -> Family:
-    """A loaded model as its family, within the config's limits.
+    """A loaded model as its family, within the config's limits. One with weights is tried out when it is opened first.
 
     Raises:
-        ConfigError: the family has no use for a chat template that is asked for, or what the family raises.
+        ConfigError: the family has no use for a chat template that is asked for, or what the family or `try_out` raises.
     """
     if loaded.chat_template and loaded.family != "decoder_only":
         kind = loaded.family.replace("_", "-")
         raise ConfigError(f"{loaded.name} is an {kind}, and chat_template = true is for causal models; leave it out")
-    return _family_of(loaded)(loaded, limits.max_input_tokens, limits.max_answer_tokens, limits.generated_tokens)
+    with refusing(loaded, "opening it"):
+        family = _family_of(loaded)(loaded, limits.max_input_tokens, limits.max_answer_tokens, limits.generated_tokens)
+    if loaded.embedding_scale is None and loaded.model.device.type != "meta":
+        try_out(family)
+    return family
 
 
 def load_family(source: ModelSource, device: str, threads: int) -> Family:
