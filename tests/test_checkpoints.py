@@ -35,6 +35,12 @@ def queue(tmp_path: Path) -> Queue:
     return tiny_queue(tmp_path / "run", OFTEN, dropout=0.1)
 
 
+@pytest.fixture
+def anywhere(store: Store, tmp_path: Path) -> Queue:
+    """The same on each kind of store."""
+    return tiny_queue(tmp_path / "run", OFTEN, dropout=0.1, store=store)
+
+
 def checkpoints(queue: Queue, keep: int = 1) -> Checkpoints:
     item = queue.items[0]
     return Checkpoints.begin(queue.store, item.folder, item.digest, keep)
@@ -67,10 +73,10 @@ def engine_file(manifest: Path) -> Path:
     return manifest.parent / "engine.pt"
 
 
-def test_a_run_goes_on_exactly_from_a_checkpoint_with_its_best_model(queue: Queue, tmp_path: Path) -> None:
-    whole = train(queue, tmp_path / "whole")
-    resumed = trainer(queue, tmp_path / "resumed", seed=5)
-    found = checkpoints(queue).newest(tmp_path / "scratch")
+def test_a_run_goes_on_exactly_from_a_checkpoint_with_its_best_model(anywhere: Queue, tmp_path: Path) -> None:
+    whole = train(anywhere, tmp_path / "whole")
+    resumed = trainer(anywhere, tmp_path / "resumed", seed=5)
+    found = checkpoints(anywhere).newest(tmp_path / "scratch")
     assert found is not None
     found.load_into(resumed)
     assert resumed.state.step == 5
@@ -119,22 +125,23 @@ def test_weights_of_another_model_than_the_one_that_is_trained_are_refused(queue
         adapters.load(tmp_path)
 
 
-def test_a_run_without_checkpoints_starts_at_its_first_step(queue: Queue, tmp_path: Path) -> None:
-    assert checkpoints(queue).newest(tmp_path) is None
+def test_a_run_without_checkpoints_starts_at_its_first_step(anywhere: Queue, tmp_path: Path) -> None:
+    assert checkpoints(anywhere).newest(tmp_path) is None
 
 
-def test_the_newest_ones_stay_and_the_best_model_is_published_once(queue: Queue, tmp_path: Path) -> None:
-    quiet = replace(queue, training=OFTEN.model_copy(update={"eval_every_steps": 3}))
+def test_the_newest_ones_stay_and_the_best_model_is_published_once(anywhere: Queue, tmp_path: Path) -> None:
+    quiet = replace(anywhere, training=OFTEN.model_copy(update={"eval_every_steps": 3}))
     saved, whole = checkpoints(quiet, keep=2), trainer(quiet, tmp_path / "whole")
     half = f"{saved.folder}/00000001-dead"
-    queue.store.publish(f"{half}/engine.pt", b"half-written")
+    anywhere.store.publish(f"{half}/engine.pt", b"half-written")
     whole.train(ignore, lambda: saved.save(whole))
-    kept = [json.loads(path.read_text()) for path in manifests(queue)]
+    names = [f"{saved.folder}/{name}/manifest.json" for name in anywhere.store.folders(saved.folder)]
+    kept = [anywhere.store.read_json(name) for name in names if anywhere.store.exists(name)]
     assert [manifest["step"] for manifest in kept] == [4, 5]
     assert kept[0]["best"] == kept[1]["best"] != []
-    assert len(queue.store.folders(saved.folder)) == 3, "two checkpoints, one best model, nothing half-written"
+    assert len(anywhere.store.folders(saved.folder)) == 3, "two checkpoints, one best model, nothing half-written"
     saved.clear()
-    assert queue.store.folders(queue.items[0].folder) == []
+    assert anywhere.store.folders(anywhere.items[0].folder) == []
 
 
 @pytest.mark.parametrize("harm", ["lost", "changed", "cut"])

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -14,11 +13,6 @@ from kd.shards import Apply, Claimed, Work, claim, finish, run_shard
 from kd.store import Store
 from tests.test_rows import example
 from tests.tiny_shards import corpus, loop, work
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.at(str(tmp_path))
 
 
 def test_every_row_that_enters_leaves_as_a_result_or_with_its_error(store: Store) -> None:
@@ -146,7 +140,7 @@ def test_a_file_that_is_not_a_whole_parquet_file_is_named_and_nothing_is_touched
 ) -> None:
     shards = corpus(store)
     store.publish(f"examples/{shards[1].file}", broken(store.read(f"examples/{shards[1].file}")))
-    with pytest.raises(StoreError, match=r"examples/train-2.parquet is not a whole Parquet file"):
+    with pytest.raises(StoreError, match=r"examples/train-2\.parquet( at \S+)? is not a whole Parquet file"):
         loop(store, work(shards))
     assert [name for name in store.names("loud") if name.endswith(".parquet")] == ["train-0.parquet"]
 

@@ -19,11 +19,6 @@ from tests.test_rows import example
 from tests.tiny_shards import Shout, corpus, loop, shouted, work
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.at(str(tmp_path))
-
-
 def test_a_finished_stage_is_recognised_and_not_done_again(store: Store) -> None:
     shards = corpus(store)
     first = loop(store, work(shards))
@@ -151,7 +146,8 @@ def test_a_stage_whose_errors_are_tried_again_is_unfinished_until_all_of_them_we
     assert resumed.digest != first.digest
 
 
-def test_a_disk_that_fills_is_named_and_what_is_published_stays(store: Store) -> None:
+def test_a_disk_that_fills_is_named_and_what_is_published_stays(tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path))
     shards = corpus(store)
     claimed = claim(store, work(shards))
     assert isinstance(claimed, Claimed)

@@ -92,12 +92,16 @@ def tiny_queue(
     seeds: Sequence[int] = (0,),
     stage: str = "train",
     student: Path | None = None,
+    store: Store | None = None,
 ) -> Queue:
-    """A queue of tiny students, label only and with rationales, over a new run directory: T5s, or the model in a folder."""
+    """A queue of tiny students, label only and with rationales, over a new run directory: T5s, or the model in a folder.
+
+    The run directory is `folder`, unless it is a store that is given.
+    """
     source = tiny_source(folder, SPEC.model_copy(update={"dropout": dropout}), max_input_tokens=48, max_answer_tokens=8)
     if student:
         source = ModelSource(ModelConfig(name=str(student), max_input_tokens=48, max_answer_tokens=8))
-    store = Store.at(str(folder))
+    store = store or Store.at(str(folder))
     train, validation = write_corpus(store)
     runs = []
     for name, objective in VARIANTS.items():
