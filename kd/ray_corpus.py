@@ -85,7 +85,7 @@ def prepare(
         shards, figures["repeated_records"] = _make_unique(task, store, folder, attempt, [item.shard for item in written])
     counts: Counter[str] = sum((Counter(item.counts) for item in written), Counter())
     summary = summarise("prepare", counts, time.monotonic() - started, rows_done=counts["rows"])
-    failed = (row.uid for row in errored_rows(store, folder, shards, Example))
+    failed = errored_rows(store, folder, shards, Example)
     check_errors(summary, config.max_error_frac, "prepare.max_error_frac", store.path(folder), failed)
     check_unchanged(store, folder, sources_still_there(task))
     check_newest(store, folder, attempt, "prepare")

@@ -249,10 +249,10 @@ def added_errors(errors: Mapping[str, int], counts: Mapping[str, int]) -> dict[s
     return {reason: n for reason, n in new.items() if n}
 
 
-def check_errors(summary: Mapping[str, Any], max_error_frac: float, key: str, where: str, failed_uids: Iterator[str]) -> None:
+def check_errors(summary: Mapping[str, Any], max_error_frac: float, key: str, where: str, failed_rows: Iterator[Row]) -> None:
     """Raise StageError where more of the rows that came without an error got one than the config's `key` allows.
 
-    `failed_uids` are of rows with an error; the first three stand in the message, more are not read.
+    `failed_rows` are rows with an error; the first three stand in the message with their reason, more are not read.
     """
     new = added_errors(summary["errors"], summary["counts"])
     failed, rows = sum(new.values()), summary["rows"] - sum(summary["errors"].values()) + sum(new.values())
@@ -260,9 +260,14 @@ def check_errors(summary: Mapping[str, Any], max_error_frac: float, key: str, wh
         reasons = ", ".join(f"{reason} {n}" for reason, n in new.items())
         raise StageError(
             f"{summary['stage']}: {failed} of {rows} rows got an error ({reasons}), more than {key} = {max_error_frac};"
-            f" for example {', '.join(itertools.islice(failed_uids, 3))}. The rows are in {where} with their error; mend the"
-            f" corpus or raise {key}, then run it again. With --retry-errors these rows are tried once more."
+            f" for example\n{''.join(map(_said, itertools.islice(failed_rows, 3)))}The rows are in {where} with their error; mend"
+            f" the corpus or raise {key}, then run it again. With --retry-errors these rows are tried once more."
         )
+
+
+def _said(row: Row) -> str:
+    """A row's error as a line."""
+    return f"  {row.uid}: {row.error.reason}, {' '.join(row.error.detail.split()):.300}\n" if row.error else ""
 
 
 def errored_rows(store: Store, folder: str, shards: Sequence[Shard], row_type: type[Row]) -> Iterator[Row]:
@@ -277,13 +282,13 @@ def _with_errors(store: Store, folder: str, shards: Sequence[Shard]) -> Iterator
     return (shard for shard, notes in _notes(store, folder, shards) if added_errors(_by_reason(notes), notes))
 
 
-def _failed_here(store: Store, claimed: Claimed) -> Iterator[str]:
-    """The uids of rows that got an error in this stage, shard by shard."""
+def _failed_here(store: Store, claimed: Claimed) -> Iterator[Row]:
+    """The rows that got an error in this stage, shard by shard."""
     work = claimed.work
     for shard in _with_errors(store, claimed.folder, work.shards):
         came = {row.uid for row in store.read_rows(f"{work.source}/{shard.file}", work.reads) if row.error}
         rows = store.read_rows(f"{claimed.folder}/{shard.file}", work.writes)
-        yield from (row.uid for row in rows if row.error and row.uid not in came)
+        yield from (row for row in rows if row.error and row.uid not in came)
 
 
 def _notes(store: Store, folder: str, shards: Sequence[Shard]) -> Iterator[tuple[Shard, dict[str, int]]]:

@@ -109,7 +109,7 @@ def test_a_work_with_too_many_errors_keeps_none_behind_it_from_its_manifest(clus
     works = [work(shards, target=name, max_error_frac=most) for name, most in (("one", 0.1), ("two", 0.2), ("three", 0.0))]
     for start in ("the first", "a second, which meets the same"):
         with pytest.raises(
-            StageError, match=r"1 of 5 rows got an error .*/one with their error(.|\n)*/three with their error"
+            StageError, match=r"1 of 5 rows got an error (.|\n)*/one with their error(.|\n)*/three with their error"
         ) as said:
             ray_data.run(store, works, TWO, ignore)
         assert "/two" not in str(said.value), start

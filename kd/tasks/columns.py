@@ -17,7 +17,7 @@ Options make it multiple choice, `labels` classification; with neither it is fre
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kd.errors import RowFault
 from kd.frozen import Frozen
@@ -101,9 +101,10 @@ class Columns(TaskConfig):
     target_is: Literal["text", "index", "letter"] = "text"
     """How the column gives the answer: as its text, as an index from 0 into the options or labels, or as a letter (A or 1 is
     the first)."""
-    labels: list[str] | dict[str | bool | int, str] | None = None
+    labels: list[str] | dict[str, str | None] | None = None
     """The classes, or from what the column calls them (a text, a number, true or false) to their names; null = the options,
-    or free text."""
+    or free text. A value that marks records without a label has null for a name: `{0: neg, 1: pos, -1: null}`. `target_is: index`
+    counts in the list as it is written; classes that stand there twice, or under several values, are one."""
     llm_rationale: str | None = None
     """Column with another model's rationale; null = none."""
     llm_label: str | None = None
@@ -120,7 +121,21 @@ class Columns(TaskConfig):
             raise ValueError("prompt: expected a part with `column`, or the model reads the same in every row")
         if self.target_is != "text" and not choices and not isinstance(self.labels, list):
             raise ValueError(f"target_is: {self.target_is} counts options or a list of labels; there is neither")
+        if self.labels is not None and not self.fixed_labels:
+            raise ValueError("labels: expected at least one name of a class; set labels to null for free text")
         return self
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _read_like_the_column(cls, given: Any) -> Any:
+        """What a column calls its labels, as text; true, 1 and 1.0 are other values in YAML than in a column."""
+        if not isinstance(given, Mapping):
+            return given
+        values = [as_label(value) if isinstance(value, str | int | float) else value for value in given]
+        twice = [value for value in values if values.count(value) > 1]
+        if twice:
+            raise ValueError(f"labels: {twice[0]!r} is there twice, as a text and as another value, which are read alike")
+        return dict(zip(values, given.values(), strict=True))
 
     def needs(self) -> Sequence[Need]:
         read = [Need("task.prompt", (column,)) for part in self.prompt for column in part.columns()]
@@ -137,7 +152,7 @@ class Columns(TaskConfig):
     def fixed_labels(self) -> list[str]:
         """The classes, in order and once each."""
         names = self.labels.values() if isinstance(self.labels, dict) else self.labels
-        return list(dict.fromkeys(names or ()))
+        return list(dict.fromkeys(name for name in names or () if name is not None))
 
     def parse(self, record: Record) -> Parsed:
         segments: list[Segment] = []
@@ -166,19 +181,23 @@ class Columns(TaskConfig):
         value = as_label(given)
         if self.target_is != "text":
             position = _position(value.strip(), self.target_is)
-            known = {str(number): answer for number, answer in enumerate(label_set)}
-            return self._named(
-                known, str(position), f"the {self.target_is} of one of {len(label_set)} answers, got {value!a:.60}"
-            )
-        if isinstance(self.labels, dict):
-            known = {as_label(key): name for key, name in self.labels.items()}
-            return self._named(known, value, f"one of {', '.join(known)}; got {value!a:.60}")
-        return value
+            listed = self.labels if isinstance(self.labels, list) else label_set
+            numbered = {str(number): answer for number, answer in enumerate(listed)}
+            expected = f"the {self.target_is} of one of {len(listed)} answers, got {value!a:.60}"
+            return self._named(numbered, str(position), expected)
+        if not self.labels:
+            return value
+        known = self.labels if isinstance(self.labels, dict) else {name: name for name in self.labels}
+        return self._named(known, value, f"one of {', '.join(known)}; got {value!a:.60}")
 
-    def _named(self, known: Mapping[str, str], key: str, expected: str) -> str:
-        if key not in known:
-            raise RowFault("unknown_label" if self.labels else "answer_not_in_choices", f"{self.target}: expected {expected}")
-        return known[key]
+    def _named(self, known: Mapping[str, str | None], key: str, expected: str) -> str | None:
+        """The name of a label; None for a value that says that there is none. Raises RowFault for an unknown one."""
+        if key in known:
+            return known[key]
+        if not self.labels:
+            raise RowFault("answer_not_in_choices", f"{self.target}: expected {expected}")
+        hint = "a value that marks records without a label is mapped to null in task.labels"
+        raise RowFault("unknown_label", f"{self.target}: expected {expected}; {hint}")
 
 
 def _position(value: str, target_is: str) -> int:

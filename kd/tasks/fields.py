@@ -1,12 +1,18 @@
 """Reading the fields of a record. What is missing or of another kind is a RowFault."""
 
+import re
 from collections.abc import Collection, Mapping
+from numbers import Number
 from typing import Any
 
 from kd.errors import RowFault
 from kd.rows import Span
 
 Record = Mapping[str, Any]
+CONVERT = "iconv -f LATIN1 -t UTF-8 FILE > NEW"
+"""How a file becomes UTF-8."""
+_BYTE = re.compile("[\udc80-\udcff]")
+"""A byte that is no UTF-8, as readers write it: half a surrogate pair."""
 
 
 def is_in(column: str, columns: Collection[str]) -> bool:
@@ -14,10 +20,16 @@ def is_in(column: str, columns: Collection[str]) -> bool:
     return column in columns or column.partition(".")[0] in columns
 
 
+def is_missing(value: Any) -> bool:
+    """Whether there is no value: null, or a number that is none (NaN), which is how many programs write that there is none."""
+    return value is None or bool(isinstance(value, Number) and value != value)
+
+
 def lookup(record: Record, column: str | None) -> Any:
     """A value, None if it is missing; see `is_in` for names with a dot."""
     if column is None or column in record or "." not in column:
-        return record.get(column) if column else None
+        value = record.get(column) if column else None
+        return None if is_missing(value) else value
     outer, _, inner = column.partition(".")
     value = record.get(outer)
     return lookup(value, inner) if isinstance(value, Mapping) else None
@@ -101,8 +113,16 @@ def spans_at(record: Record, column: str | None, segment: int) -> list[Span]:
 
 def _as_text(value: Any, column: str) -> str:
     if not isinstance(value, str) or not _is_text(value):
-        raise RowFault("unparsable", f"{column}: expected text, got {value!a:.60}")
+        raise RowFault("unparsable", f"{column}: expected text, got {value!a:.60}{_encoding(value)}")
     return value
+
+
+def _encoding(value: Any) -> str:
+    """What to do about a text with a byte that is no UTF-8; nothing about other values."""
+    byte = _BYTE.search(value) if isinstance(value, str) else None
+    if byte is None:
+        return ""
+    return f": the byte 0x{ord(byte[0]) - 0xDC00:x} is no UTF-8. If the file has another encoding, convert it: {CONVERT}"
 
 
 def _is_text(value: str) -> bool:
