@@ -23,7 +23,7 @@ def find_side(config: SideFile) -> Source:
 
 def side_place(config: SideFile) -> tuple[str, str]:
     """The folder, and the pattern of the files in it."""
-    folder, pattern = folder_and_pattern(config.path)
+    folder, pattern = folder_and_pattern(config.path, config.format)
     return folder, pattern or "*"
 
 

@@ -9,6 +9,7 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
@@ -26,6 +27,7 @@ Format = Literal["auto", "parquet", "jsonl", "csv"]
 Match = Literal["normalised", "exact", "value"]
 _CONTENT_UID = re.compile(r"[a-z]+/#[0-9a-f]{20}")
 _GLOB = re.compile(r"[*?\[]")
+_STAR = re.compile(r"[*?]")
 _FILE = re.compile(r"\.(parquet|jsonl|ndjson|json|csv)(\.gz)?$")
 
 
@@ -240,8 +242,11 @@ class TaskConfig(Frozen):
     @classmethod
     def _one_file_is_train(cls, given: Any) -> Any:
         """A path that is a file or a glob becomes its folder, and a pattern for train."""
-        path = given.get("path") if isinstance(given, Mapping) else None
-        folder, pattern = folder_and_pattern(path) if isinstance(path, str) else ("", None)
+        if not isinstance(given, Mapping):
+            return given
+        path = given.get("path")
+        wanted = "auto" if given.get("files") else given.get("format", "auto")
+        folder, pattern = folder_and_pattern(path, wanted) if isinstance(path, str) else ("", None)
         if pattern is None:
             return given
         if given.get("files"):
@@ -283,16 +288,22 @@ def is_read(answer: str, judge: Callable[[str, str], bool]) -> bool:
     return bool(normalise(answer)) and judge(answer, answer)
 
 
-def folder_and_pattern(path: str) -> tuple[str, str | None]:
+def folder_and_pattern(path: str, wanted: Format = "auto") -> tuple[str, str | None]:
     """A path as its folder and, if it is a file or a glob, the pattern below that. A URL's query stays with the folder.
+
+    Brackets alone make no glob of a path whose last name does not tell its format: that can only be a folder, unless the format
+    is said (`wanted`). Nor is a glob what is a folder on this machine. What is in a pattern by its very name is found by it
+    (`Place.glob`), so a file needs no care.
 
     Raises:
         ValueError: a URL holds credentials or an unknown option.
     """
     Address.of(path)
     path, query = without_query(path)
-    glob = _GLOB.search(path)
-    if not glob and not _FILE.search(path):
+    glob, is_file = _GLOB.search(path), bool(_FILE.search(path))
+    in_brackets_only = wanted == "auto" and not _STAR.search(path)
+    is_folder = glob and not is_file and (in_brackets_only or ("://" not in path and Path(path).is_dir()))
+    if is_folder or not (glob or is_file):
         return path + query, None
     folder = path[: glob.start() if glob else None].rpartition("/")[0]
     return (folder or ("/" if path.startswith("/") else ".")) + query, path.removeprefix(folder).lstrip("/")
