@@ -11,7 +11,7 @@ import numpy as np
 
 from kd.arrow import schema_digest
 from kd.attempts import NEWEST_WITHIN_S, check_newest
-from kd.corpus import Source, decoded
+from kd.corpus import Source, SourceFile, decoded, why_unreadable
 from kd.errors import InputError, RowFault, StageError, StoreError
 from kd.manifests import Manifest, Shard, digest
 from kd.rows import Example
@@ -87,7 +87,7 @@ class Stream:
         text = hashlib.sha256("\n".join(records).encode(errors="surrogatepass")).hexdigest()
         side = side_digest(*self._side) if self._side else None
         shard = Shard(f"{self.split}-{digest(self.plan, side, places[0], text)[:12]}", self.split, len(records))
-        counts = self._published(shard) or self._publish(shard, records)
+        counts = self._published(shard) or self._publish(shard, places, records)
         return Written(shard, places[0], places[-1], Counter(file for file, _ in places), counts)
 
     @property
@@ -107,9 +107,10 @@ class Stream:
         again = self.retry_errors and notes is not None and any(key.startswith("error.") for key in notes)
         return None if again else notes
 
-    def _publish(self, shard: Shard, records: Sequence[str]) -> dict[str, int]:
+    def _publish(self, shard: Shard, places: Sequence[Place], records: Sequence[str]) -> dict[str, int]:
         parsed = (as_example(self.task, self.source_split, record) for record in records)
-        rows = [replace(row, split=self.split) for row in parsed]
+        located = (_located(row, self.source.files, place) for row, place in zip(parsed, places, strict=True))
+        rows = [replace(row, split=self.split) for row in located]
         counts: dict[str, int] = {}
         if self._side:
             rows, counts = attach(rows, side_table(*self._side))
@@ -205,14 +206,22 @@ def as_example(task: TaskConfig, split: str, text: str) -> Example:
     record = decoded(text)
     if record is not None:
         return task.example(record, split)
-    fault = RowFault("unparsable", f"expected an object with fields, got {text[:60]!a}")
-    return task.errored(uid_of(task, split, text), split, fault)
+    return task.errored(uid_of(task, split, text), split, RowFault("unparsable", why_unreadable(text)[0]))
 
 
 def uid_of(task: TaskConfig, split: str, text: str) -> str:
     """The uid of that row, without the rest of it."""
     record = decoded(text)
-    return content_uid({"unreadable": text}, split) if record is None else task.uid(record, split)
+    content = why_unreadable(text)[1] if record is None else record
+    return task.uid(content, split) if isinstance(content, dict) else content_uid({"unreadable": content}, split)
+
+
+def _located(row: Example, files: Sequence[SourceFile], place: Place) -> Example:
+    """The row, with the place of its record in what is said of its error."""
+    if row.error is None:
+        return row
+    where = f"{files[place[0]].name}, record {place[1] + 1}"
+    return replace(row, error=replace(row.error, detail=f"{row.error.detail} ({where})"))
 
 
 @lru_cache(maxsize=1)

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from kd.corpus import Source, decoded, find
+from kd.corpus import Source, decoded, find, why_unreadable
 from kd.errors import InputError, RowFault
 from kd.manifests import digest
 from kd.rows import Example
 from kd.tasks.base import SideFile, folder_and_pattern
-from kd.tasks.fields import Record, id_at, optional_text_at
+from kd.tasks.fields import Record, id_at, optional_text_at, outermost
 
 SideTable = Mapping[str, tuple[str | None, str | None]]
 """From a record's id to another model's rationale and answer."""
@@ -18,7 +18,8 @@ SideTable = Mapping[str, tuple[str | None, str | None]]
 def find_side(config: SideFile) -> Source:
     """The files of a side file. Raises InputError."""
     folder, pattern = side_place(config)
-    return find(folder, pattern, config.format, "task.llm.path")
+    columns = outermost((config.id, config.rationale, config.label))
+    return find(folder, pattern, config.format, "task.llm.path", columns, config.delimiter)
 
 
 def side_place(config: SideFile) -> tuple[str, str]:
@@ -32,8 +33,8 @@ def side_table(config: SideFile, source: Source) -> SideTable:
     """A side file in memory, read once per process. Raises InputError where a record has no id, or another's."""
     table: dict[str, tuple[str | None, str | None]] = {}
     for text in source.all_records():
-        record: Record = decoded(text) or {}
         try:
+            record = _record(text)
             key = id_at(record, config.id)
             entry = optional_text_at(record, config.rationale), optional_text_at(record, config.label)
         except RowFault as fault:
@@ -44,6 +45,13 @@ def side_table(config: SideFile, source: Source) -> SideTable:
             raise InputError(f"{config.path}: id {key!r} occurs twice; a side file has one record per id")
         table[key] = entry
     return table
+
+
+def _record(text: str) -> Record:
+    record = decoded(text)
+    if record is None:
+        raise RowFault("unparsable", why_unreadable(text)[0])
+    return record
 
 
 @lru_cache(maxsize=1)

@@ -11,11 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
-from kd.corpus import decoded, find, find_splits
+from kd.corpus import decoded, find, find_splits, why_unreadable
 from kd.errors import InputError
 from kd.examples import as_example
 from kd.places import Place
+from kd.tasks.columns import Columns
 from kd.tasks.svamp import Svamp
 
 Records = Sequence[dict[str, Any]]
@@ -81,15 +83,48 @@ def test_bytes_are_utf_8_and_a_row_whose_text_is_not_says_so(tmp_path: Path) -> 
 
 
 def test_a_broken_line_is_a_record_that_cannot_be_decoded_and_its_neighbours_are_kept(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_bytes(b'{"a": 1}\n\n{"a": \n[1, 2]\r\n{"a": "\xff"}\n{"a": 2}')
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": 1}\n\n{"a": \n[1, 2]\r\n{"a": 2}')
     records = list(find(str(tmp_path), "*", "auto", "task.files.train").all_records())
-    assert [decoded(text) for text in records] == [{"a": 1}, None, None, None, {"a": 2}]
+    assert [decoded(text) for text in records] == [{"a": 1}, None, None, {"a": 2}]
+    assert why_unreadable(records[1]) == ("expected an object with fields, got '{\"a\": '", '{"a": ')
 
 
 def test_a_line_of_another_length_than_the_header_is_a_record_that_cannot_be_decoded(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(b"a,b\n1,2\n3\n4,5,6\n7,\xff\n")
-    records = [decoded(text) for text in find(str(tmp_path), "*", "auto", "task.files.train").all_records()]
-    assert records == [{"a": "1", "b": "2"}, None, None, {"a": "7", "b": "\udcff"}]
+    records = list(find(str(tmp_path), "*", "auto", "task.files.train").all_records())
+    assert [decoded(text) for text in records] == [{"a": "1", "b": "2"}, None, None, {"a": "7", "b": "\udcff"}]
+    assert why_unreadable(records[1]) == ("line 3: 1 cells, where the header has 2", "3")
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.parquet"])
+def test_a_text_in_another_encoding_is_told_by_its_byte_and_how_to_convert_it(tmp_path: Path, name: str) -> None:
+    lines = {"x.jsonl": '{"q": "café", "a": "x"}\n', "x.csv": "q,a\ncafé,x\n"}
+    if name == "x.parquet":
+        pq.write_table(pa.table({"q": ["café".encode("latin-1")], "a": ["x"]}), tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(lines[name].encode("latin-1"))
+    (text,) = find(str(tmp_path), "*", "auto", "task.files.train").all_records()
+    task = Columns.model_validate({"path": "x.csv", "prompt": [{"column": "q"}], "target": "a"})
+    error = as_example(task, "train", text).error
+    assert error is not None
+    assert error.detail.endswith(
+        "the byte 0xe9 is no UTF-8; if it is Latin-1, convert the file: iconv -f LATIN1 -t UTF-8 FILE > NEW"
+    )
+    other = Columns.model_validate({"path": "x.csv", "prompt": [{"column": "a"}]})
+    assert as_example(other, "train", text).error is None
+
+
+def test_nan_is_no_value_in_any_format(tmp_path: Path) -> None:
+    (tmp_path / "1.jsonl").write_text('{"q": "a", "a": NaN}\n')
+    (tmp_path / "2.csv").write_text("q,a\na,nan\na,NaN\na,\n")
+    for name, values in (("3", pa.array([float("nan")])), ("4", pa.array([float("nan")], pa.float16()))):
+        pq.write_table(pa.table({"q": ["a"], "a": values}), tmp_path / f"{name}.parquet")
+    task = Columns.model_validate({"path": str(tmp_path), "files": {"train": "*"}, "prompt": [{"column": "q"}], "target": "a"})
+    records = list(find_splits(task)["train"].all_records())
+    errors = [as_example(task, "train", text).error for text in records]
+    assert [error and (error.reason, error.detail) for error in errors] == [("missing_field", "a is missing")] * 6
+    assert [as_example(task, "test", text).target for text in records] == [None] * 6
+    assert len({as_example(task, "test", text).uid for text in records}) == 1
 
 
 def test_a_first_line_of_another_length_than_the_header_is_no_reason_to_refuse_a_corpus(tmp_path: Path) -> None:
@@ -152,7 +187,18 @@ def test_a_source_travels_to_a_worker(tmp_path: Path) -> None:
     [
         ("x.jsonl.gz", b"no gzip", r"cannot read .*x\.jsonl\.gz as jsonl"),
         ("x.parquet", b"no parquet", r"cannot read .*x\.parquet as parquet"),
-        ("x.csv", b'a,b\n1,"2\n', r"cannot read .*x\.csv as csv: unexpected end of data"),
+        (
+            "x.csv",
+            b'a\n1\n"2\n3\n',
+            r"cannot read .*x\.csv as csv: line 3: a quote is not closed.* where the next row begins; mend",
+        ),
+        ("x.csv", b'a,"b\n1,2\n', r"cannot read .*x\.csv as csv: line 1: a quote is not closed"),
+        ("x.csv", b"a\tb\n1\t2\n", r"its header is 'a\\tb' without a comma; set delimiter to tab"),
+        ("x.csv", b"a;b\n1;2\n", r"its header is 'a;b' without a comma; set delimiter to ';'"),
+        ("x.csv", b"a,caf\xe9\n1,2\n", r"line 1: the byte 0xe9 is no UTF-8; .* iconv -f LATIN1"),
+        ("x.csv", "a,b\n1,2\n".encode("utf-16"), r"it begins like UTF-16, expected UTF-8: convert the file: iconv -f UTF-16"),
+        ("x.jsonl", '{"a": 1}\n'.encode("utf-16-le"), r"x\.jsonl as jsonl: it begins like UTF-16, expected UTF-8"),
+        ("x.tsv", b"a\tb\n1\t2\n", r"x\.tsv: CSV has commas between its cells, this has tabs .*; set task\.delimiter to tab"),
         ("x.csv", b"a,b,a\n1,2,3\n", r"cannot read .*x\.csv as csv: its header has 'a' more than once; mend it"),
         ("x.jsonl", b"", r"expected one JSON object per line, .*; it is empty"),
         ("x.json", b'[\n  {"a": 1}\n]\n', r"expected one JSON object per line, .*; it begins with '\['"),
@@ -201,3 +247,14 @@ def test_a_local_path_is_made_absolute_for_workers_in_other_folders(tmp_path: Pa
     write_jsonl(tmp_path / "train.jsonl", RECORDS)
     monkeypatch.chdir(tmp_path)
     assert find(".", "*", "auto", "task.files.train").place == Place(str(tmp_path))
+
+
+@pytest.mark.parametrize("given", ["tab", "\t", "\\t"])
+def test_tab_separated_values_are_one_key_away(tmp_path: Path, given: str) -> None:
+    (tmp_path / "x.tsv").write_text("q\ta\none, two\tx\n")
+    task = {"path": str(tmp_path / "x.tsv"), "delimiter": given, "prompt": [{"column": "q"}], "target": "a"}
+    (text,) = find_splits(Columns.model_validate(task))["train"].all_records()
+    assert decoded(text) == {"q": "one, two", "a": "x"}
+    for wrong in ("", "ab", '"', "\n"):
+        with pytest.raises(ValidationError, match="delimiter"):
+            Columns.model_validate(task | {"delimiter": wrong})

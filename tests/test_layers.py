@@ -18,6 +18,7 @@ LAYERS = [
         "kd.addresses",
         "kd.filesystems",
         "kd.places",
+        "kd.csv_rows",
         "kd.corpus",
         "kd.examples",
         "kd.uids",

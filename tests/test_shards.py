@@ -108,7 +108,9 @@ def test_the_share_of_new_errors_is_one_of_the_rows_that_came_without(store: Sto
     rows = [example(f"u{place}", error=error, target="bad" if place == 2 else "t") for place, error in enumerate(came)]
     store.publish_rows("examples/train-0.parquet", rows, Example, {})
     shards = [Shard("train-0", "train", 4)]
-    with pytest.raises(StageError, match=r"1 of 2 rows got an error \(unknown_label 1\), more than .* for example\n  u2: unknown_label, "):
+    with pytest.raises(
+        StageError, match=r"1 of 2 rows got an error \(unknown_label 1\), more than .* for example\n  u2: unknown_label, "
+    ):
         loop(store, work(shards, max_error_frac=0.4))
     manifest = loop(store, work(shards, max_error_frac=0.5))
     assert manifest.errors == {"empty_text": 1, "unknown_label": 2}
@@ -117,7 +119,9 @@ def test_the_share_of_new_errors_is_one_of_the_rows_that_came_without(store: Sto
 def test_a_stage_with_many_errors_names_three_rows_with_their_reasons(store: Store) -> None:
     rows = [example(f"u{place}", target="bad") for place in range(5)]
     store.publish_rows("examples/train-0.parquet", rows, Example, {})
-    with pytest.raises(StageError, match=r"example\n  u0: unknown_label, bad\n  u1: unknown_label, bad\n  u2: unknown_label, bad\nThe"):
+    with pytest.raises(
+        StageError, match=r"example\n  u0: unknown_label, bad\n  u1: unknown_label, bad\n  u2: unknown_label, bad\nThe"
+    ):
         loop(store, work([Shard("train-0", "train", 5)]))
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from kd.tasks.base import Files
 from kd.tasks.fields import Record, label_at, optional_text_at, text_at
 from kd.tasks.nli import LABEL_NAMES, LABELS, NliTask
-from kd.tasks.parsed import Need, Parsed
+from kd.tasks.parsed import Need, Parsed, optional
 
 SAMPLE: list[dict[str, Any]] = [
     {
@@ -52,7 +52,12 @@ class Anli(NliTask):
 
     def needs(self) -> Sequence[Need]:
         key = "task.type (columns maps any names)"
-        return [Need(key, ("premise", "context")), Need(key, ("hypothesis",)), Need(key, ("label",), where="train")]
+        return [
+            Need(key, ("premise", "context")),
+            Need(key, ("hypothesis",)),
+            Need(key, ("label",), where="train"),
+            *optional("llm_rationale", "llm_label"),
+        ]
 
     def parse(self, record: Record) -> Parsed:
         return Parsed(

@@ -9,26 +9,31 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from kd.addresses import Address, checked_url, without_query
 from kd.errors import InputError, RowFault
 from kd.frozen import Frozen
 from kd.rows import Example, RowError
 from kd.tasks.arithmetic import check_values, has_same_value, has_value
-from kd.tasks.fields import Record, id_at, is_in
+from kd.tasks.fields import Record, id_at, is_in, is_missing, outermost
 from kd.tasks.holdout import Holdout
 from kd.tasks.parsed import Need, Parsed, check
 
 Format = Literal["auto", "parquet", "jsonl", "csv"]
+Delimiter = Annotated[
+    str, BeforeValidator(lambda given: {"tab": "\t", "\\t": "\t"}.get(given, given)), Field(pattern=r'^[^"\r\n]$')
+]
+"""One character; a tab may be written as `tab`."""
 Match = Literal["normalised", "exact", "value"]
 _CONTENT_UID = re.compile(r"[a-z]+/#[0-9a-f]{20}")
 _GLOB = re.compile(r"[*?\[]")
 _STAR = re.compile(r"[*?]")
-_FILE = re.compile(r"\.(parquet|jsonl|ndjson|json|csv)(\.gz)?$")
+_FILE = re.compile(r"\.(parquet|jsonl|ndjson|json|csv|tsv)(\.gz)?$")
 
 
 class Files(Frozen):
@@ -65,6 +70,8 @@ class SideFile(Frozen):
     """File, folder or glob, like the corpus."""
     format: Format = "auto"
     """Format of the file; auto = by its suffix."""
+    delimiter: Delimiter | None = None
+    """What stands between the cells of CSV; null = a comma. `tab` for TSV."""
     id: str = "id"
     """Column that holds the record's id."""
     rationale: str = "llm_rationale"
@@ -87,7 +94,8 @@ class TaskConfig(Frozen):
     """Base of every task.
 
     A row's uid is `<split>/<id>`, the split being that of the file: ids need be unique within a split only. Without an
-    id column it is `<split>/#<hash>` of the record's content; the second of two equal records is `<split>/#<hash>-2`.
+    id column it is `<split>/#<hash>` of what the task reads of the record; the second of two records that are equal there is
+    `<split>/#<hash>-2`.
     """
 
     type: str
@@ -99,7 +107,10 @@ class TaskConfig(Frozen):
     files: Files = Files()
     """Which files hold which split."""
     format: Format = "auto"
-    """Format of the files; auto = by suffix: .parquet, .jsonl or .json (one object per line), .csv, the last two also .gz."""
+    """Format of the files; auto = by suffix: .parquet, .jsonl or .json (one object per line), .csv, the last two also .gz. Text
+    is UTF-8; an empty cell of CSV, and NaN, is no value."""
+    delimiter: Delimiter | None = None
+    """What stands between the cells of CSV; null = a comma. `tab` for TSV: with it `.tsv` is read as CSV."""
     id: str | None = None
     """Column with the record's id; null = the uid is a hash of the record's content."""
     holdout: Holdout | None = None
@@ -118,7 +129,12 @@ class TaskConfig(Frozen):
 
     @abstractmethod
     def needs(self) -> Sequence[Need]:
-        """The columns that the records must have, the id apart."""
+        """The columns that `parse` reads, the id apart, and where they must be. Others need not be in a record."""
+
+    @cached_property
+    def columns_read(self) -> frozenset[str]:
+        """Every column that the task may read; the others do not matter, not even for the uid."""
+        return outermost([*(column for need in self.needs() for column in need.any_of), self.id])
 
     @property
     def brings_choices(self) -> bool:
@@ -155,9 +171,11 @@ class TaskConfig(Frozen):
     def uid(self, record: Record, split: str) -> str:
         """The id of the row that this record of this split's files becomes."""
         try:
-            return f"{split}/{id_at(record, self.id)}" if self.id else content_uid(record, split)
+            if self.id:
+                return f"{split}/{id_at(record, self.id)}"
         except RowFault:
-            return content_uid(record, split)
+            pass
+        return content_uid({name: value for name, value in record.items() if name in self.columns_read}, split)
 
     def example(self, record: Record, split: str) -> Example:
         """The row that a record of this split's files becomes, with its error if it is bad."""
@@ -209,7 +227,7 @@ class TaskConfig(Frozen):
         """
         anywhere = {" and ".join(there): {column for columns in there.values() for column in columns}}
         in_train = {split: columns for split, columns in there.items() if split == "train"}
-        places = {"every split": there, "some split": {} if may_have_more else anywhere, "train": in_train}
+        places = {"every split": there, "some split": {} if may_have_more else anywhere, "train": in_train, "optional": {}}
         for need in [*self.needs(), *([Need("task.id", (self.id,))] if self.id else [])]:
             for split, columns in places[need.where].items():
                 if not any(is_in(column, columns) for column in need.any_of):
@@ -245,7 +263,7 @@ class TaskConfig(Frozen):
         if not isinstance(given, Mapping):
             return given
         path = given.get("path")
-        wanted = "auto" if given.get("files") else given.get("format", "auto")
+        wanted: Format = "auto" if given.get("files") else given.get("format", "auto")
         folder, pattern = folder_and_pattern(path, wanted) if isinstance(path, str) else ("", None)
         if pattern is None:
             return given
@@ -310,7 +328,7 @@ def folder_and_pattern(path: str, wanted: Format = "auto") -> tuple[str, str | N
 
 
 def content_uid(record: Record, split: str) -> str:
-    """A uid from the record's content: its canonical JSON, keys sorted, nulls left out. The same in every format."""
-    content = {key: value for key, value in record.items() if value is not None}
+    """A uid from the record's content: its canonical JSON, keys sorted, missing values left out. The same in every format."""
+    content = {key: value for key, value in record.items() if not is_missing(value)}
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     return f"{split}/#{hashlib.sha256(canonical.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"

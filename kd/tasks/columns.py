@@ -180,24 +180,22 @@ class Columns(TaskConfig):
             return None
         value = as_label(given)
         if self.target_is != "text":
-            position = _position(value.strip(), self.target_is)
             listed = self.labels if isinstance(self.labels, list) else label_set
-            numbered = {str(number): answer for number, answer in enumerate(listed)}
-            expected = f"the {self.target_is} of one of {len(listed)} answers, got {value!a:.60}"
-            return self._named(numbered, str(position), expected)
-        if not self.labels:
+            position = _position(value.strip(), self.target_is)
+            if 0 <= position < len(listed):
+                return listed[position]
+            raise self._unknown(f"the {self.target_is} of one of {len(listed)} answers, got {value!a:.60}")
+        if not self.labels or (isinstance(self.labels, list) and value in self.labels):
             return value
-        known = self.labels if isinstance(self.labels, dict) else {name: name for name in self.labels}
-        return self._named(known, value, f"one of {', '.join(known)}; got {value!a:.60}")
+        if isinstance(self.labels, dict) and value in self.labels:
+            return self.labels[value]
+        raise self._unknown(f"one of {', '.join(self.labels)}; got {value!a:.60}")
 
-    def _named(self, known: Mapping[str, str | None], key: str, expected: str) -> str | None:
-        """The name of a label; None for a value that says that there is none. Raises RowFault for an unknown one."""
-        if key in known:
-            return known[key]
+    def _unknown(self, expected: str) -> RowFault:
         if not self.labels:
-            raise RowFault("answer_not_in_choices", f"{self.target}: expected {expected}")
+            return RowFault("answer_not_in_choices", f"{self.target}: expected {expected}")
         hint = "a value that marks records without a label is mapped to null in task.labels"
-        raise RowFault("unknown_label", f"{self.target}: expected {expected}; {hint}")
+        return RowFault("unknown_label", f"{self.target}: expected {expected}; {hint}")
 
 
 def _position(value: str, target_is: str) -> int:

@@ -14,7 +14,7 @@ from kd.rows import Segment
 from kd.tasks.base import Files, TaskConfig
 from kd.tasks.fields import Record, at, lookup, optional_text_at, spans_at, text_at, texts_at
 from kd.tasks.holdout import Holdout
-from kd.tasks.parsed import Need, Parsed
+from kd.tasks.parsed import Need, Parsed, optional
 
 SAMPLE: list[dict[str, Any]] = [
     {
@@ -59,7 +59,12 @@ class CommonsenseQA(TaskConfig):
 
     def needs(self) -> Sequence[Need]:
         key = "task.type (columns maps any names)"
-        return [Need(key, ("question",)), Need(key, ("choices",)), Need(key, ("answer", "label", "answerKey"), where="train")]
+        return [
+            Need(key, ("question",)),
+            Need(key, ("choices",)),
+            Need(key, ("answer", "label", "answerKey"), where="train"),
+            *optional("human_rationale_spans", "human_rationale_is_whole_question", "llm_rationale", "llm_label"),
+        ]
 
     @property
     def brings_choices(self) -> bool:

@@ -14,7 +14,7 @@ from kd.tasks.base import Files
 from kd.tasks.fields import Record, label_at, lookup, optional_text_at, text_at
 from kd.tasks.holdout import Holdout
 from kd.tasks.nli import LABEL_NAMES, LABELS, NliTask
-from kd.tasks.parsed import Need, Parsed
+from kd.tasks.parsed import Need, Parsed, optional
 
 SAMPLE: list[dict[str, Any]] = [
     {
@@ -61,7 +61,12 @@ class ESNLI(NliTask):
 
     def needs(self) -> Sequence[Need]:
         key = "task.type (columns maps any names)"
-        return [Need(key, ("premise",)), Need(key, ("hypothesis",)), Need(key, ("label",), where="train")]
+        return [
+            Need(key, ("premise",)),
+            Need(key, ("hypothesis",)),
+            Need(key, ("label",), where="train"),
+            *optional("human_highlights", "llm_rationale", "llm_label"),
+        ]
 
     def parse(self, record: Record) -> Parsed:
         premise, hypothesis = text_at(record, "premise"), text_at(record, "hypothesis")

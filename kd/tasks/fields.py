@@ -1,16 +1,13 @@
 """Reading the fields of a record. What is missing or of another kind is a RowFault."""
 
 import re
-from collections.abc import Collection, Mapping
-from numbers import Number
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from kd.errors import RowFault
 from kd.rows import Span
 
 Record = Mapping[str, Any]
-CONVERT = "iconv -f LATIN1 -t UTF-8 FILE > NEW"
-"""How a file becomes UTF-8."""
 _BYTE = re.compile("[\udc80-\udcff]")
 """A byte that is no UTF-8, as readers write it: half a surrogate pair."""
 
@@ -20,9 +17,15 @@ def is_in(column: str, columns: Collection[str]) -> bool:
     return column in columns or column.partition(".")[0] in columns
 
 
+def outermost(columns: Iterable[str | None]) -> frozenset[str]:
+    """The columns of a file that hold these; `a.b` may be in two (see `is_in`)."""
+    named = [column for column in columns if column]
+    return frozenset([*named, *(column.partition(".")[0] for column in named)])
+
+
 def is_missing(value: Any) -> bool:
     """Whether there is no value: null, or a number that is none (NaN), which is how many programs write that there is none."""
-    return value is None or bool(isinstance(value, Number) and value != value)
+    return value is None or bool(value != value)
 
 
 def lookup(record: Record, column: str | None) -> Any:
@@ -113,16 +116,20 @@ def spans_at(record: Record, column: str | None, segment: int) -> list[Span]:
 
 def _as_text(value: Any, column: str) -> str:
     if not isinstance(value, str) or not _is_text(value):
-        raise RowFault("unparsable", f"{column}: expected text, got {value!a:.60}{_encoding(value)}")
+        fault = wrong_byte(value) if isinstance(value, str) else None
+        raise RowFault("unparsable", f"{column}: expected text, got {value!a:.60}{f': {fault}' if fault else ''}")
     return value
 
 
-def _encoding(value: Any) -> str:
-    """What to do about a text with a byte that is no UTF-8; nothing about other values."""
-    byte = _BYTE.search(value) if isinstance(value, str) else None
-    if byte is None:
-        return ""
-    return f": the byte 0x{ord(byte[0]) - 0xDC00:x} is no UTF-8. If the file has another encoding, convert it: {CONVERT}"
+def wrong_byte(text: str) -> str | None:
+    """What to do about a text with a byte that is no UTF-8; None without one."""
+    byte = _BYTE.search(text)
+    return f"the byte 0x{ord(byte[0]) - 0xDC00:x} is no UTF-8; if it is Latin-1, {iconv('LATIN1')}" if byte else None
+
+
+def iconv(encoding: str) -> str:
+    """How to convert a file to UTF-8."""
+    return f"convert the file: iconv -f {encoding} -t UTF-8 FILE > NEW"
 
 
 def _is_text(value: str) -> bool:

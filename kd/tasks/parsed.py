@@ -23,12 +23,18 @@ class Parsed:
 class Need:
     """A column that a task reads: the config key that names it, its names (one is enough), and where it must be.
 
-    The label alone is needed in `train`: a record without it is an error there, and unlabelled in the other splits.
+    The label alone is needed in `train`: a record without it is an error there, and unlabelled in the other splits. What is
+    `optional` is read where it is there.
     """
 
     key: str
     any_of: tuple[str, ...]
-    where: Literal["every split", "some split", "train"] = "every split"
+    where: Literal["every split", "some split", "train", "optional"] = "every split"
+
+
+def optional(*columns: str) -> list[Need]:
+    """Columns that a task reads where they are there."""
+    return [Need("task.type", (column,), where="optional") for column in columns]
 
 
 def check(parsed: Parsed) -> None:

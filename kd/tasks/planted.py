@@ -16,7 +16,7 @@ from typing import Any, Literal
 from kd.rows import SPLITS, Segment
 from kd.tasks.base import Files, TaskConfig
 from kd.tasks.fields import Record, optional_text_at, spans_at, text_at, texts_at
-from kd.tasks.parsed import Need, Parsed
+from kd.tasks.parsed import Need, Parsed, optional
 
 CUES: dict[str, dict[str, str]] = {
     "place": {
@@ -144,7 +144,8 @@ class Planted(TaskConfig):
 
     def needs(self) -> Sequence[Need]:
         key = "task.type (columns maps any names)"
-        return [Need(key, ("question",)), Need(key, ("choices",)), Need(key, ("answer",), where="train")]
+        asked = [Need(key, ("question",)), Need(key, ("choices",)), Need(key, ("answer",), where="train")]
+        return [*asked, *optional("evidence", "llm_rationale")]
 
     @property
     def brings_choices(self) -> bool:

@@ -11,7 +11,7 @@ from kd.rows import Segment
 from kd.tasks.base import Files, Match, TaskConfig
 from kd.tasks.fields import Record, optional_text_at, text_at
 from kd.tasks.holdout import Holdout
-from kd.tasks.parsed import Need, Parsed
+from kd.tasks.parsed import Need, Parsed, optional
 
 SAMPLE: list[dict[str, Any]] = [
     {
@@ -56,7 +56,7 @@ class Svamp(TaskConfig):
     def needs(self) -> Sequence[Need]:
         key = "task.type (columns maps any names)"
         asked = [Need(key, ("body", "Body")), Need(key, ("sub_question", "Question"))]
-        return [*asked, Need(key, ("equation", "Equation"), where="train")]
+        return [*asked, Need(key, ("equation", "Equation"), where="train"), *optional("llm_rationale", "llm_label")]
 
     def parse(self, record: Record) -> Parsed:
         return Parsed(

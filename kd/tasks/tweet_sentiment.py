@@ -13,7 +13,7 @@ from kd.rows import Segment, Span
 from kd.tasks.base import Files, TaskConfig
 from kd.tasks.fields import Record, label_at, optional_text_at, spans_at, text_at
 from kd.tasks.holdout import Holdout
-from kd.tasks.parsed import Need, Parsed
+from kd.tasks.parsed import Need, Parsed, optional
 
 LABELS = ["negative", "neutral", "positive"]
 
@@ -53,7 +53,11 @@ class TweetSentiment(TaskConfig):
 
     def needs(self) -> Sequence[Need]:
         key = "task.type (columns maps any names)"
-        return [Need(key, ("text",)), Need(key, ("label", "sentiment"), where="train")]
+        return [
+            Need(key, ("text",)),
+            Need(key, ("label", "sentiment"), where="train"),
+            *optional("selected_text", "human_rationale_spans", "llm_rationale", "llm_label"),
+        ]
 
     def parse(self, record: Record) -> Parsed:
         text = text_at(record, "text")
