@@ -40,12 +40,13 @@ def check_models(config: Config) -> None:
     """Refuse a teacher, if there is one, or a student that cannot be opened before anything is paid for.
 
     Opened are tokenizer and architecture, without weights, as the family and within the limits that they will have; a
-    classifier must go together with the task, and adapters need layers that they fit. A model whose tokenizer is trained on
-    the corpus has nothing to open yet.
+    classifier must go together with the task, the task's labels must be different ones to the tokenizer, and adapters need layers
+    that they fit. A model whose tokenizer is trained on the corpus has nothing to open yet.
 
     Raises:
         ConfigError, InputError: what `kd.loading.load` or the family raises, said of the model.
     """
+    from kd.families.labels import check_fixed_labels
     from kd.families.opening import open_family
     from kd.training.adapters import adapted_layers
 
@@ -55,7 +56,9 @@ def check_models(config: Config) -> None:
             continue
         try:
             loaded = load(ModelSource(model), "meta")
-            open_family(loaded, model).check_choices(config.task.brings_choices)
+            family = open_family(loaded, model)
+            family.check_choices(config.task.brings_choices)
+            check_fixed_labels(family, config.task.fixed_labels)
             loop = loops[role]
             if loop is not None and loop.lora:
                 adapted_layers(loaded.model, loop.lora)

@@ -5,12 +5,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from jobs.slices import features_slice, first_rows, model_slice, stage_slice
 from kd.attribution.engine import Attribute
 from kd.config import Config
-from kd.errors import StageError
+from kd.errors import ConfigError, StageError
 from kd.examples import finished
 from kd.manifests import Manifest
 from kd.models import ModelConfig, ModelSource, identity
@@ -18,12 +19,16 @@ from kd.rationales import Rationalise
 from kd.ray_data import Pool
 from kd.rows import Attribution, Example, Features, RationaleRow, Row
 from kd.shards import Work, completed
+from kd.specs import T5Spec
 from kd.store import Store
 from kd.training.config import LoopConfig, TeachConfig
 from kd.training.features import Featurise
 from kd.training.objectives import AnyObjective
 from kd.training.runs import MODEL, Queue, Run, trained
 from kd.vocabulary import make_tokenizer, tokenizer_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 EXAMPLES = "examples"
 TEACHER = "teacher"
@@ -158,9 +163,26 @@ class TeacherWiring:
     # --- what these and the students have in common ---
 
     def make_tokenizers(self) -> None:
-        """Train the tokenizers that models from a spec need, where they are not there yet."""
-        for config in filter(None, (self.config.teacher, self.config.student)):
-            make_tokenizer(self.store, EXAMPLES, self.examples, config, self._phrases)
+        """Train the tokenizers that models from a spec need, where they are not there yet.
+
+        Raises:
+            ConfigError: a tokenizer cannot tell the task's labels apart.
+        """
+        for role, config in (("teacher", self.config.teacher), ("student", self.config.student)):
+            if config is not None:
+                check = partial(self._check_tokenizer, role)
+                make_tokenizer(self.store, EXAMPLES, self.examples, config, self._phrases, check)
+
+    def _check_tokenizer(self, role: str, config: ModelConfig, tokenizer: "PreTrainedTokenizerFast") -> None:
+        from kd.families.labels import check_fixed_labels
+        from kd.families.opening import open_family
+        from kd.loading import without_weights
+
+        if isinstance(config.spec, T5Spec):
+            try:
+                check_fixed_labels(open_family(without_weights(config.spec, tokenizer), config), self.config.task.fixed_labels)
+            except ConfigError as error:
+                raise ConfigError(f"the {role}: {error}, or raise spec.vocab_size") from error
 
     @property
     def _phrases(self) -> list[str]:

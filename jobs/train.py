@@ -10,11 +10,15 @@ def run(session: Session) -> None:
         StageError: the audit's gate says stop, or students failed.
     """
     from jobs.audit_findings import AuditFindings
-    from jobs.stages import run_queue, run_works, warn_of_a_large_student, wiring
+    from jobs.stages import check_models, run_queue, run_works, warn_of_a_large_student, wiring
+    from kd.shards import is_finished
 
     works = wiring(session)
     AuditFindings(works).check_gate()
-    run_works(session, "features", works.student_features(), works.cpu_pool)
+    features = works.student_features()
+    if not all(is_finished(session.store, work) for work in features):
+        check_models(session.config)
+    run_works(session, "features", features, works.cpu_pool)
     queue = works.training_queue()
     todo = queue.todo()
     if todo:

@@ -50,6 +50,12 @@ def load(source: ModelSource, device: str) -> Loaded:
     return loaded
 
 
+def without_weights(spec: T5Spec, tokenizer: Any) -> Loaded:
+    """The model of a spec on the device "meta", for a tokenizer that has just been trained."""
+    with _weightless(True):
+        return Loaded(spec.build(tokenizer), tokenizer, f"spec {spec.type} with a {spec.tokenizer} tokenizer of the corpus")
+
+
 def count_parameters(source: ModelSource) -> int:
     """How many parameters a model has, tied ones once; its weights are not loaded, except those that a spec starts from."""
     return sum(parameter.numel() for parameter in load(source, "meta").model.parameters())

@@ -1,7 +1,7 @@
 """Tokenizers for models that have none: trained once per run on a bounded sample of the corpus, kept in the run directory."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 SAMPLE_ROWS = 100_000
 """Rows of the training split that a tokenizer is trained on, at most: the first ones."""
 _DONE = "tokenizer.json"
+Check = Callable[[ModelConfig, "PreTrainedTokenizerFast"], None]
+"""Raises where a new tokenizer is of no use for a model."""
 
 
 def tokenizer_folder(examples: Manifest, config: ModelConfig, phrases: Sequence[str]) -> str | None:
@@ -34,12 +36,18 @@ def tokenizer_folder(examples: Manifest, config: ModelConfig, phrases: Sequence[
     return f"tokenizers/{digest(wanted, examples.digest, sorted(phrases))}"
 
 
-def make_tokenizer(store: Store, folder: str, examples: Manifest, config: ModelConfig, phrases: Sequence[str]) -> None:
-    """Train the tokenizer of a model from a spec on the examples in `folder`, unless it is there or there is none to train."""
+def make_tokenizer(
+    store: Store, folder: str, examples: Manifest, config: ModelConfig, phrases: Sequence[str], check: Check
+) -> None:
+    """Train the tokenizer of a model from a spec on the examples in `folder`, unless it is there or there is none to train.
+
+    Nothing is kept of one that `check` refuses, whose errors are raised.
+    """
     target = tokenizer_folder(examples, config, phrases)
     if target is None or not isinstance(config.spec, T5Spec) or store.exists(f"{target}/{_DONE}"):
         return
     trained = train_tokenizer(config.spec, _texts(store, folder, examples, phrases))
+    check(config, trained)
     with tempfile.TemporaryDirectory() as local:
         trained.save_pretrained(local)
         for path in sorted(Path(local).iterdir(), key=lambda path: path.name == _DONE):

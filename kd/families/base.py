@@ -5,7 +5,7 @@ that `Reading`. Axis names: b rows, t input tokens, a answer tokens, d hidden, v
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kd.errors import ConfigError, RowFault
+from kd.families.labels import check_apart
 from kd.families.text import Encoded, Reader, as_fault
 from kd.models import Loaded
 from kd.rows import Example, Segment
@@ -94,6 +95,7 @@ class Family(ABC):
     max_answer_tokens: int
     max_generated_tokens: int
     _answers: Callable[[str], tuple[int, ...]] = field(init=False, repr=False)
+    _apart: Callable[[tuple[str, ...]], None] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.special_ids = frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
@@ -101,6 +103,7 @@ class Family(ABC):
         self.reader = self._reader()
         # Labels come back in every row; a tokenizer call costs more than a small model's forward.
         self._answers = lru_cache(maxsize=2**16)(self._answer)
+        self._apart = lru_cache(maxsize=2**10)(lambda labels: check_apart(labels, self._marks, self.name))
         self._check_model()
 
     @property
@@ -136,11 +139,12 @@ class Family(ABC):
     ) -> list[Q | RowFault]:
         """Each row made ready for the model by `ask`, from itself and what the model reads of it behind a prefix, or its fault.
 
-        The fault is that of reading the row, or one that `ask` raises.
+        The fault is that of reading the row, of its labels (`check_labels`), or one that `ask` raises.
         """
         made: list[Q | RowFault] = []
         for row, found in zip(rows, self.encode_rows([[*prefix, *row.segments] for row in rows]), strict=True):
             try:
+                self.check_labels(row.label_set)
                 made.append(found if isinstance(found, RowFault) else ask(row, found))
             except RowFault as fault:
                 made.append(fault)
@@ -158,10 +162,10 @@ class Family(ABC):
         return list(ids)
 
     def check_labels(self, labels: Sequence[str]) -> None:
-        """Raise the RowFault of a label that the model cannot have: "unknown_label" where a classifier has no such class,
-        "tokenizer_error" where the tokenizer fails on it. One that is too long to be written is not checked for."""
-        for label in labels:
-            self._answers(label)
+        """Raise the RowFault of labels that the model cannot have: "unknown_label" where a classifier has no such class,
+        "tokenizer_error" where the tokenizer fails on one, knows nothing of it, or makes the same of two. One that is too long to
+        be written is not checked for."""
+        self._apart(tuple(labels))
 
     def label_of(self, said: Generated, labels: Sequence[str], is_same: Callable[[str, str], bool] = reads_alike) -> str | None:
         """The label that was generated: token by token, or in a text that `is_same`; None for no or several labels.
@@ -213,6 +217,10 @@ class Family(ABC):
     def _answer(self, text: str) -> tuple[int, ...]:
         with as_fault("the tokenizer"):
             return self._answer_ids(text)
+
+    def _marks(self, label: str) -> list[Hashable]:
+        """What a label is recognised by. Raises the RowFault of one that the model cannot have."""
+        return [self._answers(label)]
 
     @abstractmethod
     def _check_model(self) -> None: ...

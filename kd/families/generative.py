@@ -6,7 +6,7 @@ token. Generated answers, ranked answers and the explained answer branch off fro
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, EncoderDecoderCache
 
-from kd.errors import ConfigError
+from kd.errors import ConfigError, RowFault
 from kd.families.base import Answer, Explained, Family, Generated, Reading
 from kd.families.text import Encoded
 
@@ -99,6 +99,14 @@ class Generative(Family):
         ids = written[:length]
         text: str = self.tokenizer.decode([id_ for id_ in ids if id_ not in self.special_ids])
         return Generated(text.strip(), length is not None, ids)
+
+    def _marks(self, label: str) -> list[Hashable]:
+        """Its ids, and its text once it is written: a generated answer is read by the one or the other."""
+        ids = self._answers(label)
+        known = [id_ for id_ in ids if id_ not in self.special_ids and id_ != self.tokenizer.unk_token_id]
+        if self.tokenizer.unk_token_id in ids and not self.tokenizer.decode(known).strip():
+            raise RowFault("tokenizer_error", f"the tokenizer of {self.name} has no token for {label!r}: it reads it as unknown")
+        return [ids, self.said([*ids]).text]
 
 
 class GenerativeReading(Reading):

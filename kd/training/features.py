@@ -18,8 +18,8 @@ from kd.training.objectives import Answers, AnyObjective, Target, taught
 class Featurise:
     """The recipe: `Example` rows (for the teacher) or `RationaleRow` rows (for a student) to `Features`.
 
-    A row's fault is "empty_text" or "too_long" as the model's family finds it: an answer is never cut. `answers` says which
-    answer is learned.
+    A row's fault is "empty_text" or "too_long" as the model's family finds it (an answer is never cut), or that of its labels
+    (`Family.check_labels`). `answers` says which answer is learned.
     """
 
     objective: AnyObjective
@@ -33,6 +33,7 @@ class Featurise:
 
 def _featurise(row: Example, objective: AnyObjective, family: Family) -> Features | RowError:
     try:
+        family.check_labels(row.label_set)
         sequences = [_sequence(row.segments, target, family) for target in objective.targets(row)]
     except RowFault as fault:
         return RowError(fault.reason, fault.detail)
