@@ -182,7 +182,7 @@ class TeacherWiring:
             try:
                 check_fixed_labels(open_family(without_weights(config.spec, tokenizer), config), self.config.task.fixed_labels)
             except ConfigError as error:
-                raise ConfigError(f"the {role}: {error}, or raise spec.vocab_size") from error
+                raise ConfigError(f"the {role}: {error}; spec.vocab_size and spec.lowercase decide what it knows") from error
 
     @property
     def _phrases(self) -> list[str]:

@@ -30,7 +30,7 @@ def test_an_answer_is_right_or_wrong_by_its_target(student: ModelSource) -> None
 
 
 def test_an_answer_outside_the_label_set_is_unparsed_and_what_was_written_is_kept(student: ModelSource) -> None:
-    made = answered(student, question("is it red", "maybe", ("maybe", "never")))
+    made = answered(student, question("is it red", "blue", ("blue", "late")))
     assert outcome(made) == (None, "unparsed", False)
     assert made.raw == "yes"
 
@@ -90,7 +90,7 @@ def test_validation_while_training_counts_answers_as_evaluation_does(student: Mo
     rows = [
         question("is it red", "yes", ("yes", "no")),
         question("is it blue", "yes", ("yes", "no")),
-        question("is it red", "maybe", ("maybe", "never")),
+        question("is it red", "blue", ("blue", "late")),
         question("is it late", "yes"),
         question("two and two", "( 2 + 2 )"),
     ]

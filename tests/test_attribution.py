@@ -49,13 +49,10 @@ def test_a_target_outside_the_label_set_is_explained_but_not_ranked(models: dict
     assert len(row.choice_logprobs) == 2
 
 
-def test_a_generated_label_is_spelt_as_the_label_set_spells_it_unless_two_labels_sound_alike(models: dict[str, Loaded]) -> None:
+def test_a_generated_label_is_spelt_as_the_label_set_spells_it(models: dict[str, Loaded]) -> None:
     said = tiny.family(models["pair"]).encode_answer("coffee cake")
-    loaded = steered(models["pair"], said)
-    rows = [
-        tiny.example(choices=choices, target="money") for choices in (("Coffee Cake", "money"), ("Coffee Cake", "COFFEE cake"))
-    ]
-    assert [row.generated for row in attribute(loaded, rows)] == ["Coffee Cake", "coffee cake"]
+    (row,) = attribute(steered(models["pair"], said), [tiny.example(choices=("Coffee Cake", "money"), target="money")])
+    assert row.generated == "Coffee Cake"
 
 
 @pytest.mark.parametrize("label", ["coffee cake", "Coffee Cake"])

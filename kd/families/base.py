@@ -163,19 +163,26 @@ class Family(ABC):
 
     def check_labels(self, labels: Sequence[str]) -> None:
         """Raise the RowFault of labels that the model cannot have: "unknown_label" where a classifier has no such class,
-        "tokenizer_error" where the tokenizer fails on one, knows nothing of it, or makes the same of two. One that is too long to
-        be written is not checked for."""
+        "tokenizer_error" where the tokenizer fails on one, or makes the same of two. One that is too long to be written is not
+        checked for."""
         self._apart(tuple(labels))
 
     def label_of(self, said: Generated, labels: Sequence[str], is_same: Callable[[str, str], bool] = reads_alike) -> str | None:
         """The label that was generated: token by token, or in a text that `is_same`; None for no or several labels.
 
-        Raises what `check_labels` does.
+        Unknown tokens alone are no label, whose own tokens they may be: they stand for any text. Raises what `check_labels` does.
         """
+        if not self._is_known(said.ids):
+            return None
         same = [label for label in labels if self._answers(label) == tuple(said.ids)]
         if not same:
             same = [label for label in labels if is_same(said.text, label)]
         return same[0] if len(set(same)) == 1 else None
+
+    def knows(self, label: str) -> bool:
+        """Whether a label has tokens of its own, beside those that stand for all that the tokenizer does not know. Raises like
+        `check_labels`."""
+        return self._is_known(self._answers(label))
 
     def answer_in(self, said: Generated, labels: Sequence[str], is_same: Callable[[str, str], bool]) -> str | None:
         """The answer in what was generated; None where it met the length limit or cannot be read.
@@ -217,6 +224,9 @@ class Family(ABC):
     def _answer(self, text: str) -> tuple[int, ...]:
         with as_fault("the tokenizer"):
             return self._answer_ids(text)
+
+    def _is_known(self, ids: Sequence[int]) -> bool:  # noqa: ARG002 - classes and options that are read are taken as they are
+        return True
 
     def _marks(self, label: str) -> list[Hashable]:
         """What a label is recognised by. Raises the RowFault of one that the model cannot have."""

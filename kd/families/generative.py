@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, EncoderDecoderCache
 
-from kd.errors import ConfigError, RowFault
+from kd.errors import ConfigError
 from kd.families.base import Answer, Explained, Family, Generated, Reading
 from kd.families.text import Encoded
 
@@ -103,10 +103,12 @@ class Generative(Family):
     def _marks(self, label: str) -> list[Hashable]:
         """Its ids, and its text once it is written: a generated answer is read by the one or the other."""
         ids = self._answers(label)
-        known = [id_ for id_ in ids if id_ not in self.special_ids and id_ != self.tokenizer.unk_token_id]
-        if self.tokenizer.unk_token_id in ids and not self.tokenizer.decode(known).strip():
-            raise RowFault("tokenizer_error", f"the tokenizer of {self.name} has no token for {label!r}: it reads it as unknown")
         return [ids, self.said([*ids]).text]
+
+    def _is_known(self, ids: Sequence[int]) -> bool:
+        unknown = self.tokenizer.unk_token_id
+        known = [id_ for id_ in ids if id_ not in self.special_ids and id_ != unknown]
+        return unknown not in ids or bool(self.tokenizer.decode(known).strip())
 
 
 class GenerativeReading(Reading):

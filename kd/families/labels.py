@@ -1,4 +1,4 @@
-"""Whether labels are still different once they are what a model writes: a tokenizer may know none of a label's characters."""
+"""Whether labels are still different once they are what a model writes: a tokenizer may not know what they differ in."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -23,11 +23,19 @@ def check_apart(labels: Sequence[str], marks: Marks, name: str) -> None:
 
 
 def check_fixed_labels(family: "Family", labels: Sequence[str]) -> None:
-    """Raise ConfigError where the model cannot have or tell apart the labels that are the same for every row."""
+    """Raise ConfigError where the model cannot have, write or tell apart the labels that are the same for every row."""
     try:
+        _check_known(family, labels)
         family.check_labels(labels)
     except RowFault as fault:
         raise ConfigError(
             f"{fault.detail}; expected labels that the model can tell apart. Give the classes other names in task.labels"
             " (words of the model's language), or take a model whose tokenizer knows them"
         ) from fault
+
+
+def _check_known(family: "Family", labels: Sequence[str]) -> None:
+    unknown = [label for label in labels if not family.knows(label)]
+    if unknown:
+        detail = f"the tokenizer of {family.name} knows nothing of {unknown[0]!r}: it would be written and read as unknown text"
+        raise RowFault("tokenizer_error", detail)
