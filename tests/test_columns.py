@@ -1,13 +1,15 @@
 """Anybody's columns, one test for each shape that YAML can describe."""
 
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from pydantic import ValidationError
 
 from kd.errors import InputError
-from kd.rows import Example, text_of
+from kd.rows import Example, RowError, text_of
 from kd.tasks import columns
 from kd.tasks.columns import Columns
 
@@ -221,3 +223,83 @@ def test_where_later_records_may_have_more_columns_only_those_of_every_record_ar
     task(REVIEWS).check_columns({"train": {"id", "review", "stars"}}, may_have_more=True)
     with pytest.raises(InputError, match="column review"):
         task(REVIEWS).check_columns({"train": {"id", "stars"}}, may_have_more=True)
+
+
+# --- what labels a column has, and which values are none ---------------------------------------------------------------
+
+
+CLASSES = "prompt: [{column: q}]\ntarget: a\n"
+
+
+def targets(text: str, *values: Any, split: str = "test") -> list[str | None]:
+    rows = [task(CLASSES + text).example({"q": "?", "a": value}, split) for value in values]
+    return [row.error.reason if row.error else row.target for row in rows]
+
+
+@pytest.mark.parametrize("target_is", ["index", "letter"])
+def test_an_index_counts_in_the_list_of_labels_as_it_is_written(target_is: str) -> None:
+    first = {"index": 0, "letter": 1}[target_is]
+    mine = f"target_is: {target_is}\nlabels: [neg, neg, pos]"
+    assert targets(mine, *range(first, first + 4)) == ["neg", "neg", "pos", "unknown_label"]
+    assert task(CLASSES + mine).fixed_labels == ["neg", "pos"]
+
+
+def test_several_values_may_be_one_class_and_a_listed_label_may_be_there_twice() -> None:
+    assert targets("labels: {1: bad, 2: bad, 5: good}", 1, "2", 5.0) == ["bad", "bad", "good"]
+    assert targets("labels: [neg, neg, pos]", "neg", "pos") == ["neg", "pos"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "value"),
+    [("{0: neg, 1: pos, -1: null}", -1), ("{0: neg, 1: pos, -1: null}", "-1"), ("{0: neg, 1: pos, -1: null}", -1.0)],
+)
+def test_a_value_that_says_that_there_is_no_label_is_mapped_to_null(labels: str, value: Any) -> None:
+    assert targets(f"labels: {labels}", 0, value) == ["neg", None]
+    assert targets(f"labels: {labels}", 0, value, split="train") == ["neg", "missing_field"]
+    assert task(CLASSES + f"labels: {labels}").fixed_labels == ["neg", "pos"]
+
+
+def test_a_dash_may_say_so_too_and_an_unknown_label_tells_how() -> None:
+    assert targets('labels: {up: up, down: down, "-": null}', "up", "-") == ["up", None]
+    error = read(CLASSES + "labels: {0: neg, 1: pos}", q="?", a=-1).error
+    assert error is not None
+    assert error.detail == (
+        "a: expected one of 0, 1; got '-1'; a value that marks records without a label is mapped to null in task.labels"
+    )
+
+
+def test_labels_are_the_same_after_a_config_was_written_and_read() -> None:
+    for labels in ("{1.0: a, 2: b}", "{true: a, false: b}", "{0: neg, -1: null}", "[x, x]"):
+        before = task(CLASSES + f"labels: {labels}")
+        assert Columns.model_validate_json(before.model_dump_json()) == before
+    assert targets("labels: {1.0: a, 2: b}", 1, 1.0, "1", 2.0) == ["a", "a", "a", "b"]
+
+
+@pytest.mark.parametrize("labels", ["[]", "{}", "{x: null}", "{'0': a, 0: b}", "{true: a, 'true': b}", "[a, null]"])
+def test_labels_that_name_no_class_or_one_value_twice_are_refused(labels: str) -> None:
+    with pytest.raises(ValidationError, match="labels"):
+        task(CLASSES + f"labels: {labels}")
+
+
+@pytest.mark.parametrize("nan", [float("nan"), np.float32("nan"), np.float64("nan"), np.float16("nan"), Decimal("NaN")])
+def test_nan_is_no_value_in_any_column(nan: Any) -> None:
+    shape = """
+        id: id
+        prompt: [{column: q, evidence: marks}, {choices: [x, y]}]
+        target: a
+        llm_rationale: why
+        llm_label: label
+    """
+    good = {"id": "1", "q": "?", "x": "tea", "y": "milk", "a": "tea", "why": "so", "label": "tea", "marks": [[0, 1]]}
+    found = {name: task(shape).example(good | {name: nan}, "train") for name in good}
+    for name in ("id", "q", "x", "y", "a"):
+        assert found[name].error == RowError("missing_field", f"{name} is missing")
+    rest = [
+        (found[name].error, found[name].llm_rationale, found[name].llm_label, len(found[name].evidence))
+        for name in list(good)[5:]
+    ]
+    assert rest == [(None, None, "tea", 1), (None, "so", None, 1), (None, "so", "tea", 0)]
+    unlabelled = task(shape).example(good | {"a": nan}, "test")
+    assert (unlabelled.error, unlabelled.target) == (None, None)
+    listed = "prompt: [{column: q}, {choices: o}]\ntarget: a"
+    assert getattr(read(listed, q="?", o=["tea", nan], a="tea").error, "reason", None) == "unparsable"

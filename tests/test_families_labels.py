@@ -67,8 +67,8 @@ def test_every_writing_family_is_asked(models: dict[str, Loaded], kind: str) -> 
 
 
 def test_labels_that_read_the_same_once_they_are_written_are_named_though_their_tokens_differ(writer: Family) -> None:
-    assert writer.encode_answer("yes") != writer.encode_answer("yes </s>")
-    assert "reads 'yes' and 'yes </s>' alike" in str(fault_of(writer, "yes", "yes </s>"))
+    assert writer.encode_answer("yes") != writer.encode_answer("yes</s>")
+    assert "reads 'yes' and 'yes</s>' alike" in str(fault_of(writer, "yes", "yes</s>"))
 
 
 def test_a_classifier_has_one_class_for_two_spellings() -> None:

@@ -41,6 +41,31 @@ def test_more_bad_records_than_allowed_fail_the_stage_and_a_higher_share_mends_i
     assert made(task, store, max_error_frac=0.5).rows == 2
 
 
+def test_odd_files_cost_their_rows_and_the_message_has_three_of_them_with_reason_and_place(cluster: None, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "train-1.csv").write_text('id,q,a\n1,"a ""good"" one",x\n2,"he said "no" twice",x\n3,z,x\n')
+    dates = pa.array([2 * 253_402_300_800_000_000, 0], pa.timestamp("us"))
+    table = pa.table({"id": ["4", "5"], "q": ["?", "?"], "a": dates, "created": dates})
+    pq.write_table(table, folder / "train-2.parquet")
+    (folder / "train-3.jsonl").write_text(json.dumps(record("6")) + "\n" + '{"id": "7", "q": "?", "a": NaN}\n')
+    task, store = mine(folder, files={"train": "train*"}), Store.at(str(tmp_path / "run"))
+    with pytest.raises(StageError) as caught:
+        made(task, store)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("prepare: 3 of 7 rows got an error (")
+    assert [line.partition(": ")[2] for line in lines[1:4]] == [
+        "unparsable, line 3: a quote is not closed, or is not doubled within quotes (',' expected after '\"')"
+        " (train-1.csv, record 2)",
+        "unparsable, the column a (timestamp[us]) holds a value that cannot be read: date value out of range"
+        " (train-2.parquet, record 1)",
+        "missing_field, a is missing (train-3.jsonl, record 2)",
+    ]
+    manifest = made(task, store, max_error_frac=0.5)
+    assert [row.uid for row in rows(store, manifest, "train") if row.error][1:] == ["train/4", "train/7"]
+    assert [row.uid for row in rows(store, manifest, "train") if not row.error] == [f"train/{n}" for n in "1356"]
+
+
 def test_the_same_id_may_be_in_two_splits_but_not_twice_in_one(cluster: None, tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()

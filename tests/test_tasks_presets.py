@@ -8,11 +8,12 @@ from pydantic import ValidationError
 
 from kd.arrow import to_table
 from kd.rows import Example, Segment, text_of
-from kd.tasks import anli, commonsense_qa, esnli, svamp, tweet_sentiment
+from kd.tasks import anli, commonsense_qa, esnli, planted, svamp, tweet_sentiment
 from kd.tasks.anli import Anli
 from kd.tasks.base import TaskConfig, is_content_uid
 from kd.tasks.commonsense_qa import CommonsenseQA
 from kd.tasks.esnli import ESNLI
+from kd.tasks.planted import Planted
 from kd.tasks.svamp import Svamp
 from kd.tasks.tweet_sentiment import TweetSentiment
 
@@ -281,3 +282,27 @@ def test_labels_that_are_words_are_not_compared_by_value(task: type[TaskConfig])
 def test_an_equation_that_is_compared_as_text_need_have_no_value() -> None:
     row = Svamp(match="exact").example(changed(svamp.SAMPLE[0], equation="6 boxes of 12"), "train")
     assert (row.error, row.target) == (None, "6 boxes of 12")
+
+
+class Watched(dict[str, Any]):
+    """A record that knows what was asked of it."""
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        super().__init__(record)
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+@pytest.mark.parametrize(
+    ("task", "sample"), [*PRESETS, (Planted(), planted.SAMPLE)], ids=lambda value: getattr(value, "type", "")
+)
+def test_a_preset_names_every_column_that_it_reads(task: TaskConfig, sample: list[dict[str, Any]]) -> None:
+    for record in sample:
+        watched = Watched(record)
+        assert task.parse(watched) == task.parse({key: value for key, value in record.items() if key in task.columns_read})
+        assert watched.asked <= task.columns_read
+        assert record.keys() - task.columns_read <= {"Answer", "reason"}  # SVAMP's value, and why ANLI's annotators were right
+    assert task.uid(sample[0] | {"other": 1}, "train") == task.uid(sample[0], "train")
