@@ -307,10 +307,10 @@ def is_read(answer: str, judge: Callable[[str, str], bool]) -> bool:
 
 
 def folder_and_pattern(path: str, wanted: Format = "auto") -> tuple[str, str | None]:
-    """A path as its folder and, if it is a file or a glob, the pattern below that. `wanted` is the format, where it is said.
+    """A path as its folder and, if it is a file or a glob, the pattern below that. A URL's query stays with the folder.
 
-    A URL's query stays with the folder. Brackets alone make no glob of a path whose last name does not tell its format: that can
-    only be a folder. Nor is a glob what is a folder on this machine. What is in a pattern by its very name is found by it
+    Brackets alone make no glob of a path whose last name does not tell its format: that can only be a folder, unless the format
+    is said (`wanted`). Nor is a glob what is a folder on this machine. What is in a pattern by its very name is found by it
     (`Place.glob`), so a file needs no care.
 
     Raises:
