@@ -141,4 +141,4 @@ def _is_usable(row: Example) -> bool:
 def _question(row: Example, encoded: Encoded, family: Family) -> Question:
     assert row.target is not None  # only rows with a target are sampled
     family.check_labels(row.label_set)
-    return Question(encoded, family.encode_answer(row.target), row.target, row.label_set, family.size(encoded, []))
+    return Question(encoded, family.encode_target(row.target), row.target, row.label_set, family.size(encoded, []))
