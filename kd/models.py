@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from kd.architectures import FamilyName
 from kd.frozen import Frozen
@@ -36,13 +36,20 @@ class ModelConfig(Frozen):
     """The same for answers that the model writes itself; null: `max_answer_tokens`, which then only limits what is learned."""
     chat_template: bool = False
     """For causal models: whether the input is put into the tokenizer's chat template, as a user's message."""
-    chat_template_kwargs: dict[str, bool | int | str] = {}
+    chat_template_kwargs: dict[str, bool | int | str] = Field(default={})
     """Variables of the chat template, as transformers' apply_chat_template takes them: {enable_thinking: false} switches off
     Qwen3's thinking."""
     trust_remote_code: bool = False
     """Whether code from the model's repository may run."""
     allow_pickle: bool = False
     """Whether weights may be a pickle (`pytorch_model.bin`), which can run code, where there are no safetensors."""
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _says_true_or_false(cls, given: dict[str, bool | int | str]) -> dict[str, bool | int | str]:
+        """A command line spells out false as text, which a template would take for true."""
+        said: dict[object, bool] = {"true": True, "false": False}
+        return {key: said.get(value, value) for key, value in given.items()}
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ModelConfig":

@@ -122,7 +122,9 @@ def test_ranking_evaluation_and_audit_read_one_number() -> None:
     for trained_here in (False, True):
         family, row = opened(chatting(ends=[WRONG, RIGHT], trained_here=trained_here)), questions(1, 0)[0]
         (found,) = attribute_with(family, [row])
-        recipe = Answer(EvaluationConfig(answer="rank"), Planted(path=""), ModelSource(ModelConfig(name="x")), "", "v", 0, "cpu", 1)
+        recipe = Answer(
+            EvaluationConfig(answer="rank"), Planted(path=""), ModelSource(ModelConfig(name="x")), "", "v", 0, "cpu", 1
+        )
         (ranked,) = Answerer(recipe, family).answer([row], Counter())
         assert isinstance(ranked, Prediction)
         assert ranked.choice_logprobs == pytest.approx(found.choice_logprobs, abs=1e-5)

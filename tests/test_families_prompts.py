@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kd.errors import ConfigError, RowFault
-from kd.families.prompts import LEAD, PLAIN_TURN, AnswerTokens, Turn
+from kd.families.prompts import LEAD, AnswerTokens, Turn
 from kd.models import Loaded, ModelConfig
 from kd.rows import Segment
 from kd.training.features import _sequence
@@ -92,7 +92,9 @@ def test_an_answer_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, asked = made("prepended"), list[str]()
     family = opened(loaded)
     call = type(loaded.tokenizer).__call__
-    monkeypatch.setattr(type(loaded.tokenizer), "__call__", lambda self, text, **given: asked.append(text) or call(self, text, **given))
+    monkeypatch.setattr(
+        type(loaded.tokenizer), "__call__", lambda self, text, **given: asked.append(text) or call(self, text, **given)
+    )
     for _ in range(3):
         family.encode_answer("judge")
     assert asked == [f"a{LEAD} judge"]
@@ -144,7 +146,9 @@ def rendered(loaded: Loaded, text: str, *replies: str) -> str:
     return whole
 
 
-@pytest.mark.parametrize(("template", "gap", "given"), [(CHAT, "", {}), (SPACED, " ", {}), (THINKING, "", NO_THOUGHTS), (THINKING, "", {})])
+@pytest.mark.parametrize(
+    ("template", "gap", "given"), [(CHAT, "", {}), (SPACED, " ", {}), (THINKING, "", NO_THOUGHTS), (THINKING, "", {})]
+)
 @pytest.mark.parametrize("kind", tiny_tokenizers.KINDS)
 def test_an_answer_in_a_template_has_the_tokens_that_the_template_gives_it(
     kind: str, template: str, gap: str, given: dict[str, bool]
@@ -178,11 +182,10 @@ def test_a_variable_that_the_template_does_not_take_is_refused(key: str) -> None
 def test_variables_of_a_template_are_given_with_one_and_are_closed() -> None:
     given = ModelConfig.model_validate({"name": "x", "chat_template": True, "chat_template_kwargs": NO_THOUGHTS})
     assert given.chat_template_kwargs == NO_THOUGHTS
+    for spelt, value in (("false", False), ("true", True), ("26 July", "26 July"), (26, 26)):
+        (found,) = ModelConfig(name="x", chat_template=True, chat_template_kwargs={"x": spelt}).chat_template_kwargs.values()
+        assert (found, type(found)) == (value, type(value)), "a command line gives text"
     with pytest.raises(ValueError, match="chat_template_kwargs are for a chat template; set chat_template: true"):
         ModelConfig.model_validate({"name": "x", "chat_template_kwargs": NO_THOUGHTS})
     with pytest.raises(ValueError, match="chat_template_kwargs"):
         ModelConfig.model_validate({"name": "x", "chat_template": True, "chat_template_kwargs": {"tools": [1]}})
-
-
-def test_a_plain_lead_is_what_it_is() -> None:
-    assert (LEAD, PLAIN_TURN) == ("\nAnswer:", Turn("\nAnswer:", " ", ""))

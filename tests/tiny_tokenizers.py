@@ -16,7 +16,9 @@ def byte_level(lines: list[str], prefix: bool = False) -> PreTrainedTokenizerFas
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    return _trained(made, lines, trainers.BpeTrainer(vocab_size=2000, special_tokens=SPECIAL, show_progress=False, initial_alphabet=alphabet))
+    return _trained(
+        made, lines, trainers.BpeTrainer(vocab_size=2000, special_tokens=SPECIAL, show_progress=False, initial_alphabet=alphabet)
+    )
 
 
 def metaspace(lines: list[str], prepend: str = "always", split: bool = True) -> PreTrainedTokenizerFast:
@@ -43,7 +45,9 @@ def unigram(lines: list[str]) -> PreTrainedTokenizerFast:
     made = Tokenizer(models.Unigram())
     made.pre_tokenizer = pre_tokenizers.Metaspace()
     made.decoder = decoders.Metaspace()
-    return _trained(made, lines, trainers.UnigramTrainer(vocab_size=300, special_tokens=SPECIAL, show_progress=False, unk_token="<unk>"))
+    return _trained(
+        made, lines, trainers.UnigramTrainer(vocab_size=300, special_tokens=SPECIAL, show_progress=False, unk_token="<unk>")
+    )
 
 
 def wordpiece(lines: list[str]) -> PreTrainedTokenizerFast:
@@ -85,9 +89,7 @@ def _metaspaced(lines: list[str]) -> Tokenizer:
     """Byte-pair encoding of words with the space before them; letters that it does not know are bytes."""
     made = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Metaspace()
-    made.train_from_iterator(
-        lines, trainers.BpeTrainer(vocab_size=2000, special_tokens=[*SPECIAL, *BYTES], show_progress=False)
-    )
+    made.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=2000, special_tokens=[*SPECIAL, *BYTES], show_progress=False))
     return made
 
 

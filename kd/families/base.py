@@ -28,7 +28,7 @@ Q = TypeVar("Q")
 
 @dataclass(frozen=True)
 class Generated:
-    """A model's own answer, with all ids that it wrote, its end among them. It is not `finished` where the limit came before its end."""
+    """A model's own answer, with all ids that it wrote, its end among them. It is not `finished` where the limit came before."""
 
     text: str
     finished: bool

@@ -20,6 +20,7 @@ from kd.families.generative import Generative, Opening, branched
 from kd.families.prompts import PLAIN_TURN, AnswerTokens, ChatTemplate, end_of_turn, plain_frame
 from kd.families.text import Reader
 
+
 class DecoderOnly(Generative):
     """A causal model that reads a prompt and writes the answer behind it."""
 

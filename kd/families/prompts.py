@@ -108,7 +108,7 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerFast", behind: str, ends: Collect
 
     That is the first token, if it is a special one (also one that the model's config does not list), else the first of `ends`.
     """
-    ids = tokenizer(behind, add_special_tokens=False, verbose=False)["input_ids"]
+    ids: list[int] = tokenizer(behind, add_special_tokens=False, verbose=False)["input_ids"]
     written = [id_ for id_ in ids if tokenizer.decode([id_]).strip()]
     special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
     if written and written[0] in special:
