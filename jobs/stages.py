@@ -10,6 +10,7 @@ from jobs.training_lines import TrainingLines
 from jobs.watching import watched
 from jobs.wiring import Wiring
 from kd import ray_data
+from kd.attribution.engine import UNLIKELY_ENDS, UNLIKELY_ENDS_MILLINATS
 from kd.config import Config
 from kd.errors import StageError, UserError
 from kd.loading import count_parameters, load
@@ -96,7 +97,24 @@ def run_works(session: Session, title: str, works: Sequence[Work], pool: Pool) -
         line.close("failed")
         raise
     line.close(("complete already: " if finished else "") + outcome(manifests))
+    warn_of_unlikely_ends(session, manifests)
     return manifests
+
+
+def warn_of_unlikely_ends(session: Session, manifests: Sequence[Manifest]) -> None:
+    """Say so where a model hardly expects the answers that were explained to end where they end."""
+    told = [manifest for manifest in manifests if UNLIKELY_ENDS in manifest.counts]
+    if not told:
+        return
+    rows = sum(manifest.rows - sum(manifest.errors.values()) for manifest in told)
+    ends, millinats = (sum(manifest.counts[name] for manifest in told) for name in (UNLIKELY_ENDS, UNLIKELY_ENDS_MILLINATS))
+    session.console.say(
+        f"             WARNING: behind {ends:,} of {rows:,} explained answers the model hardly expects an end (log-probability"
+        f" {-millinats / 1000 / ends:.1f} nats on average, where below -4.6 is counted). Answers that it writes run on until"
+        " max_generated_tokens. Of a model that was trained here the end is part of the explained number, and then most of it:"
+        " check eos_token_id in its generation_config.json. Of any other the end is left out; a model that was tuned to chat"
+        " needs chat_template: true"
+    )
 
 
 def run_queue(session: Session, title: str, queue: Queue, todo: Sequence[Claimed]) -> list[Manifest]:
@@ -133,5 +151,6 @@ def outcome(manifests: Sequence[Manifest]) -> str:
         totals.update({f"error {reason}": n for reason, n in manifest.errors.items()})
         totals.update({name.replace("_", " "): n for name, n in manifest.counts.items()})
     tokens, padding, _ = (totals.pop(name, 0) for name in ("tokens", "padding tokens", "answering ms"))
+    totals.pop(UNLIKELY_ENDS_MILLINATS.replace("_", " "), None)
     said = [f"{name} {n:,}" for name, n in sorted(totals.items())]
     return ", ".join([f"{rows:,} rows", *said, *([f"padding {padding / (tokens + padding):.1%}"] if tokens else [])])

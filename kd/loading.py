@@ -38,7 +38,8 @@ def load(source: ModelSource, device: str) -> Loaded:
         loaded = _from_origin(source, device)
     if not loaded.tokenizer.is_fast:
         raise InputError(f"{loaded.name}: its tokenizer gives no character offsets; expected one with a tokenizer.json")
-    loaded.chat_template = source.config.chat_template
+    loaded.chat_template, loaded.chat_template_kwargs = source.config.chat_template, source.config.chat_template_kwargs
+    loaded.trained_here = source.trained_here
     loaded.model.eval()
     if device != "spread":
         loaded.model.to(device=device)

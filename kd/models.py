@@ -1,9 +1,10 @@
 """Models: which one a config means, where it comes from, and what it is once loaded; `kd/loading.py` loads it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from kd.architectures import FamilyName
 from kd.frozen import Frozen
@@ -35,10 +36,20 @@ class ModelConfig(Frozen):
     """The same for answers that the model writes itself; null: `max_answer_tokens`, which then only limits what is learned."""
     chat_template: bool = False
     """For causal models: whether the input is put into the tokenizer's chat template, as a user's message."""
+    chat_template_kwargs: dict[str, bool | int | str] = Field(default={})
+    """Variables of the chat template, as transformers' apply_chat_template takes them: {enable_thinking: false} switches off
+    Qwen3's thinking."""
     trust_remote_code: bool = False
     """Whether code from the model's repository may run."""
     allow_pickle: bool = False
     """Whether weights may be a pickle (`pytorch_model.bin`), which can run code, where there are no safetensors."""
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _says_true_or_false(cls, given: dict[str, bool | int | str]) -> dict[str, bool | int | str]:
+        """A command line spells out false as text, which a template would take for true."""
+        said: dict[object, bool] = {"true": True, "false": False}
+        return {key: said.get(value, value) for key, value in given.items()}
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ModelConfig":
@@ -46,6 +57,8 @@ class ModelConfig(Frozen):
             raise ValueError("expected exactly one of name (a hub id or a local folder) and spec (a model to build)")
         if self.spec is not None and self.chat_template:
             raise ValueError("chat_template is for causal models, and no spec builds one; leave it out")
+        if self.chat_template_kwargs and not self.chat_template:
+            raise ValueError("chat_template_kwargs are for a chat template; set chat_template: true or leave them out")
         return self
 
     @property
@@ -59,7 +72,8 @@ class ModelSource:
     """Where a model comes from; small and picklable.
 
     It is `folder` of the run directory `store` if set, else the config's name, else its spec, with the tokenizer in
-    `tokenizer_folder` of `store`. Weights that no file holds are drawn from `seed`.
+    `tokenizer_folder` of `store`. Weights that no file holds are drawn from `seed`. What lies in `folder` was trained by a run
+    on answers and the end behind them; of another model nobody knows what it writes behind an answer.
     """
 
     config: ModelConfig
@@ -68,14 +82,19 @@ class ModelSource:
     tokenizer_folder: str | None = None
     seed: int = 0
 
+    @property
+    def trained_here(self) -> bool:
+        """Whether a run trained the model, on answers and the end behind them."""
+        return self.folder is not None
+
 
 @dataclass
 class Loaded:
     """A model in evaluation mode with its tokenizer.
 
-    `name` identifies the weights: "hub-id@commit", "folder@digest of its files" or "spec:digest@seed0". `embedding_scale` is
-    what the model multiplies an embedding by where it is given ids, and not where it is given embeddings; None until
-    `kd.families.trial` has measured it.
+    `name` identifies the weights: "hub-id@commit", "folder@digest of its files" or "spec:digest@seed0". `trained_here` is its
+    source's, the chat template's fields are its config's. `embedding_scale` is what the model multiplies an embedding by where
+    it is given ids, and not where it is given embeddings; None until `kd.families.trial` has measured it.
     """
 
     model: "PreTrainedModel"
@@ -83,6 +102,8 @@ class Loaded:
     name: str
     family: FamilyName = "encoder_decoder"
     chat_template: bool = False
+    chat_template_kwargs: Mapping[str, bool | int | str] = field(default_factory=dict)
+    trained_here: bool = False
     embedding_scale: float | None = None
 
 

@@ -110,8 +110,11 @@ class Attribution(Example):
 
     `explained` says which answer was explained; `explained_answer` is its text. `generated` is the teacher's greedy
     answer, `generated_cut` whether it met the length limit; `ranked` is the most probable entry of the label set (null where
-    there is none), `choice_logprobs` the log-probability of every entry in nats. `target_logprob` is that of the explained
-    answer: of a model that writes, the number that `scores` are about; of a classifier they are about the logit.
+    there is none), `choice_logprobs` the log-probability of every entry in nats: the sum over the tokens that the model would
+    write for it behind its prompt. The end behind them is one of these tokens for encoder-decoders, and for causal models that
+    a run here trained; for other causal models it is left out, so an entry with which another one begins is never less
+    probable than that one. `target_logprob` is the same number of the explained answer: of a model that writes, the number
+    that `scores` are about; of a classifier they are about the logit.
     `completeness_gap` is the error of methods that claim completeness, else null. `scores` are as the method gave them. `fold`
     names the teacher's fold, 0 where there is one teacher.
     """

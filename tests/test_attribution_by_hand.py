@@ -103,7 +103,7 @@ def test_the_tokens_of_a_word_share_its_loss_equally(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_integrated_gradients_say_how_incomplete_they_are(models: dict[str, Loaded], kind: str) -> None:
     row = tiny.rows_for(kind)[0]
-    coarse, fine = (attribute(models[kind], [row], method=IntegratedGradients(n_steps=n))[0] for n in (2, 400))
+    coarse, fine = (attribute(models[kind], [row], method=IntegratedGradients(n_steps=n))[0] for n in (2, 1600))
     family = tiny.family(models[kind])
     what = family.read([family.encode(row.segments)]).explained([family.encode_answer(row.target or "")])
     real, blank = (what.forward(embeds, what.rows).item() for embeds in (what.embeds, what.blank()))

@@ -49,7 +49,7 @@ def test_greedy_answers_are_those_of_transformers(models: dict[str, Loaded], kin
     begin = ids.shape[1] if models[kind].family == "decoder_only" else 1
     for said, expected in zip(family.read(batch).generate(), reference.tolist(), strict=True):
         assert said.ids == expected[begin : begin + len(said.ids)]
-        assert said.finished == (said.ids[-1] in (1, 2) and family.encode_answer("")[-1] == said.ids[-1])
+        assert said.finished == (said.ids[-1] in (1, 2) and family.encode_target("")[-1] == said.ids[-1])
 
 
 def test_an_answer_that_ends_is_finished_and_unknown_words_stay_visible(models: dict[str, Loaded]) -> None:

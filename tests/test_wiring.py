@@ -61,7 +61,10 @@ def test_attribution_depends_on_what_changes_its_rows_and_on_nothing_else(wiring
     assert changed(wiring, "attribution", explained="predicted").attributions().digest != digest
     assert changed(wiring, "attribution", splits={"train": 7}).attributions().digest != digest
     assert changed(wiring, "teacher", max_input_tokens=64).attributions().digest != digest
-    assert changed(wiring, "teacher", chat_template=True).attributions().digest != digest
+    chatting = changed(wiring, "teacher", chat_template=True)
+    assert chatting.attributions().digest != digest
+    silent = changed(chatting, "teacher", chat_template_kwargs={"enable_thinking": False})
+    assert silent.attributions().digest not in (digest, chatting.attributions().digest)
     assert changed(wiring, "attribution", batch_tokens=999).attributions().digest == digest
     assert changed(wiring, "attribution", max_error_frac=0.5).attributions().digest == digest
     assert changed(wiring, "cluster", max_actors=9).attributions().digest == digest

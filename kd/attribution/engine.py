@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveInt
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
     from kd.families.base import Answer, Explained, Family, Generated, Reading
     from kd.families.text import Encoded
     from kd.shards import Apply
+
+
+UNLIKELY_ENDS = "unlikely_ends"
+"""The count of the rows behind whose explained answer the model hardly expects the end: with a probability below 1 %."""
+
+UNLIKELY_ENDS_MILLINATS = "unlikely_ends_millinats"
+"""The sum over these rows of the end's negative log-probability, in thousandths of a nat."""
+
+_UNLIKELY_NATS = math.log(0.01)
 
 
 class AttributionConfig(Frozen):
@@ -108,8 +118,11 @@ class Engine:
         self._batches = MicroBatches(config.batch_tokens)
 
     def attribute(self, rows: Sequence[Example], tally: Counter[str]) -> list[Attribution | RowError]:
-        """One attribution, or the reason why there is none, for each row in order; see `MicroBatches.run` for `tally`."""
-        return self._batches.run(rows, self._questions, self._explain, tally)
+        """One attribution, or the reason why there is none, for each row in order.
+
+        `tally` gets `UNLIKELY_ENDS` of models that write, beside what `MicroBatches.run` counts.
+        """
+        return self._batches.run(rows, self._questions, partial(self._explain, tally), tally)
 
     def _questions(self, rows: Sequence[Example]) -> list[_Question | RowFault]:
         return self._family.questions(rows, self._question)
@@ -123,18 +136,20 @@ class Engine:
         candidate_ids = [self._family.encode_answer(text) for text in candidates]
         return _Question(row, encoded, explained, asked, candidates, candidate_ids, self._family.size(encoded, candidate_ids))
 
-    def _explain(self, questions: list[_Question]) -> list[Attribution | RowError]:
+    def _explain(self, tally: Counter[str], questions: list[_Question]) -> list[Attribution | RowError]:
         """One micro-batch."""
         method = self._config.method
         reading = self._family.read([question.encoded for question in questions], differentiable=method.at_the_input)
         answers = self._answers(questions, reading)
-        what = reading.explained([answer.ids for answer in answers])
+        ids = [answer.ids for answer in answers]
+        ends, what = reading.ending(ids), reading.explained(ids)
         segments = [question.row.segments for question in questions]
         width = what.mask.shape[1] + max(question.size[1] for question in questions)
         rows_at_once = self._batches.budget_tokens // width
         explanation = method.explain(Case(what, lambda: _word_places(what, [words(own) for own in segments]), rows_at_once))
         scores = [row[mask].tolist() for row, mask in zip(explanation.scores.cpu(), what.mask.bool().cpu(), strict=True)]
         gaps = [None] * len(questions) if explanation.completeness_gap is None else explanation.completeness_gap.tolist()
+        _count_unlikely(ends, tally)  # here, where nothing can run out of memory and be done again
         return [self._attribution(*parts) for parts in zip(questions, what.encoded, answers, scores, gaps, strict=True)]
 
     def _answers(self, questions: list[_Question], reading: Reading) -> list[_Answers]:
@@ -142,8 +157,8 @@ class Engine:
         if not any(question.asked for question in questions):
             return [_gold(question) for question in questions]
         said = reading.generate()
-        logprobs = reading.logprobs([question.candidate_ids or [one.ids] for question, one in zip(questions, said, strict=True)])
-        found = [_explained(*parts) for parts in zip(questions, said, logprobs, strict=True)]
+        ids = [q.candidate_ids or [self._family.counted(one.ids)] for q, one in zip(questions, said, strict=True)]
+        found = [_explained(*parts) for parts in zip(questions, said, ids, reading.logprobs(ids), strict=True)]
         return [answer if question.asked else _gold(question) for question, answer in zip(questions, found, strict=True)]
 
     def _attribution(
@@ -190,11 +205,17 @@ def _gold(question: _Question) -> _Answers:
     return _Answers(None, [], question.candidates[place], question.candidate_ids[place], None)
 
 
-def _explained(question: _Question, said: Generated, logprobs: list[float]) -> _Answers:
+def _explained(question: _Question, said: Generated, ids: list[Answer], logprobs: list[float]) -> _Answers:
     """The teacher's answers, and which candidate is explained: without any, the generated one."""
-    texts, ids = question.candidates or [said.text], question.candidate_ids or [said.ids]
+    texts = question.candidates or [said.text]
     place = texts.index(question.row.target or "") if question.explained == "gold" else _argmax(logprobs)
     return _Answers(said, logprobs, texts[place], ids[place], logprobs[place])
+
+
+def _count_unlikely(ends: Sequence[float], tally: Counter[str]) -> None:
+    unlikely = [end for end in ends if -math.inf < end < _UNLIKELY_NATS]
+    if unlikely:
+        tally.update({UNLIKELY_ENDS: len(unlikely), UNLIKELY_ENDS_MILLINATS: sum(round(-1000 * end) for end in unlikely)})
 
 
 def _word_places(what: Explained, found: Sequence[list[Span]]) -> Int[Tensor, "b t"]:

@@ -1,9 +1,10 @@
 """Attribution methods, each a small config object that explains a batch through Captum.
 
 What all of them explain is one number per row: for a model that writes its answer the log-probability (nats) of the whole
-answer under teacher forcing, the sum over its tokens, end-of-sequence included; for a classifier the logit of the class.
-The answer is the gold one or the model's own, as `attribution.explained` says. What they explain it by are the embeddings
-of the input's tokens: an encoder's input, or a causal model's prompt.
+answer under teacher forcing, the sum over its tokens; for a classifier the logit of the class. The end behind the answer is
+one of its tokens, but for causal models that no run here trained on it. The answer is the gold one or the model's own, as
+`attribution.explained` says. What they explain it by are the embeddings of the input's tokens: an encoder's input, or a
+causal model's prompt.
 
 One backward serves the whole answer of the whole batch: the number is a sum, and rows do not touch each other. Signed
 scores are therefore exactly the sums of what one backward per answer token would give. Absolute ones are not: the size of

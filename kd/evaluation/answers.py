@@ -45,10 +45,10 @@ class EvaluationConfig(Frozen):
     """How a model answers: it writes the likeliest token again and again, or it takes the most probable entry of the label
     set. A row without a label set cannot be ranked and gets an error."""
     length_normalised: bool = False
-    """With `rank`: an entry's log-probability is divided by its number of tokens, its end among them, so that long ones
-    are not at a disadvantage. It changes nothing for classifiers, whose answers are not written token by token, nor for what
-    is said of the teacher elsewhere: attribution ranks by the whole log-probability, and the audit calls that answer right or
-    wrong."""
+    """With `rank`: an entry's log-probability is divided by its number of tokens, its end among them where that counts, so that
+    long ones are not at a disadvantage. It changes nothing for classifiers, whose answers are not written token by token, nor
+    for what is said of the teacher elsewhere: attribution ranks by the whole log-probability, and the audit calls that answer
+    right or wrong."""
     batch_tokens: PositiveInt = 16384
     """Padded tokens of input and answer that go through the model at once; memory grows with it."""
     max_error_frac: float = Field(default=0.01, ge=0, le=1)

@@ -22,14 +22,14 @@ from kd.rows import Example, Segment
 from kd.tasks.base import is_read, reads_alike
 
 Answer = list[int]
-"""Target ids of an answer: what the model is to write, its end-of-sequence token included; a classifier's is its class."""
+"""Ids of an answer: the tokens that the model is to write, with or without the end behind them; a classifier's is its class."""
 
 Q = TypeVar("Q")
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A model's own answer, with its target ids. It is not `finished` where the limit came before its end."""
+    """A model's own answer, with all ids that it wrote, its end among them. It is not `finished` where the limit came before."""
 
     text: str
     finished: bool
@@ -76,6 +76,11 @@ class Reading(ABC):
     @abstractmethod
     def logprobs(self, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
         """For each row, the log-probability in nats of each of its answers: the sum over the answer's tokens."""
+
+    def ending(self, answers: Sequence[Answer]) -> list[float]:  # noqa: ARG002
+        """The log-probability in nats that the model ends one answer per row where it ends; nothing where its family has no
+        such question."""
+        return []
 
     @abstractmethod
     def explained(self, answers: Sequence[Answer]) -> Explained:
@@ -158,7 +163,15 @@ class Family(ABC):
         return made
 
     def encode_answer(self, text: str) -> Answer:
-        """The target ids of an answer.
+        """The ids by which an answer is ranked and explained: its target ids, as far as they are `counted`.
+
+        Raises:
+            RowFault: what `encode_target` raises.
+        """
+        return self.counted(self.encode_target(text))
+
+    def encode_target(self, text: str) -> Answer:
+        """The ids that a model learns to write for an answer: its tokens, and the end behind them.
 
         Raises:
             RowFault: "too_long" over the limit (an answer is never cut), and what `check_labels` raises.
@@ -166,6 +179,10 @@ class Family(ABC):
         ids = self._answers(text)
         if len(ids) > self.max_answer_tokens:
             raise RowFault("too_long", f"answer of {len(ids)} tokens, limit max_answer_tokens = {self.max_answer_tokens}")
+        return list(ids)
+
+    def counted(self, ids: Sequence[int]) -> Answer:
+        """The ids of an answer, given or generated, whose probabilities make up the answer's: all of them, in most families."""
         return list(ids)
 
     def check_labels(self, labels: Sequence[str]) -> None:
@@ -181,7 +198,7 @@ class Family(ABC):
         """
         if not self._is_known(said.ids):
             return None
-        same = [label for label in labels if self._answers(label) == tuple(said.ids)]
+        same = [label for label in labels if self.unended(self._answers(label)) == self.unended(said.ids)]
         if not same:
             same = [label for label in labels if is_same(said.text, label)]
         return same[0] if len(set(same)) == 1 else None
@@ -190,6 +207,10 @@ class Family(ABC):
         """Whether a label has tokens of its own, beside those that stand for all that the tokenizer does not know. Raises like
         `check_labels`."""
         return self._is_known(self._answers(label))
+
+    def unended(self, ids: Sequence[int]) -> Answer:
+        """The ids of an answer without the end behind them, where a family has one and it is there."""
+        return list(ids)
 
     def answer_in(self, said: Generated, labels: Sequence[str], is_same: Callable[[str, str], bool]) -> str | None:
         """The answer in what was generated; None where it met the length limit or cannot be read.
@@ -208,7 +229,7 @@ class Family(ABC):
         return len(encoded.ids), max(map(len, answers), default=self.max_generated_tokens)
 
     def factors(self, answer: Answer) -> int:
-        """How many probabilities an answer's is the product of: one for each token that is written, the end among them."""
+        """How many probabilities an answer's is the product of: one for each of its `counted` tokens."""
         return len(answer)
 
     # --- tokens to answers ---

@@ -6,6 +6,7 @@ same place in every row, and positions are counted over real tokens only.
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,16 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from kd.errors import ConfigError, RowFault
-from kd.families.base import check_positions
+from kd.errors import ConfigError
+from kd.families.base import Answer, check_positions
 from kd.families.generative import Generative, Opening, branched
-from kd.families.text import Frame, Reader, as_fault
-
-LEAD = "\nAnswer:"
-"""What stands between a row's text and its answer where there is no chat template; the answer then follows a space."""
-
-MARK = "\ue000text\ue000"
-"""A text that no chat template holds, as its first and last character are for private use: where it stands, texts stand."""
+from kd.families.prompts import PLAIN_TURN, AnswerTokens, ChatTemplate, end_of_turn, plain_frame
+from kd.families.text import Reader
 
 
 class DecoderOnly(Generative):
@@ -66,47 +62,38 @@ class DecoderOnly(Generative):
         """Positions for a model that takes them; others count by the attention mask."""
         return {"position_ids": places} if self._takes_positions else {}
 
+    def counted(self, ids: Sequence[int]) -> Answer:
+        """Without the end, unless a run here trained the model on answers with theirs.
+
+        What another model does behind an answer (a new line, a full stop, an explanation) says nothing about the answer, and
+        would be most of the number. An answer without a token of its own is its end.
+        """
+        ended = len(ids) > 1 and ids[-1] in self.ends
+        return list(ids[:-1] if ended and not self.loaded.trained_here else ids)
+
+    def counted_ends(self) -> tuple[int, ...]:
+        return self.ends[:1] if self.loaded.trained_here else self.ends
+
     def _answer_ids(self, text: str) -> tuple[int, ...]:
-        """Behind the lead or the template, with the end-of-sequence token."""
-        behind = text if self.loaded.chat_template else f" {text}"
-        return (*self.tokenizer(behind, add_special_tokens=False, verbose=False)["input_ids"], self.ends[0])
+        """Behind the lead or in the template, with the token that ends it there."""
+        return (*self._tokens(text), self.ends[0])
 
     def _reader(self) -> Reader:
         """An end-of-sequence token that the tokenizer puts behind the prompt is dropped: the answer is still to come."""
-        end = self.tokenizer.eos_token_id
+        end, template = self.tokenizer.eos_token_id, self._template
         return Reader(
             self.tokenizer,
             self.special_ids,
             self.max_input_tokens,
-            frame=self._templated if self.loaded.chat_template else _led,
-            adds_special_tokens=not self.loaded.chat_template,
-            never_last=frozenset() if self.loaded.chat_template or end is None else frozenset({end}),
+            frame=template.frame if template else plain_frame,
+            adds_special_tokens=template is None,
+            never_last=frozenset() if template or end is None else frozenset({end}),
         )
 
-    def _templated(self, text: str) -> Frame:
-        """The text as one message of a user in the tokenizer's chat template, up to where the assistant answers."""
-        frame = Frame.behind(self._template_lead, self._rendered(text), text)
-        if frame is None:
-            raise RowFault("tokenizer_error", "the chat template changes this text")
-        return frame
-
-    def _rendered(self, text: str) -> str:
-        message = [{"role": "user", "content": text}]
-        with as_fault("the chat template"):
-            whole: str = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-            return whole
-
-    def _lead_of_template(self) -> int:
-        """How many characters the chat template writes before the text of a message."""
-        if self.tokenizer.chat_template is None:
-            raise ConfigError(f"{self.name}: chat_template = true, but its tokenizer has no chat template")
-        try:
-            lead = self._rendered(MARK).find(MARK)
-        except RowFault as fault:
-            raise ConfigError(f"{self.name}: {fault.detail}, the message of a user; set chat_template = false") from fault
-        if lead < 0:
-            raise ConfigError(f"{self.name}: its chat template changes the text of a message; set chat_template = false")
-        return lead
+    @cached_property
+    def _template(self) -> ChatTemplate | None:
+        loaded = self.loaded
+        return ChatTemplate(self.tokenizer, loaded.chat_template_kwargs, self.name) if loaded.chat_template else None
 
     def _pad_token(self) -> int:
         """Padding is masked, so where a tokenizer has no token for it any other will do."""
@@ -119,12 +106,11 @@ class DecoderOnly(Generative):
         end = self.tokenizer.eos_token_id if said.get("eos_token_id") is None else said["eos_token_id"]
         if end is None:
             raise ConfigError(f"{self.name}: expected an eos_token_id, got none; set it in the model's generation_config.json")
-        self._template_lead = self._lead_of_template() if self.loaded.chat_template else 0
-        self.ends = tuple(end) if isinstance(end, list) else (end,)
+        turn = self._template.turn if self._template else PLAIN_TURN
+        self._tokens = AnswerTokens(self.tokenizer, turn)
+        ends = tuple(end) if isinstance(end, list) else (end,)
+        first = end_of_turn(self.tokenizer, turn.behind, ends)
+        self.ends = tuple(dict.fromkeys([ends[0] if first is None else first, *ends]))
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         for name, tokens in (("max_answer_tokens", self.max_answer_tokens), ("max_generated_tokens", self.max_generated_tokens)):
             check_positions(self.model.config, f"max_input_tokens + {name}", self.max_input_tokens + tokens)
-
-
-def _led(text: str) -> Frame:
-    return Frame(text + LEAD, 0, len(text), 0)

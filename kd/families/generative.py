@@ -36,7 +36,7 @@ class Opening:
 
 
 class Generative(Family):
-    """A model that writes its answer; `ends` are the tokens that end one."""
+    """A model that writes its answer; `ends` are the tokens that end one, first the one that it learns to write."""
 
     ends: tuple[int, ...]
     pads_left = False
@@ -71,7 +71,7 @@ class Generative(Family):
         if targets.shape[1] == 1:
             return total
         wanted = mask[:, 1:].bool()
-        with self._head_at(wanted):
+        with self.head_at(wanted):
             logits = self.write(opening, branched(opening.cache), 0, targets[:, :-1])
         return total - _summed_nll(logits, targets[:, 1:], wanted)
 
@@ -80,12 +80,12 @@ class Generative(Family):
     ) -> Float[Tensor, "b"]:
         """What each row's targets cost in nats, in float32; `forward` is the model, wrapped or not, which ends on the targets."""
         wanted = mask.bool()
-        with self._head_at(wanted):
+        with self.head_at(wanted):
             logits = forward(use_cache=False, **inputs).logits.to(mask.device)
         return _summed_nll(logits, targets, wanted)
 
     @contextmanager
-    def _head_at(self, wanted: Bool[Tensor, "b a"]) -> Iterator[None]:
+    def head_at(self, wanted: Bool[Tensor, "b a"]) -> Iterator[None]:
         """Inside, the model's logits are [n, v]: those at the wanted ones of its last positions, and no others.
 
         Its head, on a small model a third of the work, is handed these alone: padding costs nothing there, and no logits are
@@ -102,10 +102,10 @@ class Generative(Family):
             handle.remove()
 
     def said(self, written: list[int]) -> Generated:
-        """What stands up to the first end-of-sequence token. Unknown words stay visible, other special tokens do not."""
+        """What stands up to the first token that ends an answer. Unknown words stay visible, other special tokens do not."""
         length = next((place for place, id_ in enumerate(written, start=1) if id_ in self.ends), None)
         ids = written[:length]
-        text: str = self.tokenizer.decode([id_ for id_ in ids if id_ not in self.special_ids])
+        text: str = self.tokenizer.decode([id_ for id_ in self.unended(ids) if id_ not in self.special_ids])
         return Generated(text.strip(), length is not None, ids)
 
     def _marks(self, label: str) -> list[Hashable]:
@@ -117,6 +117,13 @@ class Generative(Family):
         unknown = self.tokenizer.unk_token_id
         known = [id_ for id_ in ids if id_ not in self.special_ids and id_ != unknown]
         return unknown not in ids or bool(self.tokenizer.decode(known).strip())
+
+    def counted_ends(self) -> tuple[int, ...]:
+        """The tokens by which `Reading.ending` sees an answer end; none where that is not asked."""
+        return ()
+
+    def unended(self, ids: Sequence[int]) -> Answer:
+        return list(ids[:-1] if ids and ids[-1] in self.ends else ids)
 
 
 class GenerativeReading(Reading):
@@ -156,6 +163,20 @@ class GenerativeReading(Reading):
                 if turn < len(places):
                     found[places[turn]] = value
         return scores
+
+    @torch.inference_mode()
+    def ending(self, answers: Sequence[Answer]) -> list[float]:
+        family, opening = self._family, self._opening
+        ends = list(family.counted_ends())
+        if not ends:
+            return []
+        own = [family.unended(answer) for answer in answers]
+        ids, mask = family.batch([answer or ends[:1] for answer in own])
+        with family.head_at(functional.one_hot(mask.sum(1) - 1, mask.shape[1]).bool()):
+            behind = family.write(opening, branched(opening.cache), 0, ids).float().log_softmax(-1)
+        empty = torch.tensor([not answer for answer in own], device=mask.device).unsqueeze(1)
+        found: list[float] = torch.where(empty, opening.first, behind)[:, ends].logsumexp(-1).tolist()
+        return found
 
     def explained(self, answers: Sequence[Answer]) -> Explained:
         family, mask = self._family, self._mask

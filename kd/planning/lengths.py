@@ -91,7 +91,7 @@ def measured(family: "Family", rows: Sequence[Example]) -> Lengths:
 
 def _length(family: "Family", row: Example, encoded: "Encoded") -> Length:
     candidates = [*row.label_set, *([row.target] if row.target and row.target not in row.label_set else [])]
-    ids = {text: family.encode_answer(text) for text in candidates}
+    ids = {text: family.encode_target(text) for text in candidates}
     target = len(ids[row.target]) if row.target else None
     size = family.size(encoded, list(ids.values()))
     return Length(encoded, len(words(row.segments)), target, [len(own) for own in ids.values()], size)

@@ -59,7 +59,7 @@ def _sequence(segments: Sequence[Segment], target: Target, family: Family) -> _S
     encoded = family.encode([Segment("prompt", target.prefix), *segments] if target.prefix else segments)
     text = _fitting(target.text, family) if target.may_be_cut else target.text
     truncated = bool(encoded.truncated_tokens) or text != target.text
-    return _Sequence(target.term, encoded.ids, family.encode_answer(text), truncated)
+    return _Sequence(target.term, encoded.ids, family.encode_target(text), truncated)
 
 
 def _fitting(text: str, family: Family) -> str:
@@ -73,7 +73,7 @@ def _fitting(text: str, family: Family) -> str:
 
 def _fits(text: str, family: Family) -> bool:
     try:
-        family.encode_answer(text)
+        family.encode_target(text)
     except RowFault as fault:
         if fault.reason != "too_long":
             raise

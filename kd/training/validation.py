@@ -140,4 +140,4 @@ def _is_usable(row: Example) -> bool:
 
 def _question(row: Example, encoded: Encoded, family: Family) -> Question:
     assert row.target is not None  # only rows with a target are sampled
-    return Question(encoded, family.encode_answer(row.target), row.target, row.label_set, family.size(encoded, []))
+    return Question(encoded, family.encode_target(row.target), row.target, row.label_set, family.size(encoded, []))
