@@ -4,7 +4,8 @@ A word is the unit that teacher and student share, since their tokenizers differ
 segment's text, half-open, so they hold for every script.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import regex
 
@@ -37,24 +38,43 @@ def overlap(a: Span, b: Span) -> int:
     return max(0, min(a.end, b.end) - max(a.start, b.start)) if a.segment == b.segment else 0
 
 
-def pool(tokens: Sequence[Span], scores: Sequence[float], onto: Sequence[Span]) -> tuple[list[float], float]:
-    """Token scores as word scores: each token's score is shared among the words it touches, by code points in common.
+Pooling = Literal["sum", "mean", "max"]
+"""How several scores become one. `max` is the score of the largest magnitude, with its sign, the first of equals."""
+
+
+def pool(
+    tokens: Sequence[Span], scores: Sequence[float], onto: Sequence[Span], how: Pooling = "sum"
+) -> tuple[list[float], float]:
+    """Token scores as word scores: a token is a piece of every word that it touches, to the share of its code points there.
+
+    `sum` conserves mass: the word scores and what fell on no word sum to `sum(scores)`. So do `mean`'s, each times the number
+    of its word's pieces, a shared one counted by its share; they lie between the smallest and the largest of the pieces'
+    scores. `max` takes the score of one piece as it is. A word without a piece has the score nought.
 
     Args:
         tokens: spans in reading order; scores: one each, signed or not; onto: the words, in reading order, not overlapping.
 
     Returns:
-        One score per word, and what fell on no word. Mass is conserved: the two together sum to `sum(scores)`.
+        One score per word, and the sum of what fell on no word.
     """
-    pooled = [0.0] * len(onto)
+    pieces: list[list[tuple[float, float]]] = [[] for _ in onto]
     unassigned = 0.0
     for found, score in zip(touched(tokens, onto), scores, strict=True):
         total = sum(shared for _, shared in found)
         if not total:
             unassigned += score
         for index, shared in found:
-            pooled[index] += score * shared / total
-    return pooled, unassigned
+            pieces[index].append((score, shared / total))
+    return [pooled(own, how) for own in pieces], unassigned
+
+
+def pooled(weighed: Iterable[tuple[float, float]], how: Pooling) -> float:
+    """One score of several, each with its weight, which `max` does not look at; nought of none."""
+    own = list(weighed)
+    if how == "max":
+        return max((score for score, _ in own), key=abs, default=0.0)
+    total = sum(score * weight for score, weight in own)
+    return total / sum(weight for _, weight in own) if how == "mean" and own else total
 
 
 def touched(tokens: Sequence[Span], onto: Sequence[Span]) -> Iterator[list[tuple[int, int]]]:
