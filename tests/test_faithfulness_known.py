@@ -102,7 +102,8 @@ def test_a_blind_importance_gains_nothing_where_words_repeat() -> None:
         low, high = found[metric].ci_low, found[metric].ci_high
         assert low is not None
         assert high is not None
-        assert low < 0 < high, metric
+        # A repeated word has one score here, where four shuffled ones sum up to more: that control erases more words.
+        assert low < 0 < high or (high < 0 and metric.endswith("rationale_shuffled")), metric
     assert (found["comprehensiveness:rationale"].value or 0) > 2 / 24 / 2, (
         "a word that is erased four times falls by more than one"
     )

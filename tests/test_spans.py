@@ -65,17 +65,55 @@ def test_a_token_of_white_space_or_of_nothing_is_unassigned() -> None:
     assert (pooled, unassigned) == ([0.0, 0.0], 7.0)
 
 
-@given(st.lists(TEXTS, min_size=1, max_size=3), st.data())
-def test_pooling_conserves_mass(texts: list[str], data: st.DataObject) -> None:
-    onto = words([Segment("text", text) for text in texts])
-    tokens, scores = [], []
+def test_the_mean_weighs_a_piece_by_its_share_and_the_largest_keeps_its_sign() -> None:
+    onto, tokens, scores = [Span(0, 0, 4), Span(0, 5, 7)], [Span(0, 0, 2), Span(0, 2, 4), Span(0, 3, 7)], [1.0, -20.0, 9.0]
+    assert pool(tokens, scores, onto, "mean") == ([(1.0 - 20.0 + 9.0 / 3) / (2 + 1 / 3), 9.0], 0.0)
+    assert pool(tokens, scores, onto, "max") == ([-20.0, 9.0], 0.0)
+    assert pool([], [], onto, "mean") == pool([], [], onto, "max") == ([0.0, 0.0], 0.0)
+    assert pool([Span(0, 0, 2), Span(0, 2, 4)], [-2.0, 2.0], onto, "max")[0][0] == -2.0, "the first of equals"
+
+
+Cut = tuple[list[Span], list[float], list[Span]]
+
+
+@st.composite
+def cut_texts(draw: st.DrawFn) -> Cut:
+    """Texts cut into tokens anywhere, a score for each, and the words."""
+    texts, tokens = draw(st.lists(TEXTS, min_size=1, max_size=3)), []
     for index, text in enumerate(texts):
-        cuts = sorted(data.draw(st.sets(st.integers(0, len(text)))) | {0, len(text)})
+        cuts = sorted(draw(st.sets(st.integers(0, len(text)))) | {0, len(text)})
         tokens += [Span(index, start, end) for start, end in zip(cuts[:-1], cuts[1:], strict=True)]
-    scores = data.draw(st.lists(st.floats(-100, 100), min_size=len(tokens), max_size=len(tokens)))
+    scores = draw(st.lists(st.floats(-100, 100), min_size=len(tokens), max_size=len(tokens)))
+    return tokens, scores, words([Segment("text", text) for text in texts])
+
+
+@given(cut_texts())
+def test_the_sum_conserves_mass(cut: Cut) -> None:
+    tokens, scores, onto = cut
     pooled, unassigned = pool(tokens, scores, onto)
     assert sum(pooled) + unassigned == pytest.approx(sum(scores), abs=1e-9)
     assert pooled == pytest.approx([_share(word, tokens, scores, onto) for word in onto], abs=1e-9)
+
+
+@given(cut_texts())
+def test_the_mean_times_the_number_of_pieces_conserves_mass_and_lies_between_them(cut: Cut) -> None:
+    tokens, scores, onto = cut
+    pooled, unassigned = pool(tokens, scores, onto, "mean")
+    pieces = [_share(word, tokens, [1.0] * len(tokens), onto) for word in onto]
+    mass = sum(mean * count for mean, count in zip(pooled, pieces, strict=True))
+    assert mass + unassigned == pytest.approx(sum(scores), abs=1e-9)
+    for word, mean in zip(onto, pooled, strict=True):
+        own = [score for token, score in zip(tokens, scores, strict=True) if overlap(token, word)]
+        assert min(own) - 1e-9 <= mean <= max(own) + 1e-9
+
+
+@given(cut_texts())
+def test_the_largest_is_a_piece_s_own_score(cut: Cut) -> None:
+    tokens, scores, onto = cut
+    for word, largest in zip(onto, pool(tokens, scores, onto, "max")[0], strict=True):
+        own = [score for token, score in zip(tokens, scores, strict=True) if overlap(token, word)]
+        assert largest in own
+        assert abs(largest) == max(map(abs, own))
 
 
 def _share(word: Span, tokens: list[Span], scores: list[float], onto: list[Span]) -> float:

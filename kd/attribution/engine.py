@@ -99,10 +99,15 @@ class _Answers:
 
 
 class Engine:
-    """Explains rows with one model, whose weights it freezes. Nothing is drawn at random."""
+    """Explains rows with one model, whose weights it freezes. Nothing is drawn at random.
+
+    Raises:
+        ConfigError: the method asks for a baseline that the model does not have.
+    """
 
     def __init__(self, config: AttributionConfig, family: Family) -> None:
         family.model.requires_grad_(False)  # a third of the backward's work, and a whole copy of the weights
+        config.method.check(family)
         self._config = config
         self._family = family
         self._batches = MicroBatches(config.batch_tokens)
@@ -161,7 +166,7 @@ class Engine:
             row,
             Attribution,
             model=self._family.name,
-            method=self._config.method.type,
+            method=self._config.method.name,
             explained=question.explained,
             explained_answer=answers.text,
             generated=None if said is None else self._generated(said, row.label_set),

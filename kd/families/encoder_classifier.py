@@ -95,8 +95,7 @@ class ClassifierReading(Reading):
             logits = self._logits if embeds is self._embeds else family.logits(embeds, mask[rows])
             return logits.gather(1, places[rows].unsqueeze(1)).squeeze(1)
 
-        blank = lambda: family.embed(family.batch(family.blanked(self._rows))[0])  # noqa: E731
-        return Explained(self._rows, mask, self._embeds, logit, blank)
+        return Explained(self._rows, mask, self._embeds, logit, family.baseline)
 
 
 # --- one choice at a time ---------------------------------------------------------------------------------------------
@@ -206,7 +205,7 @@ class ScorerReading(Reading):
             mask,
             family.embed(ids),
             lambda embeds, places: family.score(embeds, mask[places]),
-            lambda: family.embed(family.batch(family.blanked(rows))[0]),
+            family.baseline,
         )
 
 
