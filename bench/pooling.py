@@ -2,9 +2,9 @@
 
     python -m bench.pooling --data FOLDER
 
-A MiniLM classifier (extra `offline`) is trained on rows of the development split, or read from `--teacher`, and explained by
-saliency on rows of the test split that people marked. For each pooling of pieces and occurrences the audit's own measures are
-printed, with the same words shuffled beside them. It takes some ten minutes of one core, more than half of them to train.
+A MiniLM classifier (extra `offline`) is trained on rows of the development split, or read from `--teacher`, and explained on
+others of it, which people marked. For each pooling of pieces and occurrences the audit's own measures are printed, with the
+same scores shuffled beside them. It takes some ten minutes of one core, more than half of them to train.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from kd.tasks.nli import LABELS
 
 LIMITS = {"max_input_tokens": 128, "max_answer_tokens": 8}
 BATCH_ROWS = 16
-ABOUT = About("rationales", "audit", "attribution", None, "esnli", "test")
+ABOUT = About("rationales", "audit", "attribution", None, "esnli", "train")
 PRINTED = (
     *(f"{name}{beside}" for name in ("evidence_hit", "token_f1") for beside in ("_rate", "", "_chance", "_shuffled")),
     *(f"auprc{beside}" for beside in ("", "_chance", "_shuffled")),
@@ -67,12 +67,12 @@ class Memory:
         return [self.known[key] for key in keys]
 
 
-def rows_of(data: Path, split: str, count: int, marked: bool) -> list[Example]:
-    """Rows of a split in a fixed random order; only those that people marked, if so wanted."""
+def rows_of(data: Path, count: int, marked: bool) -> list[Example]:
+    """So many rows of the development split in a fixed random order: those that people marked, or the others."""
     task = ESNLI(path=str(data), separator=" [SEP] ")
-    rows = [as_example(task, split, record) for record in find_splits(task)[split].all_records()]
-    rows = [row for row in rows if row.error is None and row.target and (row.evidence or not marked)]
-    return random.Random(0).sample(rows, count)
+    rows = [as_example(task, "train", record) for record in find_splits(task)["train"].all_records()]
+    rows = [row for row in rows if row.error is None and row.target and bool(row.evidence) == marked]
+    return random.Random(0).sample(rows, min(count, len(rows)))
 
 
 def trained(rows: Sequence[Example]) -> Family:
@@ -137,10 +137,10 @@ def main() -> None:
     record.machine(text="e-SNLI", rows=given.rows, erased=given.erased, k=given.k)
     torch.manual_seed(0)
     there = given.teacher and (given.teacher / "config.json").exists()
-    family = opened(given.teacher) if there else trained(rows_of(given.data, "train", given.train, marked=False))
+    family = opened(given.teacher) if there else trained(rows_of(given.data, given.train, marked=False))
     if given.teacher and not there:
         save(family.loaded, given.teacher)
-    rows, memory = rows_of(given.data, "test", given.rows, marked=True), Memory(Teacher(family, 4096))
+    rows, memory = rows_of(given.data, given.rows, marked=True), Memory(Teacher(family, 4096))
     methods: tuple[MethodConfig, ...] = (Saliency(), InputXGradient())
     for method in methods:
         found = Engine(AttributionConfig(method=method, batch_tokens=4096), family).attribute(rows, Counter())

@@ -21,7 +21,7 @@ from kd.families.text import NEVER_CUT
 from kd.frozen import Frozen
 from kd.rows import Attribution, Example, RationaleRow, RowError, Segment, Span, extended, text_of, widened
 from kd.shards import Apply
-from kd.spans import Pooling, pool, pooled, touched, words
+from kd.spans import Pooling, check_segmenter, pool, pooled, touched, words
 from kd.stop_words import folded, says_something
 
 UNEXPLAINED = "none"
@@ -298,10 +298,15 @@ class Rationalise:
 
     config: RationalesConfig
     source: SourceConfig
+    segmenter: str | None = None
+    """What must find words where the corpus has text without spaces (`kd.spans.segmenter`); None where it has none."""
 
     def open(self) -> Apply:
-        """The function from rows to rows; there is nothing to load."""
+        """The function from rows to rows; there is nothing to load. Raises ConfigError where words are found otherwise here."""
         settings = self.config.model_dump(mode="json", exclude={"sources", "max_error_frac"})
+        if self.segmenter is not None:
+            check_segmenter(self.segmenter)
+            settings["segmenter"] = self.segmenter
         provenance = json.dumps({"source": self.source.model_dump(mode="json")} | settings, separators=(",", ":"))
         return lambda rows, _: [self._rationalise(_explained(row), provenance) for row in rows]
 

@@ -2,21 +2,32 @@
 
 A word is the unit that teacher and student share, since their tokenizers differ. Offsets are code points of one
 segment's text, half-open, so they hold for every script.
+
+Thai, Khmer, Lao and Burmese have no spaces between words. ICU finds them by its dictionaries where the extra `segmenter`
+(icu4py) is installed; without it a run of such text, often a sentence, is one word, and `prepare` says in how many rows.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Literal
 
 import regex
 
+from kd.errors import ConfigError
 from kd.rows import Segment, Span
 
-# A Han character is a word of its own. Elsewhere a run of letters, digits and their marks is one, with an inner
-# apostrophe, hyphen or decimal mark. Any other visible character (punctuation, an emoji with its modifiers) stands alone.
+_UNSPACED = r"\p{Thai}\p{Khmer}\p{Lao}\p{Myanmar}"
+_LETTERS = rf"[[\w\p{{M}}]--[\p{{Han}}{_UNSPACED}]]"
+
+# A Han character is a word of its own. Text of scripts without spaces is cut further. Elsewhere a run of letters, digits and
+# their marks is one, with an inner apostrophe, hyphen or decimal mark. Any other visible character (punctuation, an emoji with
+# its modifiers) stands alone.
 _WORD = regex.compile(
-    r"""(?V1)
-      \p{Han}\p{M}*
-    | [[\w\p{M}]--\p{Han}]+ (?: ['’\-.,] (?<=[\p{L}\p{N}][^.,]|\p{N}[.,]) [[\w\p{M}]--\p{Han}]+ )*
+    rf"""(?V1)
+      \p{{Han}}\p{{M}}*
+    | (?P<unspaced> [[{_UNSPACED}]&&[\w\p{{M}}]] [[{_UNSPACED}\p{{M}}]&&[\w\p{{M}}]]* )
+    | {_LETTERS}+ (?: ['’\-.,] (?<=[\p{{L}}\p{{N}}][^.,]|\p{{N}}[.,]) {_LETTERS}+ )*
     | (?!\s)\X
     """,
     regex.VERBOSE,
@@ -26,11 +37,54 @@ _WORD = regex.compile(
 def words(segments: Sequence[Segment], roles: Sequence[str] | None = None) -> list[Span]:
     """The words of the segments with one of `roles` (default: all), in reading order."""
     return [
-        Span(index, match.start(), match.end())
+        Span(index, start, end)
         for index, segment in enumerate(segments)
         if roles is None or segment.role in roles
         for match in _WORD.finditer(segment.text)
+        for start, end in _cut(match)
     ]
+
+
+def _cut(match: "regex.Match[str]") -> Iterator[tuple[int, int]]:
+    """Where the words of a match begin and end: several only of a script without spaces."""
+    pieces = _icu() if match.lastgroup else None
+    if pieces is None:
+        return iter([match.span()])
+    lengths = map(len, pieces(match.group()))  # its own offsets count UTF-16 units
+    return itertools.pairwise(itertools.accumulate(lengths, initial=match.start()))
+
+
+def is_unspaced(text: str) -> bool:
+    """Whether a text has words of a script that puts no spaces between them."""
+    return any(match.lastgroup for match in _WORD.finditer(text))
+
+
+def segmenter() -> str:
+    """What finds the words of such scripts, with its version; `none` where nothing does."""
+    if _icu() is None:
+        return "none"
+    from icu4py import icu_version
+
+    return f"ICU {icu_version}"
+
+
+def check_segmenter(expected: str) -> None:
+    """Raise ConfigError where this machine cuts words otherwise than the one that planned the work."""
+    if segmenter() != expected:
+        raise ConfigError(
+            f"words of Thai, Khmer, Lao or Burmese: expected the segmenter {expected}, as on the driver, got {segmenter()} on"
+            " this worker; install the same on both (the extra `segmenter`)"
+        )
+
+
+@cache
+def _icu() -> Callable[[str], Iterable[str]] | None:
+    """A text's words by ICU, which together are the text; None where it is not installed."""
+    try:
+        from icu4py.breakers import WordBreaker
+    except ModuleNotFoundError:
+        return None
+    return lambda text: WordBreaker(text, "und")
 
 
 def overlap(a: Span, b: Span) -> int:

@@ -1,11 +1,14 @@
 """Words of any script, and token scores that become word scores without loss."""
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kd.errors import ConfigError
 from kd.rows import Segment, Span
-from kd.spans import overlap, pool, words
+from kd.spans import _icu, check_segmenter, is_unspaced, overlap, pool, segmenter, words
 
 TEXTS = st.text(st.sampled_from("ab 'é-.,\u0301日本テ👩🏽\u200d🚀!\n3"), max_size=30)
 
@@ -123,3 +126,46 @@ def _share(word: Span, tokens: list[Span], scores: list[float], onto: list[Span]
         touched = sum(overlap(token, other) for other in onto)
         total += score * overlap(token, word) / touched if touched else 0.0
     return total
+
+
+# --- scripts without spaces between words ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ฉันรักภาษาไทยและอยากเรียนทุกวัน", ["ฉัน", "รัก", "ภาษา", "ไทย", "และ", "อยาก", "เรียน", "ทุก", "วัน"]),
+        ("ខ្ញុំស្រលាញ់ភាសាខ្មែរ", ["ខ្ញុំ", "ស្រលាញ់", "ភាសាខ្មែរ"]),
+        ("ຂ້ອຍຮັກພາສາລາວ", ["ຂ້ອຍ", "ຮັກ", "ພາສາ", "ລາວ"]),
+        ("မြန်မာစာကိုချစ်တယ်။", ["မြန်မာ", "စာ", "ကို", "ချစ်", "တယ်", "။"]),
+        ("🚀iPhoneภาษาไทย 84.0!", ["🚀", "iPhone", "ภาษา", "ไทย", "84.0", "!"]),
+    ],
+    ids=["Thai", "Khmer", "Lao", "Burmese", "mixed"],
+)
+def test_the_words_of_scripts_without_spaces_are_those_of_icu_s_dictionaries(text: str, expected: list[str]) -> None:
+    assert texts_of(text) == expected
+    assert is_unspaced(text)
+    assert segmenter().startswith("ICU ")
+
+
+@given(st.text(st.sampled_from("ฉันรกภาษไทย\u0e49\u0301๑๒ລາວမြန်ខ្ញុំaé日 🚀.,"), max_size=40))
+def test_no_character_of_them_is_lost_and_none_is_counted_twice(text: str) -> None:
+    found = words([Segment("text", text)])
+    assert all(one.end <= other.start and one.start < one.end for one, other in zip(found, found[1:], strict=False))
+    assert "".join(texts_of(text)) == "".join(text.split())
+
+
+def test_without_a_segmenter_what_stands_together_is_one_word_and_a_worker_that_differs_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planned = segmenter()
+    check_segmenter(planned)
+    monkeypatch.setitem(sys.modules, "icu4py.breakers", None)  # as where it is not installed
+    _icu.cache_clear()
+    try:
+        assert texts_of("iPhoneภาษาไทย ไทย") == ["iPhone", "ภาษาไทย", "ไทย"]
+        assert (segmenter(), is_unspaced("ภาษาไทย"), is_unspaced("日本 cafe\u0301")) == ("none", True, False)
+        with pytest.raises(ConfigError, match=f"expected the segmenter {planned}, as on the driver, got none on this worker"):
+            check_segmenter(planned)
+    finally:
+        _icu.cache_clear()

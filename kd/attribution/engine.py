@@ -19,7 +19,7 @@ from kd.errors import RowFault
 from kd.frozen import Frozen
 from kd.models import ModelSource
 from kd.rows import Attribution, Example, RowError, Span, Split, extended
-from kd.spans import touched, words
+from kd.spans import check_segmenter, touched, words
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -63,11 +63,15 @@ class Attribute:
     source: ModelSource
     device: str
     threads: int
+    segmenter: str | None = None
+    """What must find words, where the method looks at words and the corpus has text without spaces (`kd.spans.segmenter`)."""
 
     def open(self) -> Apply:
         """Load the teacher and return the function from examples to attributions."""
         from kd.families.opening import load_family
 
+        if self.segmenter is not None:
+            check_segmenter(self.segmenter)
         return Engine(self.config, load_family(self.source, self.device, self.threads)).attribute
 
 

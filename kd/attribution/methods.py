@@ -60,6 +60,7 @@ class _AtTheInput(Frozen):
     """What the methods share that need nothing but the gradient at the input."""
 
     at_the_input: ClassVar[bool] = True
+    by_word: ClassVar[bool] = False
     type: str
 
     @property
@@ -123,6 +124,7 @@ class _Against(Frozen):
     """What the methods share that look at the input beside a blank one."""
 
     at_the_input: ClassVar[bool] = False
+    by_word: ClassVar[bool] = False
     type: str
     baseline: Baseline = "pad"
     """What stands in the blank input for every token of a segment: `pad` or `mask`, the embedding of that token of the
@@ -181,6 +183,7 @@ class Occlusion(_Against):
     used: the cost is one forward per word, and the scores of a row sum to nothing in particular.
     """
 
+    by_word: ClassVar[bool] = True
     type: Literal["occlusion"] = "occlusion"
 
     def passes(self, words: int) -> Passes:

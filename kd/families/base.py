@@ -279,7 +279,7 @@ class Family(ABC):
     def _mean_embedding(self) -> Float[Tensor, "d"]:
         """Over the tokenizer's tokens, in slices: all embeddings of a large vocabulary in float32 are gigabytes."""
         tokens = torch.arange(min(len(self.tokenizer), self._embedding().weight.shape[0]), device=self.model.device)
-        return torch.stack([self.embed(ids).double().sum(0) for ids in tokens.split(8192)]).sum(0).div(len(tokens)).float()
+        return torch.stack([self.embed(ids).double().sum(0) for ids in torch.split(tokens, 8192)]).sum(0).div(len(tokens)).float()
 
     def _embedding(self) -> Any:
         return self.model.get_input_embeddings()
