@@ -27,6 +27,18 @@ def agreement_works(wiring: Wiring) -> list[Work]:
     return [student_work(wiring, *pair) for pair in wiring.pairs if f"{pair[0].name}/{pair[1]}" not in failed]
 
 
+def check_students(wiring: Wiring) -> None:
+    """Raise ConfigError, before students are trained, where one cannot be explained by the teacher's method."""
+    method = wiring.config.attribution.method
+    if method.at_the_input or not is_wanted(wiring):
+        return
+    from kd.families.opening import open_family
+    from kd.loading import load
+
+    source = wiring.untrained(wiring.config.student, 0)
+    method.check(open_family(load(source, "meta"), source.config))
+
+
 def is_wanted(wiring: Wiring) -> bool:
     """Whether there is a teacher to agree with, and a row to do it on."""
     return wiring.config.teacher is not None and wiring.config.evaluation.agreement_rows > 0
@@ -34,13 +46,14 @@ def is_wanted(wiring: Wiring) -> bool:
 
 def student_work(wiring: Wiring, variant: Variant, seed: int) -> Work:
     """One student explained on the sample. Raises StageError where it, or the rows, are not complete."""
-    config, cluster = wiring.config, wiring.config.cluster
+    config = wiring.config
     folder, rows = _explained(wiring)
     home, student = trained(wiring.store, wiring.student(variant, seed), config.training)
     source, prefix = ModelSource(config.student, wiring.store, f"{home}/{MODEL}"), variant.objective.answer_prefix
+    pieces, cluster = config.rationales.pool.pieces, config.cluster
     return Work(
         title="evaluate",
-        recipe=ExplainStudent(config.attribution, source, prefix, cluster.model_device, cluster.threads_per_actor),
+        recipe=ExplainStudent(config.attribution, source, prefix, pieces, cluster.model_device, cluster.threads_per_actor),
         source=folder,
         target=f"agreement/{variant.name}/{seed}",
         reads=RationaleRow,
@@ -49,6 +62,7 @@ def student_work(wiring: Wiring, variant: Variant, seed: int) -> Work:
         config={
             "method": config.attribution.method.model_dump(mode="json"),
             "prefix": prefix,
+            "pieces": pieces,
             "model": model_slice(config.student),
         },
         inputs={"rationales": rows.digest, "model": student.digest},

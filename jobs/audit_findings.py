@@ -13,7 +13,7 @@ from kd.audit_rows import Erasure, Measured
 from kd.errors import StageError
 from kd.evaluation.auditing import AuditSums, audit_sums
 from kd.evaluation.faithfulness_sums import FaithfulnessSums, faithfulness_sums
-from kd.evaluation.gate import GAIN, GateVerdict, judged
+from kd.evaluation.gate import GateVerdict, judged, over_strongest
 from kd.evaluation.metric_names import IN_SAMPLE
 from kd.evaluation.metrics import About, Mean, chance_metrics
 from kd.evaluation.sums import Why
@@ -73,7 +73,7 @@ class AuditFindings:
         """What the gate says of each gated source; nothing of an audit that is not complete."""
         if not self._measured or not set(self.wiring.config.audit.gated) <= set(self._asked):
             return []
-        gains = {name: next((row for row in self._of(name) if row.metric == GAIN), None) for name in self._works.sources}
+        gains = {name: over_strongest(self._of(name)) for name in self._works.sources}
         judging = self._unseen if self._is_in_sample else self._on_the_measured_rows
         teacher = next((row for row in judging if row.metric == "accuracy"), None)
         return judged(self.wiring.config.audit, gains, teacher, chance_level(judging, teacher), self._is_in_sample)

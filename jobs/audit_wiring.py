@@ -10,6 +10,7 @@ from jobs.wiring import Wiring
 from kd.audit_rows import Erasure, Measured
 from kd.evaluation.auditing import MeasureRationales, Reported
 from kd.evaluation.faithfulness import Faithfulness
+from kd.evaluation.faithfulness_sums import CONTROLS
 from kd.manifests import Manifest
 from kd.rationales import UNEXPLAINED, AttributionSource, LlmSource, RationalesConfig, SourceConfig
 from kd.rows import RationaleRow
@@ -70,6 +71,8 @@ class AuditWiring:
                 faithfulness,
                 self.wiring.teacher,
                 self._unmerged.units,
+                config.rationales.units,
+                config.rationales.control,
                 config.rationales.roles,
                 self.reported(name).ranked,
                 cluster.model_device,
@@ -83,6 +86,7 @@ class AuditWiring:
             config={
                 **faithfulness.model_dump(mode="json", include={"fractions", "seed"}),
                 "erased": "single words",
+                "orders": list(dict.fromkeys(order for pair in CONTROLS for order in pair)),
                 "teacher": model_slice(config.teacher),
             },
             inputs={"rationales": manifest.digest, TEACHER: self.wiring.teacher_digest},
@@ -104,6 +108,8 @@ class AuditWiring:
                 rationales.units,
                 self._unmerged.units,
                 options.units,
+                rationales.control,
+                options.control,
                 k,
                 reported.is_text,
                 rationales.keep_stop_words,

@@ -12,13 +12,14 @@ from jobs.slices import features_slice, first_rows, model_slice, stage_slice
 from kd.attribution.engine import Attribute
 from kd.config import Config
 from kd.errors import ConfigError, StageError
-from kd.examples import finished
+from kd.examples import UNSPACED, finished
 from kd.manifests import Manifest
 from kd.models import ModelConfig, ModelSource, identity
 from kd.rationales import Rationalise
 from kd.ray_data import Pool
 from kd.rows import Attribution, Example, Features, RationaleRow, Row
 from kd.shards import Work, completed
+from kd.spans import segmenter
 from kd.specs import T5Spec
 from kd.store import Store
 from kd.training.config import LoopConfig, TeachConfig
@@ -120,15 +121,16 @@ class TeacherWiring:
     def attributions(self) -> Work:
         """The teacher explained on the splits that the config names."""
         config, cluster = self.config.attribution, self.config.cluster
+        found_by = self._segmenter if config.method.by_word else None
         return Work(
             title="attribute",
-            recipe=Attribute(config, self.teacher, cluster.model_device, cluster.threads_per_actor),
+            recipe=Attribute(config, self.teacher, cluster.model_device, cluster.threads_per_actor, found_by),
             source=EXAMPLES,
             target=f"attributions/{config.method.type.replace('_', '-')}",
             reads=Example,
             writes=Attribution,
             shards=[shard for split, rows in config.splits.items() for shard in first_rows(self.examples.shards_of(split), rows)],
-            config=stage_slice(config) | {"teacher": model_slice(self._explained_model)},
+            config=stage_slice(config) | {"teacher": model_slice(self._explained_model)} | _named(found_by),
             inputs={EXAMPLES: self.examples.digest, TEACHER: self.teacher_digest},
             max_error_frac=config.max_error_frac,
             max_error_key="attribution.max_error_frac",
@@ -138,11 +140,11 @@ class TeacherWiring:
         """Every source of rationales over the attributed rows, by its name; without a teacher over train as it is."""
         has_teacher, config = self.config.teacher is not None, self.config.rationales
         folder, rows = self._attributed if has_teacher else (EXAMPLES, self.examples)
-        settings = config.model_dump(mode="json", exclude={"sources", "max_error_frac"})
+        settings = config.model_dump(mode="json", exclude={"sources", "max_error_frac"}) | _named(self._segmenter)
         return {
             source.name: Work(
                 title="rationalize",
-                recipe=Rationalise(config, source),
+                recipe=Rationalise(config, source, self._segmenter),
                 source=folder,
                 target=f"rationales/{source.name}",
                 reads=Attribution if has_teacher else Example,
@@ -155,6 +157,11 @@ class TeacherWiring:
             )
             for source in config.sources
         }
+
+    @property
+    def _segmenter(self) -> str | None:
+        """What finds the words of text without spaces; None where the corpus has no such text."""
+        return segmenter() if self.examples.counts.get(UNSPACED) else None
 
     @cached_property
     def _attributed(self) -> tuple[str, Manifest]:
@@ -246,3 +253,7 @@ class TeacherWiring:
             max_error_frac=loop.max_error_frac,
             max_error_key=f"{section}.max_error_frac",
         )
+
+
+def _named(found_by: str | None) -> dict[str, str]:
+    return {} if found_by is None else {"segmenter": found_by}

@@ -7,14 +7,17 @@ def run(session: Session) -> None:
     """The stage. What is heavy is imported here, after the config was read.
 
     Raises:
+        ConfigError: students cannot be explained as the teacher was.
         StageError: the audit's gate says stop, or students failed.
     """
+    from jobs.agreements import check_students
     from jobs.audit_findings import AuditFindings
     from jobs.stages import check_models, run_queue, run_works, warn_of_a_large_student, wiring
     from kd.shards import is_finished
 
     works = wiring(session)
     AuditFindings(works).check_gate()
+    check_students(works)
     features = works.student_features()
     if not all(is_finished(session.store, work) for work in features):
         check_models(session.config)

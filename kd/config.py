@@ -23,7 +23,7 @@ from kd.evaluation.auditing import AuditConfig
 from kd.evaluation.significance import SignificanceConfig
 from kd.frozen import Frozen
 from kd.models import ModelConfig
-from kd.rationales import RationalesConfig
+from kd.rationales import AttributionSource, RationalesConfig, ShuffledSource
 from kd.tasks.anli import Anli
 from kd.tasks.base import PrepareConfig
 from kd.tasks.columns import Columns
@@ -90,6 +90,26 @@ class Config(Frozen):
             if strange:
                 raise ValueError(
                     f"significance: {strange[0]!r} is no variant of training.variants, which has {known}; name two of these"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _an_attribution_is_compared_with_its_own_scores_shuffled(self) -> "Config":
+        sources = {source.name: source for source in self.rationales.sources}
+        variants = {variant.name: variant for variant in self.training.variants}
+        against = dict[str, list[str]]()
+        for comparison in self.significance.comparisons if self.significance else ():
+            against.setdefault(comparison.variant, []).append(comparison.against)
+        for name, controls in against.items():
+            own = variants[name]
+            alike = (variants[each] for each in controls if variants[each].objective == own.objective)
+            is_controlled = any(isinstance(sources[each.source], ShuffledSource) for each in alike)
+            if isinstance(sources[own.source], AttributionSource) and not is_controlled:
+                raise ValueError(
+                    f"significance: {name!r} learns from attributions and is compared with {', '.join(controls)}; expected among"
+                    " these a variant with the same objective that learns from their scores shuffled, which favour long and"
+                    " repeated words alike. Add {type: shuffled} to rationales.sources, a variant with source: shuffled to"
+                    " training.variants, and the comparison with it"
                 )
         return self
 

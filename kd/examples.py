@@ -18,10 +18,13 @@ from kd.rows import Example
 from kd.shards import count
 from kd.side import attach, find_side, side_digest, side_table
 from kd.sources import check_unchanged, sources_still_there
+from kd.spans import is_unspaced
 from kd.store import Store
 from kd.tasks.base import PrepareConfig, SideFile, TaskConfig, content_uid
 from kd.tasks.holdout import Holdout
 
+UNSPACED = "rows_without_spaces"
+"""What counts the rows with text of a script that puts no spaces between words (`kd/spans.py`)."""
 Place = tuple[int, int]
 """Where a record is: the index of its file, and its row in there."""
 
@@ -114,7 +117,8 @@ class Stream:
         counts: dict[str, int] = {}
         if self._side:
             rows, counts = attach(rows, side_table(*self._side))
-        counts = count(rows) | counts
+        unspaced = sum(is_unspaced(text) for row in rows for text in [" ".join(part.text for part in row.segments)])
+        counts = count(rows) | counts | ({UNSPACED: unspaced} if unspaced else {})
         if self.attempt:
             check_newest(self.store, self.folder, self.attempt, "prepare", NEWEST_WITHIN_S)
         self.store.publish_rows(f"{self.folder}/{shard.file}", rows, Example, counts)

@@ -1,6 +1,8 @@
 """Soft importance becomes a hard rationale: the words of a row that a student learns to write.
 
-Token scores are pooled to words over *every* segment of the row, so mass is conserved and each word has an importance.
+Token scores are pooled to words over *every* segment of the row, so each word has an importance (`kd.spans.pool` has the
+laws). Both this and the pooling of a word's occurrences favour some words whatever the teacher knows: sums those of many
+pieces and many occurrences. The control `shuffled` is favoured alike.
 A rationale is drawn from the *candidates* only: words of the configured roles that the teacher read, without punctuation
 and stop words, the same word counted once. Prompt words and option letters are segments of role `prompt`, which is no
 role to draw from. Every source of a rationale sees the same candidates, so a control differs in nothing but the choice.
@@ -9,7 +11,7 @@ role to draw from. Every source of a rationale sees the same candidates, so a co
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -20,7 +22,7 @@ from kd.frozen import Frozen
 from kd.portions import portion
 from kd.rows import Attribution, Example, RationaleRow, RowError, Segment, Span, extended, text_of, widened
 from kd.shards import Apply
-from kd.spans import pool, words
+from kd.spans import Pooling, check_segmenter, pool, pooled, touched, words
 from kd.stop_words import folded, says_something
 
 UNEXPLAINED = "none"
@@ -81,11 +83,15 @@ Selection = Annotated[TopK | Fraction | Threshold, Field(discriminator="type")]
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a source chooses from: the row, its candidates in reading order, those that the attribution takes, best first."""
+    """What a source chooses from: the row, its candidates in reading order, those that the attribution takes, best first.
+
+    `shuffled` are the candidates as they rank, best first, once the token scores are permuted by a seed.
+    """
 
     row: Attribution
     candidates: Sequence[Candidate]
     taken: Sequence[Candidate]
+    shuffled: Callable[[int], Sequence[Candidate]]
 
 
 Choice = tuple[Sequence[Candidate], str | None]
@@ -107,7 +113,10 @@ class AttributionSource(Frozen):
 
 
 class RandomSource(Frozen):
-    """As many words as the attribution takes in that row, drawn evenly from the same candidates: the control."""
+    """As many words as the attribution takes in that row, drawn evenly from the same candidates: a control.
+
+    It draws a word that is long or occurs twice no more often than any other, as an attribution does that knows nothing.
+    """
 
     type: Literal["random"] = "random"
     needs_attributions: ClassVar[bool] = True
@@ -121,6 +130,27 @@ class RandomSource(Frozen):
     def choose(self, offer: Offer) -> Choice:
         draw = random.Random(f"{self.seed}/{offer.row.uid}")
         return draw.sample(offer.candidates, len(offer.taken)), None
+
+
+class ShuffledSource(Frozen):
+    """As many words as the attribution takes in that row, by its own token scores permuted within the row: the control.
+
+    Permuted are the scores of the tokens of the candidates. Then it is pooled, merged and ranked as the attribution is. So
+    what the attribution takes more often, for its pieces, its occurrences or its place among equals, this does too, and what
+    is left between them is what the teacher knows. A word of weight zero or less fills up where the others are too few.
+    """
+
+    type: Literal["shuffled"] = "shuffled"
+    needs_attributions: ClassVar[bool] = True
+    seed: int = Field(default=0, ge=0)
+    """Seed of the permutation, which is drawn anew for each row from this and the row's uid."""
+
+    @property
+    def name(self) -> str:
+        return f"shuffled-{self.seed}" if self.seed else "shuffled"
+
+    def choose(self, offer: Offer) -> Choice:
+        return offer.shuffled(self.seed)[: len(offer.taken)], None
 
 
 class LlmSource(Frozen):
@@ -157,10 +187,19 @@ class NoSource(Frozen):
         return (), None
 
 
-SourceConfig = Annotated[AttributionSource | RandomSource | LlmSource | NoSource, Field(discriminator="type")]
+SourceConfig = Annotated[AttributionSource | RandomSource | ShuffledSource | LlmSource | NoSource, Field(discriminator="type")]
 
 
 # --- the settings that all sources share --------------------------------------------------------------------------------
+
+
+class PoolConfig(Frozen):
+    """How the scores of tokens become the weight of a word."""
+
+    pieces: Pooling = "sum"
+    """Of the tokens of a word: their sum, their mean, or the one of the largest magnitude. This is the word's importance."""
+    occurrences: Pooling = "sum"
+    """Of the occurrences of a word that is counted once (`merge_duplicates`), likewise."""
 
 
 class RationalesConfig(Frozen):
@@ -171,14 +210,16 @@ class RationalesConfig(Frozen):
     selection: Selection = TopK()
     """How many words. A word of weight zero or less is never taken."""
     rank_by: Literal["magnitude", "signed"] = "magnitude"
-    """What a word's weight is, for methods with signed scores. `magnitude`: the absolute value of its summed score, so
-    words that moved the answer either way; `signed`: the summed score, so only words that speak for it."""
+    """What a word's weight is, for methods with signed scores. `magnitude`: the absolute value of its pooled score, so
+    words that moved the answer either way; `signed`: the pooled score, so only words that speak for it."""
+    pool: PoolConfig = PoolConfig()
+    """How the scores of a word's tokens and of its occurrences become one."""
     order: Literal["position", "score"] = "position"
     """Order of the words in the rationale's text: as in the input, or the heaviest first."""
     keep_stop_words: bool = False
     """Whether English function words may be chosen. Punctuation never may."""
     merge_duplicates: bool = True
-    """Whether the same word, whatever its case, is one candidate: its scores are summed, it is written once, and all its
+    """Whether the same word, whatever its case, is one candidate: its scores are pooled, it is written once, and all its
     occurrences are marked."""
     sources: tuple[SourceConfig, ...] = (AttributionSource(),)
     """Where rationales come from; each makes a data set of its own."""
@@ -189,7 +230,7 @@ class RationalesConfig(Frozen):
     def _names_differ(self) -> "RationalesConfig":
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
-            raise ValueError(f"sources: expected each once, got {', '.join(names)}; give random sources different seeds")
+            raise ValueError(f"sources: expected each once, got {', '.join(names)}; give controls of one type different seeds")
         return self
 
     def candidates(self, row: Attribution, found: Sequence[Span], importance: Sequence[float]) -> list[Candidate]:
@@ -213,9 +254,24 @@ class RationalesConfig(Frozen):
         """The same of a finished row, with an importance of its words that may be another's."""
         return self.candidates(row, list(map(Span, row.word_segment, row.word_start, row.word_end)), importance)
 
+    def shuffled(self, row: Attribution, found: Sequence[Span], seed: int = 0) -> list[float]:
+        """The importance of a row's words, `found`, after the scores of its candidates' tokens were permuted among these."""
+        inside = {index for each in self.candidates(row, found, [0.0] * len(found)) for index in each.occurrences}
+        tokens = _token_spans(row)
+        places = [place for place, own in enumerate(touched(tokens, found)) if any(index in inside for index, _ in own)]
+        scores = list(row.scores)
+        drawn = random.Random(f"shuffled/{seed}/{row.uid}").sample(places, len(places))
+        for place, other in zip(places, drawn, strict=True):
+            scores[place] = row.scores[other]
+        return pool(tokens, scores, found, self.pool.pieces)[0]
+
+    def control(self, row: RationaleRow) -> list[float]:
+        """The same of a finished row, as the source `shuffled` has it."""
+        return self.shuffled(row, list(map(Span, row.word_segment, row.word_start, row.word_end)))
+
     def select(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates of the largest weight, best first; ties go to the earlier position."""
-        ranked = sorted(candidates, key=lambda candidate: -candidate.weight)
+        ranked = by_weight(candidates)
         count = self.selection.count([candidate.weight for candidate in ranked])
         return [candidate for candidate in ranked[:count] if candidate.weight > 0]
 
@@ -225,7 +281,13 @@ class RationalesConfig(Frozen):
         return " ".join(candidate.text for candidate in ordered)
 
     def _weight(self, importance: Sequence[float]) -> float:
-        return abs(sum(importance)) if self.rank_by == "magnitude" else sum(importance)
+        weight = pooled([(each, 1.0) for each in importance], self.pool.occurrences)
+        return abs(weight) if self.rank_by == "magnitude" else weight
+
+
+def by_weight(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates, the heaviest first; ties go to the earlier position."""
+    return sorted(candidates, key=lambda candidate: -candidate.weight)
 
 
 # --- the stage ----------------------------------------------------------------------------------------------------------
@@ -237,10 +299,15 @@ class Rationalise:
 
     config: RationalesConfig
     source: SourceConfig
+    segmenter: str | None = None
+    """What must find words where the corpus has text without spaces (`kd.spans.segmenter`); None where it has none."""
 
     def open(self) -> Apply:
-        """The function from rows to rows; there is nothing to load."""
+        """The function from rows to rows; there is nothing to load. Raises ConfigError where words are found otherwise here."""
         settings = self.config.model_dump(mode="json", exclude={"sources", "max_error_frac"})
+        if self.segmenter is not None:
+            check_segmenter(self.segmenter)
+            settings["segmenter"] = self.segmenter
         provenance = json.dumps({"source": self.source.model_dump(mode="json")} | settings, separators=(",", ":"))
         return lambda rows, _: [self._rationalise(_explained(row), provenance) for row in rows]
 
@@ -248,9 +315,8 @@ class Rationalise:
         if not all(map(math.isfinite, row.scores)):
             return RowError("not_finite", "a score of the attribution is not a finite number")
         found = words(row.segments)
-        importance = pool_to_words(row, found)
-        candidates = self.config.candidates(row, found, importance)
-        chosen, text = self.source.choose(Offer(row, candidates, self.config.select(candidates)))
+        importance = pool_to_words(row, found, self.config.pool.pieces)
+        chosen, text = self.source.choose(self._offer(row, found, importance))
         marked = {index for candidate in chosen for index in candidate.occurrences}
         return extended(
             row,
@@ -265,6 +331,15 @@ class Rationalise:
             provenance=provenance,
         )
 
+    def _offer(self, row: Attribution, found: Sequence[Span], importance: Sequence[float]) -> Offer:
+        config = self.config
+        candidates = config.candidates(row, found, importance)
+
+        def shuffled(seed: int) -> Sequence[Candidate]:
+            return by_weight(config.candidates(row, found, config.shuffled(row, found, seed)))
+
+        return Offer(row, candidates, config.select(candidates), shuffled)
+
 
 def _explained(row: Example) -> Attribution:
     """The attributed row, or an example as one that no teacher has read: without answers, tokens and scores."""
@@ -273,17 +348,18 @@ def _explained(row: Example) -> Attribution:
     return widened(row, Attribution, model=UNEXPLAINED, method=UNEXPLAINED, explained=UNEXPLAINED)
 
 
-def pool_to_words(row: Attribution, found: Sequence[Span]) -> list[float]:
+def pool_to_words(row: Attribution, found: Sequence[Span], how: Pooling = "sum") -> list[float]:
     """The row's token scores as one raw score per word; what falls between the words is left out, and nothing else.
 
     Raises:
         ValueError: mass was not conserved, which is a defect of this program.
     """
-    importance, unassigned = pool(_token_spans(row), row.scores, found)
-    gap = abs(math.fsum([*importance, unassigned]) - math.fsum(row.scores))
+    tokens = _token_spans(row)
+    summed, unassigned = pool(tokens, row.scores, found)
+    gap = abs(math.fsum([*summed, unassigned]) - math.fsum(row.scores))
     if gap > 1e-6 * math.fsum(map(abs, row.scores)):
         raise ValueError(f"row {row.uid}: pooling tokens to words lost or made a mass of {gap}; expected none")
-    return importance
+    return summed if how == "sum" else pool(tokens, row.scores, found, how)[0]
 
 
 def _token_spans(row: Attribution) -> list[Span]:

@@ -156,8 +156,9 @@ class Attribution(Example):
 class RationaleRow(Attribution):
     """An attribution in the shared unit, the word, with the words that became the rationale.
 
-    `importance` is soft: the word's share of the raw scores. `rationale` is hard. `rationale_text` is what a student
-    learns to write, empty for none. `source` names where it came from, `provenance` the settings that made it.
+    `importance` is soft: the raw scores of the word's tokens, pooled as `provenance` says (`rationales.pool.pieces`). `rationale`
+    is hard. `rationale_text` is what a student learns to write, empty for none. `source` names where it came from, `provenance`
+    the settings that made it.
     """
 
     word_segment: list[int]

@@ -1,5 +1,6 @@
 """A whole run in miniature: a planted corpus, a tiny teacher, tiny students; with a plain loop in place of the cluster."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,17 +90,20 @@ def alone(**changes: Any) -> dict[str, Any]:
 
 def prepared(config: Config) -> Wiring:
     """The run with its examples and tokenizers, made in this process."""
-    store, size, shards = Store.at(config.directory), config.prepare.rows_per_shard, []
+    store, size, written = Store.at(config.directory), config.prepare.rows_per_shard, []
     sources = find_splits(config.task)
     for split, source in sources.items():
         stream = Stream(config.task, source, split, split, store, EXAMPLES, size, [])
         records = list(source.all_records())
         for start in range(0, len(records), size):
             block = records[start : start + size]
-            shards.append(stream.write([(0, start + row) for row in range(len(block))], block).shard)
+            written.append(stream.write([(0, start + row) for row in range(len(block))], block))
     freeze(store, EXAMPLES, sources)
     done = plan(config.task, config.prepare, sources)
-    store.publish_manifest(EXAMPLES, replace(done, shards=shards, rows=sum(shard.rows for shard in shards)))
+    counted: Counter[str] = sum((Counter(each.counts) for each in written), Counter())
+    counts = {key: rows for key, rows in counted.items() if key != "rows" and not key.startswith("error.")}
+    shards, rows = [each.shard for each in written], counted["rows"]
+    store.publish_manifest(EXAMPLES, replace(done, shards=shards, rows=rows, counts=counts))
     wiring = Wiring(config, store)
     wiring.make_tokenizers()
     return wiring

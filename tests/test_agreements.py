@@ -69,7 +69,7 @@ def test_a_teacher_that_is_asked_as_its_own_student_agrees_with_itself_and_the_p
 ) -> None:
     engine = Engine(AttributionConfig(answers=False), open_family(load(done.teacher, "cpu"), done.teacher.config))
     rows = explained(done)
-    found = explain(engine, prefix, rows, Counter())
+    found = explain(engine, prefix, "sum", rows, Counter())
     for row, own in zip(rows, found, strict=True):
         assert isinstance(own, StudentAttribution)
         assert len(own.student_importance) == len(row.importance)
@@ -80,12 +80,12 @@ def test_an_option_that_is_too_long_costs_no_row_and_rows_with_too_long_an_answe
     engine = Engine(AttributionConfig(answers=False), open_family(load(done.teacher, "cpu"), done.teacher.config))
     rows = explained(done)
     long = [dataclasses.replace(row, label_set=[*row.label_set, "much too long " * 50]) for row in rows]
-    assert explain(engine, "", long, Counter()) == [
+    assert explain(engine, "", "sum", long, Counter()) == [
         dataclasses.replace(each, label_set=row.label_set)
-        for each, row in zip(explain(engine, "", rows, Counter()), long, strict=True)
+        for each, row in zip(explain(engine, "", "sum", rows, Counter()), long, strict=True)
         if isinstance(each, StudentAttribution)
     ]
-    (error,) = explain(engine, "", [dataclasses.replace(rows[0], explained_answer="much too long " * 50)], Counter())
+    (error,) = explain(engine, "", "sum", [dataclasses.replace(rows[0], explained_answer="much too long " * 50)], Counter())
     assert isinstance(error, RowError)
     assert error.reason == "too_long"
     assert {work.max_error_frac for work in agreement_works(done)} == {1.0}

@@ -17,7 +17,7 @@ from jobs.wiring import Wiring
 from kd.audit_rows import Erasure, Measured
 from kd.config import validate
 from kd.errors import ConfigError, StageError
-from kd.evaluation.gate import GAIN
+from kd.evaluation.gate import GAINS
 from kd.evaluation.sums import Why
 from kd.reporting.report import to_html, to_json, to_markdown
 from kd.rows import MetricRow
@@ -37,6 +37,9 @@ def changed(wiring: Wiring, **sections: Mapping[str, Any]) -> Wiring:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Wiring:
     path = write_mini(tmp_path_factory.mktemp("mini"))
     return audited(taught(prepared(mini_config(path, training=alone()))))
+
+
+GAIN, OVER_SHUFFLED = GAINS
 
 
 def found(wiring: Wiring) -> dict[tuple[str, str], MetricRow]:
@@ -67,6 +70,11 @@ def test_each_number_of_the_audit_stands_beside_its_chance(done: Wiring) -> None
     assert ("llm", "auprc") not in figures
     assert figures["attribution", "comprehensiveness:importance"].n == 10
     assert figures["llm", "comprehensiveness:importance"].value is None
+    for metric in (OVER_SHUFFLED, "comprehensiveness_gain:shuffled"):
+        assert (figures["attribution", metric].n, figures["random", metric].value) == (10, None)
+    for metric in ("evidence_hit_shuffled", "token_f1_shuffled", "auprc_shuffled", "overlap_any_shuffled:gold/gold/in/all"):
+        assert figures["attribution", metric].n == 30
+    assert ("random", "token_f1_shuffled") not in figures
     # The LLM's words are the cue alone, which is all of the evidence; nothing is in no rationale's words.
     assert (figures["llm", "token_f1"].value, figures["none", "token_f1"].value) == (1, 0)
     assert figures["llm", "cot_whole:llm/gold/in/all"].value == 1

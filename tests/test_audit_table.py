@@ -37,17 +37,23 @@ FALLS = {
     for order, value in (
         ("rationale", first),
         ("rationale_random", 0.05),
+        ("rationale_shuffled", 0.15),
         ("importance", 0.3),
         ("random", 0.2),
+        ("shuffled", 0.22),
         ("lexical", 0.25),
     )
 }
-WORDS = {"token_f1": 0.8, "token_f1_chance": 0.1, "iou_f1": 0.7, "iou_f1_chance": 0.08, "auprc": 0.9, "auprc_chance": 0.3}
+WORDS = {
+    f"{name}{ending}": value
+    for name, values in (("token_f1", (0.8, 0.1, 0.2)), ("iou_f1", (0.7, 0.08, 0.18)), ("auprc", (0.9, 0.3, 0.4)))
+    for ending, value in zip(("", "_chance", "_shuffled"), values, strict=True)
+}
 PART = "gold/gold/in/all"
 OVERLAP = {
     f"overlap_{which}{beside}:{PART}": value
     for which, first in (("any", 0.68), ("top1", 0.4), ("all", 0.2))
-    for beside, value in (("", first), ("_chance", 0.15), ("_option_chance", 0.25))
+    for beside, value in (("", first), ("_chance", 0.15), ("_option_chance", 0.25), ("_shuffled", 0.35))
 }
 RANKED = {"attribution"}
 NEAR_CHANCE = [*answers("teacher", 26, subject="teacher"), *chance_of(0.25)]
@@ -58,8 +64,8 @@ def test_every_value_stands_beside_what_random_words_reach() -> None:
         [*FULL, *audit("attribution", FALLS | WORDS), *audit("llm", {"token_f1": 0.5, "token_f1_chance": 0.1})], [], RANKED
     )
     assert table.rows == [
-        ("attribution", "40.0 / 5.0", "10.0 / 5.0", "50", "80.0 / 10.0", "70.0 / 8.0", "–", "50"),
-        ("attribution, ranked", "30.0 / 20.0 / 25.0", "30.0 / 20.0 / 25.0", "50", "–", "–", "90.0 / 30.0", "50"),
+        ("attribution", "40.0 / 5.0 / 15.0", "10.0 / 5.0 / 15.0", "50", "80.0 / 10.0 / 20.0", "70.0 / 8.0 / 18.0", "–", "50"),
+        ("attribution, ranked", *["30.0 / 20.0 / 22.0 / 25.0"] * 2, "50", "–", "–", "90.0 / 30.0 / 40.0", "50"),
         ("llm", "–", "–", "–", "50.0 / 10.0", "–", "–", "50"),
     ]
 
@@ -85,7 +91,7 @@ def test_label_overlap_has_a_line_for_each_part_that_has_rows_and_one_for_a_text
         ("llm", "gold", "gold", "in", "all"),
         ("llm, text", "llm", "gold", "in", "all"),
     ]
-    assert table.rows[0][5:] == ("68.0 / 15.0 / 25.0", "40.0 / 15.0 / 25.0", "20.0 / 15.0 / 25.0", "–", "50")
+    assert table.rows[0][5:] == (*(f"{first} / 15.0 / 25.0 / 35.0" for first in ("68.0", "40.0", "20.0")), "–", "50")
     assert table.rows[3][5:] == ("100.0 / 25.0", "–", "–", "70.0 / –", "50")
 
 

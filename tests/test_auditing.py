@@ -10,10 +10,10 @@ import pytest
 from kd.arrow import from_table, to_table
 from kd.audit_rows import Measured
 from kd.evaluation.auditing import AuditConfig, AuditSums, Judge, MeasureRationales, Reported, audit_sums
-from kd.evaluation.gate import GAIN, judged
+from kd.evaluation.gate import GAINS, judged, over_strongest
 from kd.evaluation.metrics import About
 from kd.evaluation.overlap import TEXT, WORDS, label_overlap
-from kd.evaluation.plausibility import HARD, SOFT, hard_plausibility, soft_plausibility
+from kd.evaluation.plausibility import HARD, SHUFFLED, SOFT, hard_plausibility, soft_plausibility
 from kd.evaluation.sizes import GAP, SIZE
 from kd.evaluation.sums import Why
 from kd.rationales import RationalesConfig
@@ -21,7 +21,7 @@ from kd.rows import MetricRow, RationaleRow, RowError, as_errored
 from kd.tasks.columns import Columns, Part
 from kd.tasks.svamp import Svamp
 from tests.test_measures_data import IN_QUESTION, WITH_OPTIONS, on_answer, on_evidence, on_nothing, planted, quoted_by_chance
-from tests.tiny_measures import rationale_row, single_words
+from tests.tiny_measures import SINGLE_WORDS, rationale_row, single_words
 
 ABOUT = About("rationales", "audit", "attribution", None, "toy", "train")
 TEACHER = About("teacher", "audit", "teacher", 0, "toy", "train")
@@ -30,11 +30,13 @@ TOLD = Reported(ranked=False, is_text=True, explained="gold")
 
 
 def recipe(k: int | None = 1, is_text: bool = False) -> MeasureRationales:
-    return MeasureRationales(IN_QUESTION.units, IN_QUESTION.units, WITH_OPTIONS.units, k, is_text, False, eq)
+    own, mixed = IN_QUESTION.units, (IN_QUESTION.control, WITH_OPTIONS.control)
+    return MeasureRationales(own, own, WITH_OPTIONS.units, *mixed, k, is_text, False, eq)
 
 
 def of_words(judge: Judge = eq, k: int | None = 1) -> MeasureRationales:
-    return MeasureRationales(single_words, single_words, single_words, k, False, False, judge)
+    mixed = SINGLE_WORDS.control
+    return MeasureRationales(single_words, single_words, single_words, mixed, mixed, k, False, False, judge)
 
 
 def measured(rows: Sequence[RationaleRow], by: MeasureRationales) -> list[Measured]:
@@ -75,7 +77,7 @@ def test_rows_add_up_shard_by_shard_to_what_the_measures_say_of_all_of_them() ->
     found = by_metric(audit_sums(done[:25]) + audit_sums(done[25:]) + AuditSums())
     whole = hard_plausibility(rows, IN_QUESTION.units).results(HARD) + soft_plausibility(rows, IN_QUESTION.units).results(SOFT)
     assert [found[one.measure.name].value for one in whole] == pytest.approx([one.value for one in whole])
-    for piece, sums in label_overlap(rows, WITH_OPTIONS.units, 2).items():
+    for piece, sums in label_overlap(rows, WITH_OPTIONS.units, 2, shuffled=WITH_OPTIONS.control).items():
         part = f"{piece.explained}/{piece.answer}/{piece.options}/all"
         for result in sums.results(WORDS):
             row = found[f"{result.measure.name}:{part}"]
@@ -89,7 +91,8 @@ def test_rankings_are_measured_over_single_words_and_rationales_over_those_that_
     row = rationale_row(*parts, importance=scores, target="gold", evidence=[(0, "tin")], chosen=("gold",))
     merged = RationalesConfig(roles=("question",))
     single = merged.model_copy(update={"merge_duplicates": False})
-    sums = audit_sums(measured([row], MeasureRationales(merged.units, single.units, single_words, 1, False, False, eq)))
+    words = merged.units, single.units, single_words, merged.control, SINGLE_WORDS.control
+    sums = audit_sums(measured([row], MeasureRationales(*words, 1, False, False, eq)))
     found = by_metric(sums)
     assert (found["auprc"].value, found["overlap_top1:gold/gold/in/all"].value) == (1, 0), "tin, before the golds' sum"
     assert found["token_f1_chance"].value == pytest.approx(1 / 2), "one of two words"
@@ -171,7 +174,7 @@ def test_an_answer_that_is_no_part_of_the_input_leaves_label_overlap_null_with_t
 
 PLAUSIBLE = [measure.name for measure in (*HARD, *SOFT)]
 HELD = [measure.name for measure in (*SIZE, *HARD)]
-RANKS = [*HELD, *(measure.name for measure in (*GAP, *SOFT))]
+RANKS = [*HELD, *(measure.name for measure in (*GAP, *SOFT, *SHUFFLED))]
 QUOTED = [
     f"{measure.name}:predicted/{answer}/{options}/all"
     for measure in WORDS
@@ -220,7 +223,7 @@ def test_rows_that_say_nothing_are_counted_by_reason_also_where_others_have_a_va
 # --- the gate -----------------------------------------------------------------------------------------------------------
 
 
-GAIN_NAME, _, GAIN_OF = GAIN.partition(":")
+(GAIN_NAME, GAIN_OF), (_, SHUFFLED_OF) = (name.split(":") for name in GAINS)
 
 
 def gain(value: float | None) -> dict[str, MetricRow | None]:
@@ -238,6 +241,19 @@ def test_a_source_passes_whose_words_decide_so_much_more_than_random_ones() -> N
         assert (verdict.source, verdict.passed) == ("attribution", passed)
     assert judged(config, {}, accuracy(0.9), None)[0].text.endswith("no row could be measured")
     assert judged(AuditConfig(), gain(0.0), accuracy(0.9), 0.25) == []
+
+
+def test_a_source_is_judged_by_the_strongest_of_its_controls() -> None:
+    config = AuditConfig(min_faithfulness_gain=0.1)
+    over_random, over_shuffled = (
+        ABOUT.row(GAIN_NAME, v, 100, (0.0, 0.4), of=of) for v, of in ((0.3, GAIN_OF), (0.05, SHUFFLED_OF))
+    )
+    (verdict,) = judged(config, {"attribution": over_strongest([over_random, over_shuffled])}, accuracy(0.9), 0.25)
+    assert not verdict.passed
+    assert "above words by its shuffled scores, its words make the answer's probability fall 0.050" in verdict.text
+    unranked = ABOUT.row(GAIN_NAME, None, 0, of=SHUFFLED_OF)
+    assert over_strongest([over_random, unranked]) == over_random
+    assert over_strongest([unranked]) is None
 
 
 def test_what_a_teacher_near_chance_says_passes_no_gate() -> None:

@@ -203,7 +203,7 @@ def test_page_markdown_and_json_have_the_comparisons(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("primary", "said"),
     [
-        ({"variant": "attribution", "against": "label-only"}, None),
+        ({"variant": "label-only", "against": "attribution"}, None),
         ({"variant": "attribution", "against": "lable-only"}, "significance: 'lable-only' is no variant of training.variants"),
         ({"variant": "attribution", "against": "attribution"}, "expected two variants, got 'attribution' against itself"),
     ],
@@ -215,3 +215,37 @@ def test_a_comparison_is_of_two_variants_that_are_trained(primary: dict[str, str
         return
     with pytest.raises(ConfigError, match=said):
         validate(data, "here")
+
+
+SHUFFLED = {"name": "shuffled", "source": "shuffled", "objective": {"type": "multi_task", "alpha": 0.5}}
+OTHERWISE = SHUFFLED | {"objective": {"type": "multi_task", "alpha": 0.9}}
+
+
+@pytest.mark.parametrize(
+    ("added", "others", "is_refused"),
+    [
+        ([], [], True),
+        ([SHUFFLED], [], True),
+        ([OTHERWISE], [{"variant": "attribution", "against": "shuffled"}], True),
+        ([SHUFFLED], [{"variant": "attribution", "against": "shuffled"}], False),
+    ],
+    ids=["no control", "not compared", "another objective", "compared"],
+)
+def test_a_claim_about_attributions_has_their_shuffled_scores_among_its_controls(
+    added: list[dict[str, object]], others: list[dict[str, str]], is_refused: bool
+) -> None:
+    learnt = SHUFFLED | {"name": "attribution", "source": "attribution"}
+    training = MINI["training"] | {"variants": [MINI["training"]["variants"][0], learnt, *added]}
+    rationales = MINI["rationales"] | {"sources": [*MINI["rationales"]["sources"], {"type": "shuffled"}]}
+    significance = {"primary": {"variant": "attribution", "against": "label-only"}, "others": others}
+    data = {
+        "task": {"type": "planted", "path": "x"},
+        "training": training,
+        "rationales": rationales,
+        "significance": significance,
+    }
+    if not is_refused:
+        assert validate(MINI | data, "here").significance is not None
+        return
+    with pytest.raises(ConfigError, match="'attribution' learns from attributions .* Add {type: shuffled}"):
+        validate(MINI | data, "here")

@@ -54,7 +54,7 @@ def test_a_mapping_is_merged_and_a_list_replaced() -> None:
 @pytest.mark.parametrize(
     ("arguments", "section"),
     [
-        (["--attribution.method.type=integrated_gradients"], {"type": "integrated_gradients", "n_steps": 50}),
+        (["--attribution.method.type=integrated_gradients"], {"type": "integrated_gradients", "n_steps": 50, "baseline": "pad"}),
         (["--attribution.method.type=saliency", "--attribution.method.norm=l2"], {"type": "saliency", "norm": "l2"}),
     ],
 )

@@ -25,7 +25,7 @@ def run_of(folder: Path, empty: str, left: str) -> Wiring:
     path = write_mini(folder)
     (folder / "corpus" / f"{empty}.jsonl").write_text(NO_ROW[left])
     lenient = MINI["prepare"] | {"max_error_frac": 1.0}
-    significance = {"primary": {"variant": "attribution", "against": "label-only"}}
+    significance = {"primary": {"variant": "label-only", "against": "attribution"}}
     config = mini_config(path, training=alone(), significance=significance, prepare=lenient)
     run = studied(audited(taught(prepared(config))))
     plain(run.store, agreement_works(run))

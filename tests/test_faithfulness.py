@@ -109,7 +109,7 @@ def test_a_row_is_asked_about_as_often_as_its_config_says_at_most() -> None:
     config, tally = FaithfulnessConfig(fractions=FRACTIONS), Counter[str]()
     measure([rationalised(" ".join(f"word{n}" for n in range(40)) + " alpha beta", k=2)], eraser(), linear, tally)
     assert config.texts(by_importance=False) == 5
-    assert 5 < tally["asked"] <= config.texts(by_importance=True) == 17
+    assert 5 < tally["asked"] <= config.texts(by_importance=True) == 23
 
 
 def test_each_text_is_asked_about_once() -> None:
@@ -131,8 +131,9 @@ def test_an_order_of_which_a_text_cannot_be_read_is_left_out_and_the_others_stay
     (made,) = measure([rationalised("alpha bank", 2)], eraser(fractions=(0.5,)), reading, Counter())
     assert isinstance(made, Erasure)
     told = set(zip(made.measure, made.order, strict=True))
-    both = {(name, order) for name in ("comprehensiveness", "sufficiency") for order in ("importance", "random", "lexical")}
-    assert told == both | {("sufficiency", "rationale"), ("sufficiency", "rationale_random")}
+    orders = ("importance", "random", "shuffled", "lexical")
+    both = {(name, order) for name in ("comprehensiveness", "sufficiency") for order in orders}
+    assert told == both | {("sufficiency", f"rationale{control}") for control in ("", "_random", "_shuffled")}
     found = {row.metric: (row.value, row.n) for row in faithfulness_sums([made]).metrics(ABOUT)}
     assert found["comprehensiveness:rationale"] == (None, 0)
     assert found["comprehensiveness_gain:rationale_random"] == (None, 0)
@@ -216,7 +217,8 @@ def test_the_stage_asks_its_teacher_about_erased_texts(tmp_path: Path) -> None:
     rationales = RationalesConfig()
     unmerged = rationales.model_copy(update={"merge_duplicates": False})
     config = FaithfulnessConfig(fractions=(0.5,))
-    recipe = Faithfulness(config, source, unmerged.units, rationales.roles, by_importance=True, device="cpu", threads=1)
+    words = unmerged.units, rationales.units, rationales.control
+    recipe = Faithfulness(config, source, *words, rationales.roles, by_importance=True, device="cpu", threads=1)
     rows = [rationalised("money in the river bank, or a cake?", scores={"river": 1.0}), rationalised("coffee", uid="r2")]
     tally: Counter[str] = Counter()
     first, second = pickle.loads(pickle.dumps(recipe)).open()(rows, tally)

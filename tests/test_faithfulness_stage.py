@@ -17,11 +17,10 @@ def test_a_sample_of_rationales_becomes_erasures_with_the_same_uids(tmp_path: Pa
     config, rationales = FaithfulnessConfig(rows=30, fractions=(0.1, 0.5)), wiring.config.rationales
     source, manifest = completed(wiring.store, wiring.rationales()["attribution"])
     unmerged = rationales.model_copy(update={"merge_duplicates": False})
+    words = unmerged.units, rationales.units, rationales.control
     work = Work(
         title="audit",
-        recipe=Faithfulness(
-            config, wiring.teacher, unmerged.units, rationales.roles, by_importance=True, device="cpu", threads=1
-        ),
+        recipe=Faithfulness(config, wiring.teacher, *words, rationales.roles, by_importance=True, device="cpu", threads=1),
         source=source,
         target="audit/attribution",
         reads=RationaleRow,

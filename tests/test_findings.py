@@ -85,13 +85,13 @@ def test_the_report_job_writes_its_three_files_and_nothing_else(done: Wiring, tm
 
 
 def test_with_one_seed_a_declared_comparison_is_a_difference_without_a_test(done: Wiring) -> None:
-    primary = {"variant": "attribution", "against": "label-only"}
+    primary = {"variant": "label-only", "against": "attribution"}
     config = Config.model_validate(done.config.model_dump(mode="json") | {"significance": {"primary": primary}})
     found = Findings(Wiring(config, done.store)).report()
     (difference,) = (row for row in found.metrics if row.metric == "accuracy_difference")
     accuracy = {row.variant: row.value or 0.0 for row in found.metrics if row.metric == "accuracy"}
-    assert difference.value == pytest.approx(accuracy["attribution"] - accuracy["label-only"])
-    assert (difference.against, difference.p_value, difference.n) == ("label-only", None, 20)
+    assert difference.value == pytest.approx(accuracy["label-only"] - accuracy["attribution"])
+    assert (difference.against, difference.p_value, difference.n) == ("attribution", None, 20)
     assert found.comparisons is not None
     assert found.comparisons.verdicts[0].in_words.startswith("not tested: one seed")
 

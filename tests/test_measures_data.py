@@ -120,7 +120,7 @@ def planted(look: Look, config: RationalesConfig, rows: int = 200) -> list[Ratio
 def at_random(row: RationaleRow, config: RationalesConfig) -> RationaleRow:
     """The row with as many words drawn from its candidates as a ranking takes."""
     candidates = config.units(row, row.importance)
-    chosen, _ = RandomSource().choose(Offer(row, candidates, config.select(candidates)))
+    chosen, _ = RandomSource().choose(Offer(row, candidates, config.select(candidates), lambda _: []))
     marked = {index for each in chosen for index in each.occurrences}
     return dataclasses.replace(row, rationale=[index in marked for index in range(len(row.rationale))])
 
@@ -232,8 +232,8 @@ def test_on_public_data_every_measure_has_a_value_or_the_reason_why_not(
     examples = [task.example(record, "train") for record in records(path)[:300]]
     rows = [attributed(each, IN_QUESTION, on_nothing) for each in examples if each.error is None]
     for reported, k in ((RANKED, 5), (CHAINS, None)):
-        own = IN_QUESTION.units
-        recipe = MeasureRationales(own, own, WITH_OPTIONS.units, k, reported.is_text, False, task.judge)
+        own, mixed = IN_QUESTION.units, (IN_QUESTION.control, WITH_OPTIONS.control)
+        recipe = MeasureRationales(own, own, WITH_OPTIONS.units, *mixed, k, reported.is_text, False, task.judge)
         found = audit_sums(row for row in recipe.open()(rows, Counter()) if isinstance(row, Measured))
         metrics, nulls = found.metrics(ABOUT, reported), found.nulls(reported)
         assert {row.metric for row in metrics if row.value is None} == nulls.keys()

@@ -60,7 +60,7 @@ def test_a_model_that_answered_no_row_has_a_dash_and_another_reason() -> None:
 def test_rationales_without_a_hit_rate_have_a_dash_and_the_reason(left_out: dict[Why, int], said: str) -> None:
     metrics = [*rationales("llm", 0, with_evidence=0), *rationales("none", 0, with_evidence=0)]
     table = rationale_table(metrics, (), {source: {"evidence_hit_rate": left_out} for source in ("llm", "none")})
-    assert table.rows[0] == ("llm", "–", "–", "3.0", "0.5", "200", "0")
+    assert table.rows[0] == ("llm", "–", "–", "–", "3.0", "0.5", "200", "0")
     assert table.notes == [f"No hit rate for llm, none: {said}."]
 
 

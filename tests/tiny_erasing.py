@@ -46,7 +46,8 @@ def rationalised(
 def eraser(config: RationalesConfig | None = None, fractions: tuple[float, ...] = FRACTIONS, **changes: object) -> Eraser:
     config = config or RationalesConfig()
     unmerged = config.model_copy(update={"merge_duplicates": False})
-    return dataclasses.replace(Eraser(unmerged.units, config.roles, fractions, 0), **changes)  # type: ignore[arg-type]
+    made = Eraser(unmerged.units, config.units, config.control, config.roles, fractions, 0)
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
 def measured(row: RationaleRow, by: Eraser | None = None) -> dict[tuple[str, str, float], float]:

@@ -20,7 +20,7 @@ from kd.errors import RowFault
 from kd.frozen import Frozen
 from kd.models import ModelSource
 from kd.rows import Attribution, Example, RowError, Span, Split, extended
-from kd.spans import touched, words
+from kd.spans import check_segmenter, touched, words
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -73,11 +73,15 @@ class Attribute:
     source: ModelSource
     device: str
     threads: int
+    segmenter: str | None = None
+    """What must find words, where the method looks at words and the corpus has text without spaces (`kd.spans.segmenter`)."""
 
     def open(self) -> Apply:
         """Load the teacher and return the function from examples to attributions."""
         from kd.families.opening import load_family
 
+        if self.segmenter is not None:
+            check_segmenter(self.segmenter)
         return Engine(self.config, load_family(self.source, self.device, self.threads)).attribute
 
 
@@ -109,10 +113,15 @@ class _Answers:
 
 
 class Engine:
-    """Explains rows with one model, whose weights it freezes. Nothing is drawn at random."""
+    """Explains rows with one model, whose weights it freezes. Nothing is drawn at random.
+
+    Raises:
+        ConfigError: the method asks for a baseline that the model does not have.
+    """
 
     def __init__(self, config: AttributionConfig, family: Family) -> None:
         family.model.requires_grad_(False)  # a third of the backward's work, and a whole copy of the weights
+        config.method.check(family)
         self._config = config
         self._family = family
         self._batches = MicroBatches(config.batch_tokens)
@@ -176,7 +185,7 @@ class Engine:
             row,
             Attribution,
             model=self._family.name,
-            method=self._config.method.type,
+            method=self._config.method.name,
             explained=question.explained,
             explained_answer=answers.text,
             generated=None if said is None else self._generated(said, row.label_set),

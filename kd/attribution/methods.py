@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from kd.families.base import Explained
+    from kd.families.base import Explained, Family
+
+
+Baseline = Literal["pad", "mask", "mean", "zero"]
+"""As in `kd.families.base`, which is heavy to import."""
 
 
 class Case(NamedTuple):
@@ -53,7 +57,23 @@ class Passes(NamedTuple):
     backward: int
 
 
-class Saliency(Frozen):
+class _AtTheInput(Frozen):
+    """What the methods share that need nothing but the gradient at the input."""
+
+    at_the_input: ClassVar[bool] = True
+    by_word: ClassVar[bool] = False
+    type: str
+
+    @property
+    def name(self) -> str:
+        """What rows say of it."""
+        return self.type
+
+    def check(self, family: Family) -> None:
+        """Every model has that."""
+
+
+class Saliency(_AtTheInput):
     """How strongly the explained number reacts to a token: the norm of the gradient at its embedding. Never negative.
 
     The number is the log-probability (nats) of the answer if the model writes it, the logit of its class if the model
@@ -63,7 +83,6 @@ class Saliency(Frozen):
     where answer tokens pull in opposite directions.
     """
 
-    at_the_input: ClassVar[bool] = True
     type: Literal["saliency"] = "saliency"
     norm: Literal["l1", "l2"] = "l1"
     """Sum of the absolute values over the embedding, or their Euclidean length."""
@@ -80,7 +99,7 @@ class Saliency(Frozen):
         return Explanation(gradient.norm(p=int(self.norm[1]), dim=-1), None)
 
 
-class InputXGradient(Frozen):
+class InputXGradient(_AtTheInput):
     """What a token adds to the explained number, to first order: embedding times gradient, summed. Signed, in its unit.
 
     The number is the log-probability (nats) of the answer if the model writes it, the logit of its class if the model
@@ -89,7 +108,6 @@ class InputXGradient(Frozen):
     scores.
     """
 
-    at_the_input: ClassVar[bool] = True
     type: Literal["input_x_gradient"] = "input_x_gradient"
 
     def passes(self, words: int) -> Passes:  # noqa: ARG002
@@ -103,17 +121,38 @@ class InputXGradient(Frozen):
         return Explanation(product.detach().sum(-1), None)
 
 
-class IntegratedGradients(Frozen):
+class _Against(Frozen):
+    """What the methods share that look at the input beside a blank one."""
+
+    at_the_input: ClassVar[bool] = False
+    by_word: ClassVar[bool] = False
+    type: str
+    baseline: Baseline = "pad"
+    """What stands in the blank input for every token of a segment: `pad` or `mask`, the embedding of that token of the
+    tokenizer's, scaled as the model scales it; `mean`, the mean embedding of the vocabulary; `zero`, a vector of zeros, which
+    models that normalise their embeddings have never seen, so that integrated gradients need many steps. A tokenizer
+    without a token that is asked for is refused, and so is one whose padding token is its end-of-sequence token."""
+
+    @property
+    def name(self) -> str:
+        """What rows say of it."""
+        return f"{self.type}/{self.baseline}"
+
+    def check(self, family: Family) -> None:
+        """Raise ConfigError where a model has no such baseline."""
+        family.baseline(self.baseline)
+
+
+class IntegratedGradients(_Against):
     """What a token adds to the explained number on the way from a blank input to the real one. Signed, in its unit.
 
     The number is the log-probability (nats) of the answer if the model writes it, the logit of its class if the model
-    classifies; the answer is the gold or the predicted one, as `attribution.explained` says. The blank input has the padding
-    token's embedding for every token of a segment; special tokens stay. The path is straight. A row's scores sum to the number
-    on the real input minus that on the blank one, up to `completeness_gap` (sum minus difference), which shrinks with more
-    steps. Linear in the gradient, like the above.
+    classifies; the answer is the gold or the predicted one, as `attribution.explained` says. The blank input has the
+    `baseline` for every token of a segment; special tokens stay. The path is straight. A row's scores sum to the number on the
+    real input minus that on the blank one, up to `completeness_gap` (sum minus difference), which shrinks with more steps.
+    Linear in the gradient, like the above.
     """
 
-    at_the_input: ClassVar[bool] = False
     type: Literal["integrated_gradients"] = "integrated_gradients"
     n_steps: int = Field(default=50, ge=1)
     """Points on the path; the cost is that many times that of saliency."""
@@ -127,7 +166,7 @@ class IntegratedGradients(Frozen):
         what = case.what
         scores, gap = Path(what.forward).attribute(
             what.embeds,
-            what.blank(),
+            what.blank(self.baseline),
             additional_forward_args=(what.rows,),
             n_steps=self.n_steps,
             internal_batch_size=max(len(what.embeds), case.rows_at_once),
@@ -136,16 +175,16 @@ class IntegratedGradients(Frozen):
         return Explanation(scores.detach().sum(-1), gap.detach())
 
 
-class Occlusion(Frozen):
+class Occlusion(_Against):
     """What the explained number loses when a word is blanked out. Signed, in its unit.
 
     The number is the log-probability (nats) of the answer if the model writes it, the logit of its class if the model
     classifies; the answer is the gold or the predicted one, as `attribution.explained` says. A word's tokens are replaced
-    together by the padding token's embedding, one word at a time, and share the loss equally. Positive speaks for the answer.
-    No gradient is used: the cost is one forward per word, and the scores of a row sum to nothing in particular.
+    together by the `baseline`, one word at a time, and share the loss equally. Positive speaks for the answer. No gradient is
+    used: the cost is one forward per word, and the scores of a row sum to nothing in particular.
     """
 
-    at_the_input: ClassVar[bool] = False
+    by_word: ClassVar[bool] = True
     type: Literal["occlusion"] = "occlusion"
 
     def passes(self, words: int) -> Passes:
@@ -158,7 +197,8 @@ class Occlusion(Frozen):
         what, words = case.what, case.words()
         lost = FeatureAblation(what.forward).attribute(
             what.embeds,
-            what.blank(),  # special tokens and padding are the same in it, so the word they are counted to does not matter
+            # Special tokens and padding are the same in it, so the word that they are counted to does not matter.
+            what.blank(self.baseline),
             additional_forward_args=(what.rows,),
             feature_mask=words.unsqueeze(-1),
             perturbations_per_eval=max(1, case.rows_at_once // len(words)),

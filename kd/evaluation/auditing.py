@@ -17,10 +17,10 @@ from kd.audit_rows import Measured
 from kd.evaluation.faithfulness import FaithfulnessConfig
 from kd.evaluation.metrics import About, Counts, Mean, chance_of
 from kd.evaluation.overlap import TEXT, WORDS, BySlice, label_overlap, teachers_answer, text_overlap
-from kd.evaluation.plausibility import HARD, SOFT, hard_plausibility, soft_plausibility
+from kd.evaluation.plausibility import HARD, SHUFFLED, SOFT, hard_plausibility, shuffled_plausibility, soft_plausibility
 from kd.evaluation.sizes import GAP, SIZE, gaps, sizes
 from kd.evaluation.sums import Finding, Measure, Result, Sums, Tally, Why
-from kd.evaluation.units import Units
+from kd.evaluation.units import Shuffled, Units
 from kd.frozen import Frozen
 from kd.rows import COUNTED_AS, MetricRow, RationaleRow, Split, Status
 from kd.shards import Apply
@@ -48,7 +48,9 @@ class AuditConfig(Frozen):
     """How the teacher is asked again without the words. Null: it is not asked."""
     min_faithfulness_gain: float | None = Field(default=None, ge=-2, le=2)
     """The gate: by how much erasing a source's words must make the probability of the explained answer fall more than erasing
-    as many random words does (`comprehensiveness_gain:rationale_random`), on average over rows. Null: no gate."""
+    the words of the strongest control does, on average over rows: as many random words
+    (`comprehensiveness_gain:rationale_random`), and of an attribution those that its token scores pick when they are permuted
+    (`comprehensiveness_gain:rationale_shuffled`). Null: no gate."""
     gated: tuple[str, ...] = ("attribution",)
     """Sources that must pass the gate. A control cannot, and is not meant to."""
     on_fail: Literal["warn", "stop"] = "warn"
@@ -70,13 +72,16 @@ class MeasureRationales:
 
     `units` are the words that a rationale may hold, `unmerged` the same, each occurrence by itself, `with_options` those and the
     options' words. `k` of the heaviest of these are taken for label overlap, so hand them in unmerged too; None where the source
-    ranks nothing. `is_text`: whether its rationales are a chain of thought, in which stop words of an answer count where
+    ranks nothing. `shuffled` and `shuffled_with_options` are the importance that the permuted token scores give to the former
+    and to the latter. `is_text`: whether its rationales are a chain of thought, in which stop words of an answer count where
     `keep_stop_words` is set. `judge`: whether an answer is right, as the task says.
     """
 
     units: Units
     unmerged: Units
     with_options: Units
+    shuffled: Shuffled
+    shuffled_with_options: Shuffled
     k: int | None
     is_text: bool
     keep_stop_words: bool
@@ -125,8 +130,9 @@ class MeasureRationales:
         parts = {WHOLE: sizes([row], self.units) + hard_plausibility([row], self.units)}
         if self.k is not None:
             parts[WHOLE] += gaps([row]) + soft_plausibility([row], self.unmerged)
-        drawn_from = self.units if self.k is None else None
-        parts |= _parts(label_overlap([row], self.with_options, self.k, drawn_from))
+            parts[WHOLE] += shuffled_plausibility([row], self.units, self.unmerged, self.shuffled)
+        drawn_from, shuffled = (self.units, None) if self.k is None else (None, self.shuffled_with_options)
+        parts |= _parts(label_overlap([row], self.with_options, self.k, drawn_from, shuffled))
         if self.is_text:
             parts |= _parts(text_overlap([row], self.keep_stop_words))
         return ((part, name, tally) for part, sums in parts.items() for name, tally in sums.tallies.items())
@@ -155,7 +161,7 @@ class Reported:
     def measures(self, part: str) -> Sequence[Measure]:
         """What is reported of a part."""
         if part == WHOLE:
-            return (*SIZE, *HARD, *GAP, *SOFT) if self.ranked else (*SIZE, *HARD)
+            return (*SIZE, *HARD, *GAP, *SOFT, *SHUFFLED) if self.ranked else (*SIZE, *HARD)
         return TEXT if part.startswith(CHAIN_OF_THOUGHT) else WORDS
 
     @property

@@ -3,7 +3,8 @@
 The unit is the single occurrence of a word, also where a rationale counts the same word once. So a control erases as many words
 of the text as what it controls: `rationale_random` draws as many occurrences as the rationale marks. Merged words would not do:
 the scores of one that is repeated are summed, so that it comes first whatever the scores say, and all of it goes at once, where
-most of the control's words occur once: an importance that knows nothing would have a gain.
+most of the control's words occur once: an importance that knows nothing would have a gain. `rationale_shuffled` takes as many
+words as the rationale, counted as it counts them, by the same scores permuted: that is favoured as the rationale is.
 """
 
 import random
@@ -12,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kd.evaluation.units import Units
+from kd.evaluation.units import Shuffled, Units, as_many, ranked
 from kd.families.text import NEVER_CUT
 from kd.portions import portion
 from kd.rows import RationaleRow, Segment, Span, text_of
@@ -36,13 +37,16 @@ class Trial:
 class Eraser:
     """How rows are erased.
 
-    `units` are the words that may be erased, each occurrence by itself, the heaviest first in order of importance; `roles` says
-    which segments hold them, `fractions` how many of them are taken, rounded up, `seed` what the random order is drawn from.
-    Without `by_importance` only the row's own rationale is measured, as is right for a source that does not follow the
-    importance. Options are never erased: the answer that is asked about is one of them.
+    `units` are the words that may be erased, each occurrence by itself, the heaviest first in order of importance, `merged` the
+    same as a rationale counts them; `roles` says which segments hold them, `fractions` how many of them are taken, rounded up,
+    `seed` what the random order is drawn from, `shuffled` the importance that the row's token scores give when they are
+    permuted. Without `by_importance` only the row's own rationale is measured, as is right for a source that does not follow
+    the importance. Options are never erased: the answer that is asked about is one of them.
     """
 
     units: Units
+    merged: Units
+    shuffled: Shuffled
     roles: tuple[str, ...]
     fractions: tuple[float, ...]
     seed: int
@@ -55,34 +59,37 @@ class Eraser:
     def trials(self, row: RationaleRow) -> list[Trial]:
         """Every text to ask about.
 
-        Orders over `fractions`: `importance`, `random`, and `lexical`, where words come first that stand in several
-        segments, as in question and option, or in premise and hypothesis (of equals the random order decides); a row
-        without such a word has no lexical order. Then the words that the row's `rationale` marks, and as many of the random
-        order, `rationale_random`.
+        Orders over `fractions`: `importance`, `random`, `shuffled`, and `lexical`, where words come first that stand in
+        several segments, as in question and option, or in premise and hypothesis (of equals the random order decides); a row
+        without such a word has no lexical order. Then the words that the row's `rationale` marks, as many of the random order,
+        `rationale_random`, and as many as it holds by the shuffled importance, `rationale_shuffled`.
 
         Raises:
             ValueError: a unit has several occurrences.
         """
-        ranked = self._ranked(row)
+        heaviest = self._ranked(row, row.importance)
         # The source `random` draws by seed and uid: by the same key it would be measured against itself.
-        drawn = random.Random(f"erased/{self.seed}/{row.uid}").sample(sorted(ranked), len(ranked))
-        marked = [index for index in ranked if row.rationale[index]]
+        drawn = random.Random(f"erased/{self.seed}/{row.uid}").sample(sorted(heaviest), len(heaviest))
+        marked = [index for index in heaviest if row.rationale[index]]
         made = []
-        if ranked:
-            made += self._pair(row, "rationale", len(marked) / len(ranked), marked)
-            made += self._pair(row, "rationale_random", len(marked) / len(ranked), drawn[: len(marked)])
-        if ranked and self.by_importance:
-            echoes, orders = _echoes(row), {"importance": ranked, "random": drawn}
-            if any(echoes[_word(row, index)] > 1 for index in ranked):
+        if heaviest:
+            made += self._pair(row, "rationale", len(marked) / len(heaviest), marked)
+            made += self._pair(row, "rationale_random", len(marked) / len(heaviest), drawn[: len(marked)])
+        if heaviest and self.by_importance:
+            mixed = self.shuffled(row)
+            likewise = [index for unit in as_many(row, self.merged, mixed) for index in unit.occurrences if index in heaviest]
+            made += self._pair(row, "rationale_shuffled", len(likewise) / len(heaviest), likewise)
+            echoes, orders = _echoes(row), {"importance": heaviest, "random": drawn, "shuffled": self._ranked(row, mixed)}
+            if any(echoes[_word(row, index)] > 1 for index in heaviest):
                 orders["lexical"] = sorted(drawn, key=lambda index: -echoes[_word(row, index)])
             for name, order in orders.items():
                 for frac in self.fractions:
                     made += self._pair(row, name, frac, order[: portion(frac, len(order))])
         return made
 
-    def _ranked(self, row: RationaleRow) -> list[int]:
-        """Which of the row's words may be erased, the heaviest first, ties to the earlier."""
-        by_weight = sorted(self.units(row, row.importance), key=lambda unit: -unit.weight)
+    def _ranked(self, row: RationaleRow, importance: Sequence[float]) -> list[int]:
+        """Which of the row's words may be erased, the heaviest first by an importance, ties to the earlier."""
+        by_weight = ranked(self.units(row, importance))
         if any(len(unit.occurrences) > 1 for unit in by_weight):
             raise ValueError("expected every occurrence of a word as a unit of its own, got merged ones")
         indices = (index for unit in by_weight for index in unit.occurrences)

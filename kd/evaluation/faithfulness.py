@@ -2,8 +2,8 @@
 
 Comprehensiveness and sufficiency as in ERASER (DeYoung et al., ACL 2020, equations 1 and 2): how far the probability of the
 explained answer falls without the words, and with nothing but the words. Over several fractions of the words their plain
-mean is taken, as ERASER's own program does (AOPC). Every number stands beside that of words drawn at random, and of words
-that stand in question and options alike.
+mean is taken, as ERASER's own program does (AOPC). Every number stands beside that of words drawn at random, of those that
+the same token scores pick when they are permuted, and of words that stand in question and options alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kd.audit_rows import Erasure
 from kd.batching import MicroBatches
 from kd.errors import RowFault
 from kd.evaluation.erasing import Eraser, Trial
-from kd.evaluation.units import Units
+from kd.evaluation.units import Shuffled, Units
 from kd.frozen import Frozen
 from kd.models import ModelSource
 from kd.rows import Example, RationaleRow, RowError, Segment, as_question
@@ -55,7 +55,7 @@ class FaithfulnessConfig(Frozen):
 
     def texts(self, by_importance: bool) -> int:
         """How many texts of a row the teacher is asked about, at most: the same text is asked about once."""
-        return 1 + 2 * (2 + 3 * len(self.fractions) * by_importance)
+        return 1 + 2 * (2 + (1 + 4 * len(self.fractions)) * by_importance)
 
     @field_validator("fractions")
     @classmethod
@@ -69,14 +69,15 @@ class FaithfulnessConfig(Frozen):
 class Faithfulness:
     """The stage: rows of one source of rationales in, erasures out. The teacher is loaded in `open`.
 
-    `units` are the words that a rationale may hold, each occurrence by itself, `roles` those of the segments that they may come
-    from; `by_importance` says whether to measure the importance too, or the rationale alone. `device` is "cpu", "cuda" or
-    "spread"; `threads` are torch's.
+    `units`, `merged`, `shuffled` and `roles` are the `Eraser`'s; `by_importance` says whether to measure the importance too, or
+    the rationale alone. `device` is "cpu", "cuda" or "spread"; `threads` are torch's.
     """
 
     config: FaithfulnessConfig
     source: ModelSource
     units: Units
+    merged: Units
+    shuffled: Shuffled
     roles: tuple[str, ...]
     by_importance: bool
     device: str
@@ -87,7 +88,8 @@ class Faithfulness:
         from kd.families.opening import load_family
 
         teacher = Teacher(load_family(self.source, self.device, self.threads), self.config.batch_tokens)
-        eraser = Eraser(self.units, self.roles, self.config.fractions, self.config.seed, self.by_importance)
+        words = self.units, self.merged, self.shuffled, self.roles
+        eraser = Eraser(*words, self.config.fractions, self.config.seed, self.by_importance)
         return lambda rows, tally: measure(rows, eraser, teacher.ask, tally)
 
 

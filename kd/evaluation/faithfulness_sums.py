@@ -10,7 +10,13 @@ from kd.evaluation.metrics import About
 from kd.evaluation.sums import Finding, Tally, Why, within
 from kd.rows import MetricRow
 
-CONTROLS = (("importance", "random"), ("importance", "lexical"), ("rationale", "rationale_random"))
+CONTROLS = (
+    ("importance", "random"),
+    ("importance", "shuffled"),
+    ("importance", "lexical"),
+    ("rationale", "rationale_random"),
+    ("rationale", "rationale_shuffled"),
+)
 """Orders of words, each with the one that it must beat."""
 
 _FALLS_MORE = {"comprehensiveness": 1, "sufficiency": -1}
@@ -96,7 +102,7 @@ def _fall(row: Erasure, order: str, points: list[tuple[float, float]], ranked: b
         return statistics.fmean(fall for _, fall in points)
     if not row.order:
         return Why.NO_CANDIDATES
-    if not ranked and not order.startswith("rationale"):
+    if not ranked and order not in ("rationale", "rationale_random"):
         return Why.UNRANKED
     return Why.NO_ECHO if order == "lexical" and "lexical" not in row.order and "random" in row.order else Why.UNREADABLE
 

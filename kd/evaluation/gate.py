@@ -1,14 +1,17 @@
-"""The gate before students are trained: do the words of a rationale decide the teacher's answer more than random ones do?"""
+"""The gate before students are trained: do the words of a rationale decide the teacher's answer more than a control's do?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from kd.evaluation.auditing import AuditConfig
 from kd.evaluation.metrics import is_near_chance
 from kd.rows import MetricRow
 
-GAIN = "comprehensiveness_gain:rationale_random"
-"""The metric that is judged: every source has it."""
+GAINS = {
+    "comprehensiveness_gain:rationale_random": "random words",
+    "comprehensiveness_gain:rationale_shuffled": "words by its shuffled scores",
+}
+"""The metrics that are judged, and what each is a gain over. Every source has the first, an attribution the second too."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,12 @@ class GateVerdict:
     source: str
     passed: bool
     text: str
+
+
+def over_strongest(metrics: Iterable[MetricRow]) -> MetricRow | None:
+    """Of one source's metrics the gain over its strongest control, the smallest of `GAINS`; None where none was measured."""
+    found = [(row.value, row) for row in metrics if row.metric in GAINS and row.value is not None]
+    return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def judged(
@@ -30,10 +39,10 @@ def judged(
     """A verdict on every gated source; none without a gate.
 
     Args:
-        gains: by source its `GAIN`, None where it was not measured. It passes if it is large enough and, as far as its
-            interval tells, no accident. teacher: its accuracy on the measured rows, or on validation where it was taught on
-            those (`in_sample`); None where no row has a label, or it was not validated. level: the chance level of that. A
-            teacher near chance voids the measure, and what is void passes nothing.
+        gains: by source its gain over the strongest control, None where it was not measured. It passes if it is large enough
+            and, as far as its interval tells, no accident. teacher: its accuracy on the measured rows, or on validation where it
+            was taught on those (`in_sample`); None where no row has a label, or it was not validated. level: the chance level of
+            that. A teacher near chance voids the measure, and what is void passes nothing.
     """
     least = config.min_faithfulness_gain
     if least is None:
@@ -55,8 +64,9 @@ def _verdict(source: str, gain: MetricRow | None, least: float, near: str | None
     if near is not None:
         text = f"{source}: {asked}; what was found, {found}, is void: on {near} the teacher is near chance"
         return GateVerdict(source, False, text)
+    control = GAINS[gain.metric]
     passed = gain.value >= least and gain.ci_low is not None and gain.ci_low >= min(least, 0.0)
     said = "passes" if passed else "does not pass"
     return GateVerdict(
-        source, passed, f"{source} {said}: above random words, its words make the answer's probability fall {found}; {asked}"
+        source, passed, f"{source} {said}: above {control}, its words make the answer's probability fall {found}; {asked}"
     )

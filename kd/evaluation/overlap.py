@@ -10,6 +10,7 @@ of the input. Its abstract is all that is public: data set, k, filters and formu
   nothing is in none of them.
 - Chance: as many words drawn evenly, without replacement, from those that could have been taken: a source that ranks nothing
   takes words of the roles that rationales come from, the ranking those of the options too. Then from the options' words alone.
+- Beside the ranking stands the same ranking, its token scores permuted among those of the words that could have been taken.
 - A row whose answer has no word in the input is left out: labels are no part of its input. Not so with a chain of thought, which
   may name any answer.
 
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kd.evaluation.sums import Finding, Findings, Measure, Sums, Why, add_up
-from kd.evaluation.units import Unit, Units, heaviest, is_held
+from kd.evaluation.units import Shuffled, Unit, Units, heaviest, is_held, ranked
 from kd.rows import RationaleRow, Segment
 from kd.spans import words
 from kd.stop_words import folded, says_something
@@ -35,12 +36,13 @@ _OURS = "ours; after the analysis in arXiv 2409.12586"
 def _beside_chance(name: str, meaning: str, source: str, *drawn: str) -> Iterator[Measure]:
     """A share of rows, then the same for what may be drawn at random instead; `source` says how that is reckoned."""
     yield Measure(name, 0, 1, True, "rows", f"share of rows {meaning}", _OURS)
-    for ending, what in zip(("chance", "option_chance"), drawn, strict=False):
+    for ending, what in zip(("chance", "option_chance", "shuffled"), drawn, strict=False):
         yield Measure(f"{name}_{ending}", 0, 1, True, "rows", f"the same for {what}", source)
 
 
-_AS_MANY = ("hypergeometric", "as many random words", "random words of the options")
-_ONE = ("hypergeometric", "a random word", "a random word of the options")
+_PERMUTED = "the ranking's token scores permuted"
+_AS_MANY = ("hypergeometric, or a draw", "as many random words", "random words of the options", _PERMUTED)
+_ONE = ("hypergeometric, or a draw", "a random word", "a random word of the options", _PERMUTED)
 WORDS = (
     *_beside_chance("overlap_any", "in which a word of the k belongs to the answer", *_AS_MANY),
     *_beside_chance("overlap_top1", "in which the heaviest word belongs to the answer", *_ONE),
@@ -75,7 +77,11 @@ BySlice = Mapping[Slice, Sums]
 
 
 def label_overlap(
-    rows: Sequence[RationaleRow], units: Units, k: int | None, drawn_from: Units | None = None
+    rows: Sequence[RationaleRow],
+    units: Units,
+    k: int | None,
+    drawn_from: Units | None = None,
+    shuffled: Shuffled | None = None,
 ) -> dict[Slice, Sums]:
     """Sums for `WORDS` in every slice that the rows fall into.
 
@@ -83,15 +89,17 @@ def label_overlap(
         rows: of one source. units: the words in which the answer is looked for, those of the options among them: add the role
             `choice`, and do not merge them where they are ranked (see `kd/evaluation/plausibility.py`).
         k: how many of the heaviest of these are taken; None takes the words of the rationale, which no source but the
-            attribution ranks. drawn_from: the words that such a source could have taken; None for `units`.
+            attribution ranks. drawn_from: the words that such a source could have taken; None for `units`. shuffled: the
+            importance that the permuted scores of a ranking give to a row's words; None where nothing is ranked.
     """
     found = _found(rows, units)
     own = found if drawn_from is None else _found(rows, drawn_from)
+    mixed = {row.uid: ranked(units(row, shuffled(row))) for row in rows if shuffled and row.error is None}
     return _sliced(
         [(row, row.explained, teachers_answer(row)) for row in rows],
         ("in", "out"),
         WORDS,
-        lambda row, answer, options: _words_of(row, answer, found[row.uid], own[row.uid], options, k),
+        lambda row, answer, options: _words_of(row, answer, found[row.uid], own[row.uid], mixed.get(row.uid), options, k),
     )
 
 
@@ -149,9 +157,16 @@ def _sliced(
 
 
 def _words_of(
-    row: RationaleRow, answer: str, found: Sequence[Unit], own: Sequence[Unit], options: str, k: int | None
+    row: RationaleRow,
+    answer: str,
+    found: Sequence[Unit],
+    own: Sequence[Unit],
+    mixed: Sequence[Unit] | None,
+    options: str,
+    k: int | None,
 ) -> Findings:
-    """What one row says: `found` are all words in which the answer may stand, `own` those that may be taken."""
+    """What one row says: `found` are all words in which the answer may stand, `own` those that may be taken, `mixed` the same
+    as the permuted scores rank them."""
     forms = _forms(answer)
     if not any(folded(unit.text) in forms for unit in found):
         return Why.ANSWER_NOT_IN_INPUT
@@ -168,7 +183,20 @@ def _words_of(
         "overlap_all": float(bool(marks) and all(marks)),
         "overlap_all_chance": all_by_chance(len(asked), right, len(taken)),
         **_of_options(row, forms, found, len(taken), options, k),
+        **_of_shuffled(row, forms, mixed, len(taken), options),
     }
+
+
+def _of_shuffled(
+    row: RationaleRow, forms: set[str], mixed: Sequence[Unit] | None, taken: int, options: str
+) -> dict[str, Finding]:
+    """What as many words reach, the first of those that the permuted scores rank."""
+    names = [measure.name for measure in WORDS if measure.name.endswith("shuffled")]
+    if mixed is None:
+        return dict.fromkeys(names, Why.UNRANKED)
+    there = [unit for unit in mixed if options == "in" or not _only_in_options(row, unit)]
+    marks = [folded(unit.text) in forms for unit in there[:taken]]
+    return dict(zip(names, (float(any(marks)), float(marks[:1] == [True]), float(bool(marks) and all(marks))), strict=True))
 
 
 def _of_options(

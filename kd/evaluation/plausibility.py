@@ -12,6 +12,8 @@ Source: ERASER (DeYoung et al. 2020, arXiv 1911.03429, section 4.1, and the auth
   words and no others is right, merged or not.
 - Chance is the expectation over as many units drawn evenly from the same ones, or over an even ranking. A ranking is measured
   over units that are not merged: the scores of a word that occurs twice are summed, which makes a random importance uneven.
+- The control of an attribution is itself, its token scores permuted (the source `shuffled` of `kd/rationales.py`): it takes as
+  many units. Chance does not know that an attribution takes long words and repeated ones more often whatever it says.
 - Rows whose importance is the same on every unit rank nothing and are left out of the area. Where some are equal, the area is
   scikit-learn's, a straight line over all of them at once, and not the mean over their orders.
 
@@ -21,11 +23,12 @@ Rows without evidence are left out and counted. A rationale that holds nothing s
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import groupby
 
 from kd.evaluation.overlap import any_by_chance
 from kd.evaluation.sums import Findings, Measure, Sums, Why, add_up
-from kd.evaluation.units import Unit, Units, is_evidence, is_held
+from kd.evaluation.units import Shuffled, Unit, Units, as_many, is_evidence, is_held
 from kd.rows import RationaleRow
 
 IOU_AT_LEAST = 0.5
@@ -46,6 +49,11 @@ SOFT = (
     Measure("auprc_chance", 0, 1, True, "rows", "the same for a random ranking", "see expected_auprc"),
 )
 """Measures of importance: it is the attribution's, whatever the source, so they belong to the attribution alone."""
+SHUFFLED = tuple(
+    Measure(f"{name}_shuffled", 0, 1, True, "rows", "the same for the attribution's token scores permuted", "ours")
+    for name in ("evidence_hit", "token_f1", "iou_f1", "auprc")
+)
+"""The control of the above, of the attribution alone."""
 
 Run = tuple[int, int, int]
 """Consecutive words: segment, first, and one past the last, counted among the units' occurrences in that segment."""
@@ -70,6 +78,27 @@ def soft_plausibility(rows: Iterable[RationaleRow], units: Units) -> Sums:
     return add_up(rows, SOFT, lambda row: _against_evidence(row, units, _soft))
 
 
+def shuffled_plausibility(rows: Sequence[RationaleRow], units: Units, unmerged: Units, shuffled: Shuffled) -> Sums:
+    """Sums for `SHUFFLED`: what the attribution's token scores reach when they are permuted.
+
+    Args:
+        rows: of the attribution. units, unmerged: the words that a rationale may hold, as they are and not merged.
+        shuffled: the importance that the permuted scores give to a row's words.
+    """
+
+    def hard(row: RationaleRow, found: Sequence[Unit], gold: Sequence[bool]) -> Findings:
+        taken = {tuple(unit.occurrences) for unit in as_many(row, units, shuffled(row))}
+        hits = _hits(row, found, gold, [tuple(unit.occurrences) in taken for unit in found])
+        return dict(zip((measure.name for measure in SHUFFLED), hits, strict=False))
+
+    def soft(row: RationaleRow, gold: Sequence[bool]) -> Findings:
+        weights = [unit.weight for unit in unmerged(row, shuffled(row))]
+        return Why.CONSTANT if len(set(weights)) < 2 else {"auprc_shuffled": auprc(weights, gold)}
+
+    of_choice = add_up(rows, SHUFFLED[:3], lambda row: _against_evidence(row, units, partial(hard, row)))
+    return of_choice + add_up(rows, SHUFFLED[3:], lambda row: _against_evidence(row, unmerged, lambda _, gold: soft(row, gold)))
+
+
 def _against_evidence(row: RationaleRow, units: Units, compare: Callable[[Sequence[Unit], Sequence[bool]], Findings]) -> Findings:
     if not row.evidence:
         return Why.NO_EVIDENCE
@@ -89,23 +118,30 @@ def _soft(found: Sequence[Unit], gold: Sequence[bool]) -> Findings:
 
 def _hard(row: RationaleRow, found: Sequence[Unit], gold: Sequence[bool], draws: int) -> Findings:
     held = [is_held(row, unit) for unit in found]
-    evidence = {index for unit, is_gold in zip(found, gold, strict=True) if is_gold for index in unit.occurrences}
-    places = sorted(index for unit in found for index in unit.occurrences)
-
-    def score(chosen: Iterable[Unit]) -> float:
-        marked = {index for unit in chosen for index in unit.occurrences}
-        return iou_f1(_runs(row, places, marked), _runs(row, places, evidence))
-
-    draw = random.Random(row.uid)
-    by_chance = [score(draw.sample(list(found), sum(held))) for _ in range(draws)]
+    hit, token, iou = _hits(row, found, gold, held)
+    draw, places = random.Random(row.uid), range(len(found))
+    drawn = [set(draw.sample(places, sum(held))) for _ in range(draws)]
+    by_chance = [_hits(row, found, gold, [place in taken for place in places])[2] for taken in drawn]
     return {
-        "evidence_hit_rate": float(any(map(min, held, gold))),
+        "evidence_hit_rate": hit,
         "evidence_hit_chance": any_by_chance(len(gold), sum(gold), sum(held)),
-        "token_f1": f1(sum(map(min, held, gold)), sum(held), sum(gold)),
+        "token_f1": token,
         "token_f1_chance": f1(sum(held) * sum(gold) / len(gold), sum(held), sum(gold)),
-        "iou_f1": score(unit for unit, is_in in zip(found, held, strict=True) if is_in),
+        "iou_f1": iou,
         "iou_f1_chance": math.fsum(by_chance) / draws,
     }
+
+
+def _hits(row: RationaleRow, found: Sequence[Unit], gold: Sequence[bool], held: Sequence[bool]) -> tuple[float, float, float]:
+    """Hit, token F1 and IOU F1 of the units that are held."""
+    places = sorted(index for unit in found for index in unit.occurrences)
+
+    def runs(taken: Sequence[bool]) -> list[Run]:
+        marked = {index for unit, is_in in zip(found, taken, strict=True) if is_in for index in unit.occurrences}
+        return _runs(row, places, marked)
+
+    hits = sum(map(min, held, gold))
+    return float(hits > 0), f1(hits, sum(held), sum(gold)), iou_f1(runs(held), runs(gold))
 
 
 def _runs(row: RationaleRow, places: Sequence[int], marked: set[int]) -> list[Run]:

@@ -32,6 +32,10 @@ Units = Callable[[RationaleRow, Sequence[float]], Sequence[Unit]]
 """From a row and an importance for each of its words to its units, in reading order."""
 
 
+Shuffled = Callable[[RationaleRow], Sequence[float]]
+"""From a row to the importance of its words after the scores of its tokens were permuted (`RationalesConfig.control`)."""
+
+
 def word(row: RationaleRow, index: int) -> Span:
     """The span of one of a row's words."""
     return Span(row.word_segment[index], row.word_start[index], row.word_end[index])
@@ -49,5 +53,15 @@ def is_evidence(row: RationaleRow, index: int) -> bool:
 
 def heaviest(units: Sequence[Unit], k: int) -> list[Unit]:
     """The `k` units of the largest weight, best first, ties to the earlier; never one of weight zero or less."""
-    ranked = sorted(units, key=lambda unit: -unit.weight)
-    return [unit for unit in ranked[:k] if unit.weight > 0]
+    return [unit for unit in ranked(units)[:k] if unit.weight > 0]
+
+
+def as_many(row: RationaleRow, units: Units, importance: Sequence[float]) -> list[Unit]:
+    """As many units as the row's rationale holds, the heaviest by another importance, whatever their weight."""
+    found = units(row, importance)
+    return ranked(found)[: sum(is_held(row, unit) for unit in found)]
+
+
+def ranked(units: Sequence[Unit]) -> list[Unit]:
+    """The units, the heaviest first, ties to the earlier."""
+    return sorted(units, key=lambda unit: -unit.weight)

@@ -7,8 +7,8 @@ that `Reading`. Axis names: b rows, t input tokens, a answer tokens, d hidden, v
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, ClassVar, TypeVar
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,9 @@ from kd.tasks.base import is_read, reads_alike
 
 Answer = list[int]
 """Ids of an answer: the tokens that the model is to write, with or without the end behind them; a classifier's is its class."""
+
+Baseline = Literal["pad", "mask", "mean", "zero"]
+"""What says nothing in a token's place: the embedding of the padding or of the mask token, the mean embedding, or zero."""
 
 Q = TypeVar("Q")
 
@@ -41,15 +44,14 @@ class Explained:
     """One number per row as a function of the embeddings that enter the model, and where these come from.
 
     `forward` takes embeddings and the places in the batch of the rows that they are versions of. `mask` is 1 for
-    tokens; a row's tokens are those of `encoded`, in order. `blank` makes the embeddings of the same rows with padding in
-    place of every token of a segment; special tokens stay.
+    tokens; a row's tokens are those of `encoded`, in order. `baseline` makes the embedding of what says nothing.
     """
 
     encoded: Sequence[Encoded]
     mask: Int[Tensor, "b t"]
     embeds: Float[Tensor, "b t d"]
     forward: Callable[[Float[Tensor, "b t d"], Int[Tensor, "b"]], Float[Tensor, "b"]]
-    blank: Callable[[], Float[Tensor, "b t d"]]
+    baseline: Callable[[Baseline], Float[Tensor, "d"]]
 
     @property
     def rows(self) -> Int[Tensor, "b"]:
@@ -64,6 +66,10 @@ class Explained:
     def is_text(self) -> Int[Tensor, "b t"]:
         """1 for tokens of a segment, 0 for special tokens and padding."""
         return self.laid_out([[span is not None for span in row.spans] for row in self.encoded])
+
+    def blank(self, baseline: Baseline) -> Float[Tensor, "b t d"]:
+        """The same embeddings with the baseline in place of every token of a segment; special tokens stay."""
+        return torch.where(self.is_text().bool().unsqueeze(-1), self.baseline(baseline), self.embeds.detach())
 
 
 class Reading(ABC):
@@ -339,9 +345,34 @@ class Family(ABC):
             embeds: Tensor = self._embedding()(ids).float()
             return embeds * (self.loaded.embedding_scale or 1.0)
 
-    def blanked(self, rows: Sequence[Encoded]) -> list[list[int]]:
-        """The rows' ids with padding in place of every token of a segment; special tokens stay."""
-        return [[self.pad if span else id_ for id_, span in zip(row.ids, row.spans, strict=True)] for row in rows]
+    def baseline(self, kind: Baseline) -> Float[Tensor, "d"]:
+        """The embedding of what says nothing, in float32.
+
+        Raises:
+            ConfigError: the tokenizer has no such token, or it is the one that ends texts, which does say something.
+        """
+        if kind == "mean":
+            return self._mean_embedding
+        if kind == "zero":
+            return torch.zeros_like(self.embed(torch.zeros(1, dtype=torch.long, device=self.model.device))[0])
+        return self.embed(torch.tensor([self._blank_token(kind)], device=self.model.device))[0]
+
+    def _blank_token(self, kind: Literal["pad", "mask"]) -> int:
+        known = {"pad": ("padding", self.tokenizer.pad_token_id), "mask": ("mask", self.tokenizer.mask_token_id)}
+        called, id_ = known[kind]
+        if id_ is None or id_ == self.tokenizer.eos_token_id:
+            found = "none" if id_ is None else f"{self.tokenizer.eos_token!r}, which ends a text"
+            raise ConfigError(
+                f"{self.name}: attribution.method.baseline = {kind} asks for the tokenizer's {called} token: expected one that"
+                f" says nothing, got {found}; set baseline to mean or zero, which every model has"
+            )
+        return int(id_)
+
+    @cached_property
+    def _mean_embedding(self) -> Float[Tensor, "d"]:
+        """Over the tokenizer's tokens, in slices: all embeddings of a large vocabulary in float32 are gigabytes."""
+        tokens = torch.arange(min(len(self.tokenizer), self._embedding().weight.shape[0]), device=self.model.device)
+        return torch.stack([self.embed(ids).double().sum(0) for ids in torch.split(tokens, 8192)]).sum(0).div(len(tokens)).float()
 
     def _embedding(self) -> Any:
         return self.model.get_input_embeddings()

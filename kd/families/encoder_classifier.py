@@ -126,8 +126,7 @@ class ClassifierReading(Reading):
             logits = self._logits if as_read else family.logits(embeds, mask[rows], _of_rows(types, rows))
             return logits.gather(1, places[rows].unsqueeze(1)).squeeze(1)
 
-        blank = lambda: family.embed(family.batch(family.blanked(self._rows))[0])  # noqa: E731
-        return Explained(self._rows, mask, self._embeds, logit, blank)
+        return Explained(self._rows, mask, self._embeds, logit, family.baseline)
 
 
 # --- one choice at a time ---------------------------------------------------------------------------------------------
@@ -249,7 +248,7 @@ class ScorerReading(Reading):
             mask,
             family.embed(ids),
             lambda embeds, places: family.score(embeds, mask[places], _of_rows(types, places)),
-            lambda: family.embed(family.batch(family.blanked(rows))[0]),
+            family.baseline,
         )
 
 

@@ -191,7 +191,7 @@ class GenerativeReading(Reading):
             mask=mask,
             embeds=self._embeds,
             forward=logprob,
-            blank=lambda: family.embed(family.inputs(family.blanked(self._rows))[0]),
+            baseline=family.baseline,
         )
 
 

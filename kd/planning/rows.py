@@ -22,6 +22,8 @@ from kd.store import Store
 
 R = TypeVar("R", bound=Row)
 
+_ORDERS = ("importance", "random", "shuffled", "lexical")
+
 
 def attributions(sample: Lengths, method: str) -> list[Attribution]:
     """The sampled rows as if they were attributed: which words matter is drawn, how many there are is true."""
@@ -66,7 +68,8 @@ def findings(config: RationalesConfig, source: SourceConfig, top_k: int, rows: S
     options = config.model_copy(update={"roles": tuple(dict.fromkeys((*config.roles, "choice")))})
     k = top_k if isinstance(source, AttributionSource) else None
     is_text = isinstance(source, LlmSource)
-    recipe = MeasureRationales(config.units, single.units, options.units, k, is_text, config.keep_stop_words, eq)
+    words = config.units, single.units, options.units, config.control, options.control
+    recipe = MeasureRationales(*words, k, is_text, config.keep_stop_words, eq)
     return done(recipe, rows, Measured)
 
 
@@ -75,7 +78,7 @@ def erasures(config: FaithfulnessConfig, source: SourceConfig, rows: Sequence[Ra
     draw = random.Random(0)
     taken = [("rationale", 0.2), ("rationale_random", 0.2)]
     if isinstance(source, AttributionSource):
-        taken += itertools.product(("importance", "random", "lexical"), config.fractions)
+        taken += [("rationale_shuffled", 0.2), *itertools.product(_ORDERS, config.fractions)]
     return [
         Erasure(
             uid=row.uid,

@@ -3,25 +3,25 @@
 from collections.abc import Collection, Iterator, Sequence
 
 from kd.evaluation.overlap import TEXT, WORDS
-from kd.evaluation.plausibility import HARD, SOFT
+from kd.evaluation.plausibility import HARD, SHUFFLED, SOFT
 from kd.evaluation.sizes import GAP, SIZE
 from kd.reporting.rationale_table import Found, by_source
 from kd.reporting.tables import MISSING, Table, chance_level, percent, teacher_near_chance, with_rates
 from kd.rows import MetricRow
 
-AUDITED = (*SIZE, *HARD, *GAP, *SOFT, *WORDS, *TEXT)
+AUDITED = (*SIZE, *HARD, *GAP, *SOFT, *SHUFFLED, *WORDS, *TEXT)
 """The audit's measures over words; the others are in `kd.evaluation.metric_names`."""
 
 VOID = "void"
 _SOURCE = "source"
 _COLUMNS = (
     _SOURCE,
-    "erased / random",
-    "kept / random",
+    "erased / random / shuffled",
+    "kept / random / shuffled",
     "asked",
-    "token F1 / chance",
-    "IOU F1 / chance",
-    "AUPRC / chance",
+    "token F1 / chance / shuffled",
+    "IOU F1 / chance / shuffled",
+    "AUPRC / chance / shuffled",
     "rows",
 )
 _PARTS = (_SOURCE, "explained", "words of", "options", "model")
@@ -65,20 +65,23 @@ def _right(row: MetricRow, metrics: Sequence[MetricRow]) -> str:
 def _audited(source: str, found: Found, ranked: bool, is_void: bool) -> Iterator[tuple[str, ...]]:
     """A line on the rationale, and one on the ranking of all words where the source has one."""
     asked = _count(found, "comprehensiveness:rationale")
-    erased, kept = (_beside(found, f"{measure}:rationale", f"{measure}:rationale_random") for measure in _FALLS)
-    hard = [_beside(found, name, f"{name}_chance") for name in ("token_f1", "iou_f1")]
+    also = ("shuffled",) if ranked else ()  # the control of an attribution alone
+    orders = ("rationale", "rationale_random", *(f"rationale_{each}" for each in also))
+    erased, kept = (_beside(found, *(f"{measure}:{order}" for order in orders)) for measure in _FALLS)
+    hard = [_beside(found, name, f"{name}_chance", *(f"{name}_{each}" for each in also)) for name in ("token_f1", "iou_f1")]
     rows = _count(found, "token_f1")
     of_teacher = [VOID, VOID] if is_void else [erased, kept]
     yield (source, *of_teacher, asked, *([VOID, VOID] if is_void and ranked else hard), MISSING, rows)
     if ranked:
-        falls = [_beside(found, *(f"{measure}:{order}" for order in ("importance", "random", "lexical"))) for measure in _FALLS]
-        auprc = _beside(found, "auprc", "auprc_chance")
+        falls = [_beside(found, *(f"{measure}:{order}" for order in _ORDERS)) for measure in _FALLS]
+        auprc = _beside(found, "auprc", "auprc_chance", "auprc_shuffled")
         cells = [VOID, VOID] if is_void else falls
         asked = _count(found, "comprehensiveness:importance")
         yield (f"{source}, ranked", *cells, asked, MISSING, MISSING, VOID if is_void else auprc, _count(found, "auprc"))
 
 
 _FALLS = ("comprehensiveness", "sufficiency")
+_ORDERS = ("importance", "random", "shuffled", "lexical")
 
 
 def overlap_table(metrics: Sequence[MetricRow], ranked: Collection[str] = ()) -> Table:
@@ -89,20 +92,20 @@ def overlap_table(metrics: Sequence[MetricRow], ranked: Collection[str] = ()) ->
         for source, found in sources.items()
         for line in (*_words(source, found, source in ranked, is_void), *_texts(source, found))
     ]
-    columns = (*_PARTS, "any / random / option", "first / random / option", "all / random / option", "whole", "rows")
+    shares = (f"{which} / random / option / shuffled" for which in ("any", "first", "all"))
+    columns = (*_PARTS, *shares, "whole", "rows")
     notes = [] if lines else ["No row has an answer whose words are part of its input, or nothing was audited."]
     return Table("Label overlap", columns, lines, notes, left=frozenset(_PARTS))
 
 
 def _words(source: str, found: Found, ranked: bool, is_void: bool) -> Iterator[tuple[str, ...]]:
     """Lines on words that were chosen, in the slices that have rows."""
+    beside = ("chance", "option_chance", *(("shuffled",) if ranked else ()))
     for part in _parts(found, "overlap_any"):
         if not ranked and not part.endswith("/all"):
             continue
         cells = [
-            VOID
-            if is_void and ranked
-            else _beside(found, f"{name}:{part}", f"{name}_chance:{part}", f"{name}_option_chance:{part}")
+            VOID if is_void and ranked else _beside(found, f"{name}:{part}", *(f"{name}_{each}:{part}" for each in beside))
             for name in ("overlap_any", "overlap_top1", "overlap_all")
         ]
         yield (source, *part.split("/"), *cells, MISSING, _count(found, f"overlap_any:{part}"))

@@ -24,7 +24,8 @@ def by_source(metrics: Iterable[MetricRow]) -> Mapping[str, Found]:
 
 
 def rationale_table(metrics: Sequence[MetricRow], ranked: Collection[str] = (), left_out: LeftOut | None = None) -> Table:
-    """Each source of rationales: how often it touches the human evidence, beside the chance of doing so.
+    """Each source of rationales: how often it touches the human evidence, beside the chance of doing so and what an
+    attribution's own token scores reach when they are permuted.
 
     Of a source in `ranked`, which ranks words by the teacher's attribution, that is void where the teacher is near chance.
     `left_out` says why rows are in no hit rate.
@@ -33,7 +34,7 @@ def rationale_table(metrics: Sequence[MetricRow], ranked: Collection[str] = (), 
     void = {source for source in sources if source in ranked} if teacher_near_chance(metrics) else set()
     return Table(
         title="Rationales",
-        columns=("source", "hit %", "chance %", "words", "empty %", "rows", "with evidence"),
+        columns=("source", "hit %", "chance %", "shuffled %", "words", "empty %", "rows", "with evidence"),
         rows=[_line(source, found, source in void) for source, found in sources.items()],
         notes=_notes(sources, bool(void), left_out or {}),
         left=frozenset({"source"}),
@@ -69,6 +70,7 @@ def _line(source: str, found: Found, is_void: bool) -> tuple[str, ...]:
         source,
         "void" if is_void else percent(_value(found, "evidence_hit_rate")),
         percent(_value(found, "evidence_hit_chance")),
+        "void" if is_void else percent(_value(found, "evidence_hit_shuffled")),
         MISSING if words is None else f"{words:.1f}",
         percent(_value(found, "empty_rationale_rate")),
         _count(found, "rationale_words"),
