@@ -8,11 +8,11 @@ from jobs.cli import Session, main
 def run(session: Session) -> None:
     """The stage. What is heavy is imported here, after the config was read."""
     from jobs.stages import check_models, run_works, warn_of_a_large_student, wiring
-    from kd.shards import is_finished
+    from kd.shards import finished_in
 
     works = wiring(session)
     attributions = works.attributions()
-    if not is_finished(session.store, attributions):
+    if finished_in(session.store, attributions) is None:
         check_models(session.config)
         warn_of_a_large_student(session, works)
         _advise(session, [shard.rows for shard in attributions.shards])

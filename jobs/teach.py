@@ -7,11 +7,11 @@ def run(session: Session) -> None:
     """The stage. What is heavy is imported here, after the config was read."""
     from jobs.findings import Findings
     from jobs.stages import check_models, run_queue, run_works, wiring
-    from kd.shards import is_finished
+    from kd.shards import finished_in
 
     works = wiring(session)
     features = works.teaching_features()
-    if not is_finished(session.store, features):
+    if finished_in(session.store, features) is None:
         check_models(session.config)
     run_works(session, "teach input", [features], works.cpu_pool)
     queue = works.teaching_queue()

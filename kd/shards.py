@@ -92,14 +92,11 @@ def claim(store: Store, work: Work, retry_errors: bool = False) -> Claimed | Man
     return Claimed(work, folder, begin_attempt(store, folder), by_size, frozenset(shard.name for shard in again))
 
 
-def is_finished(store: Store, work: Work, retry_errors: bool = False) -> bool:
-    """Whether the work has a manifest, and with `retry_errors` no row in it that got an error here."""
-    folder = store.find_folder(work.target, work.digest)
-    return folder is not None and _finished(store, folder, retry_errors) is not None
-
-
 def finished_in(store: Store, work: Work, retry_errors: bool = False) -> Manifest | None:
-    """The manifest of work that `is_finished`; its folder is taken for it if it has none, so that it is asked for once."""
+    """The manifest of the work; None where it has none, or with `retry_errors` rows in it that got an error here.
+
+    The work has its folder from then on, so that who goes on with it need not ask for one again.
+    """
     return _finished(store, store.folder_for(work.target, work.digest), retry_errors)
 
 
