@@ -25,7 +25,7 @@ def run(session: Session) -> None:
     else:  # what needs no model keeps no GPU waiting
         parts = ((AUDIT, asking, works.pool), ("audit words", reading, works.cpu_pool))
         each_in_turn(partial(run_works, session, *part) for part in parts)
-    found = AuditFindings(works)
+    found = session.audit = AuditFindings(works)
     for sentence in of_the_teacher(found.metrics(), taught_on(session.config)):
         session.console.say(f"             {sentence}")
     for verdict in found.verdicts():

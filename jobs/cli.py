@@ -18,6 +18,7 @@ from kd.errors import ConfigError, UserError
 from kd.store import Store
 
 if TYPE_CHECKING:
+    from jobs.audit_findings import AuditFindings
     from jobs.wiring import Wiring
 
 RETRY = "--retry-errors"
@@ -32,7 +33,7 @@ ABOUT_LOGS = "The log of each start is ROOT/NAME/logs/{job}-TIME-TOKEN.log. An o
 class Session:
     """What a stage is given: the run's config, its directory, where to tell a person about it, and a cluster on demand.
 
-    `works` are what the stages of one job share, once the corpus is complete.
+    `works` are what the stages of one job share, once the corpus is complete; `audit` what was read of it once it is.
     """
 
     config: Config
@@ -43,6 +44,7 @@ class Session:
     retry_errors: bool = False
     probe: bool = True
     works: "Wiring | None" = None
+    audit: "AuditFindings | None" = None
 
     def __post_init__(self) -> None:
         """What is found complete is not asked for again."""

@@ -39,9 +39,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Findings:
-    """Reads a run and writes nothing. Every stage may be missing."""
+    """Reads a run and writes nothing. Every stage may be missing. What was read of the audit before is not read again."""
 
     wiring: Wiring
+    audit: AuditFindings | None = None
 
     def report(self) -> Report:
         """Everything that the report is made from."""
@@ -189,7 +190,7 @@ class Findings:
 
     @cached_property
     def _audit(self) -> AuditFindings:
-        return AuditFindings(self.wiring)
+        return self.audit or AuditFindings(self.wiring)
 
     @cached_property
     def _predictions(self) -> dict[tuple[str, int], tuple[str, Manifest] | None]:

@@ -14,7 +14,7 @@ def run(session: Session) -> None:
     from kd.reporting.tables import as_text, terminal_table
 
     line = session.console.stage("report")
-    report = Findings(session.works or Wiring(session.config, session.store)).report()
+    report = Findings(session.works or Wiring(session.config, session.store), session.audit).report()
     session.store.publish_json("report.json", to_json(report))
     session.store.publish("report.md", to_markdown(report).encode())
     session.store.publish("report.html", to_html(report).encode())

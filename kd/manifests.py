@@ -76,6 +76,16 @@ class Memory:
 
     manifests: dict[str, Manifest] = field(default_factory=dict)
     folders: dict[tuple[str, str], str] = field(default_factory=dict)
+    shards: dict[str, bytes] = field(default_factory=dict)
+    """The last few shards that rows were read of, for an actor: several works read the same ones, which stay as they are."""
+    shards_bytes: int = 0
+    """How large these may be together."""
+
+    def keep_shard(self, relative: str, content: bytes) -> None:
+        """Keep a shard, and let the oldest go where all are too large."""
+        self.shards[relative] = content
+        while sum(map(len, self.shards.values())) > self.shards_bytes:
+            self.shards.pop(next(iter(self.shards)))
 
 
 def digest(*parts: object) -> str:

@@ -32,6 +32,8 @@ from kd.tries import Tries, check_tries
 
 Progress = Callable[[int, int], None]
 """Called with rows done and rows in all."""
+SHARDS_BYTES = 32 * 2**20
+"""So much of what it has read an actor keeps, as it is on disk: works that share a pool often read the same shards."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class ShardWorker:
     """
 
     def __init__(self, store: Store, claimed: Sequence[Claimed], device: str, tries: ActorHandle) -> None:
-        self.store = store
+        self.store = store.remembering(SHARDS_BYTES)
         self.claimed = claimed
         self.device = device
         self.tries = tries

@@ -81,9 +81,11 @@ def claim(store: Store, work: Work, retry_errors: bool = False) -> Claimed | Man
     stage is unfinished from then on: what is made from it waits for the new manifest.
     """
     folder = store.folder_for(work.target, work.digest)
-    if manifest := _finished(store, folder, retry_errors):
+    if store.knows_manifest(folder) and (manifest := _finished(store, folder, retry_errors)):
         return manifest
     there = set(store.names(folder))
+    if MANIFEST in there and (manifest := _finished(store, folder, retry_errors)):
+        return manifest
     again = list(_with_errors(store, folder, [shard for shard in work.shards if shard.file in there])) if retry_errors else []
     todo = [shard for shard in work.shards if shard.file not in there] + again
     if MANIFEST in there:

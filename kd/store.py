@@ -72,9 +72,9 @@ class Store:
         """The root taken apart; its text names the endpoint beside it."""
         return Address.of(self.root)
 
-    def remembering(self) -> "Store":
-        """The same store with a memory of its own."""
-        return replace(self, memory=Memory())
+    def remembering(self, shards_bytes: int = 0) -> "Store":
+        """The same store with a memory of its own; it also keeps shards of so many bytes, where no other job changes them."""
+        return replace(self, memory=Memory(shards_bytes=shards_bytes))
 
     @cached_property
     def _where(self) -> tuple[pafs.FileSystem, str]:
@@ -172,6 +172,8 @@ class Store:
             stream.write(data)
         if not self.is_local:
             copies.keep(self._told(relative), data)
+        if self.memory:
+            self.memory.shards.pop(relative, None)
 
     def publish_file(self, local: Path, relative: str) -> Fingerprint:
         """The same with the content of a local file, which need not fit into memory; what was written comes back."""
@@ -247,11 +249,18 @@ class Store:
     def read_rows(self, relative: str, row_type: type[R]) -> list[R]:
         """The rows of one Parquet file, its contract checked."""
         with readable(self._told(relative)):
-            table = pq.read_table(io.BytesIO(self.read(relative)))
+            table = pq.read_table(io.BytesIO(self._shard(relative)))
         try:
             return from_table(table.replace_schema_metadata(), row_type)
         except ValueError as error:
             raise StoreError(f"{self.path(relative)} is not what this version writes: {error}; use a new run name") from error
+
+    def _shard(self, relative: str) -> bytes:
+        kept = self.memory.shards.get(relative) if self.memory else None
+        content = self.read(relative) if kept is None else kept
+        if self.memory and kept is None:
+            self.memory.keep_shard(relative, content)
+        return content
 
     def read_column(self, relative: str, column: str) -> list[Any]:
         """One column of a Parquet file, without the others."""
@@ -320,6 +329,10 @@ class Store:
             remembered[folder] = self._manifest_of(folder, content)
         return remembered[folder]
 
+    def knows_manifest(self, folder: str) -> bool:
+        """Whether the folder's manifest was read before and is remembered."""
+        return self.memory is not None and folder in self.memory.manifests
+
     def _manifest_of(self, folder: str, content: dict[str, Any]) -> Manifest:
         relative, known = f"{folder}/{MANIFEST}", {item.name for item in dataclasses.fields(Manifest)}
         parts = range(content.pop("shard_parts", 0))
@@ -369,14 +382,14 @@ class Store:
         return found and self._remembered(folder, digest, found)
 
     def _claims(self, folder: str, digest: str) -> dict[str, str | None]:
-        """Whose the candidates are, up to the one of this digest; None for one that is nobody's yet."""
+        """Whose the candidates are, up to the one of this digest or one that is nobody's yet: None for that."""
         if self.memory and (folder, digest) in self.memory.folders:
             return {self.memory.folders[folder, digest]: digest}
         claims: dict[str, str | None] = {}
         for candidate in _candidates(folder, digest):
             claim = self.json_if_there(f"{candidate}/{CLAIM}")
             claims[candidate] = claim["digest"] if claim else None
-            if claims[candidate] == digest:
+            if claims[candidate] in (digest, None):
                 break
         return claims
 

@@ -55,7 +55,7 @@ OTHERS: dict[str, tuple[Act, dict[str, int]]] = {
     "names": (lambda store: store.names("model"), {"GET": 1}),
     "folders": (lambda store: store.folders("model"), {"GET": 1}),
     "a folder is found": (lambda store: store.find_folder("attributions", "d"), {"HEAD": 1, "GET": 1}),
-    "a folder is claimed": (lambda store: store.folder_for("audit", "d"), {"HEAD": 2, "PUT": 1}),
+    "a folder is claimed": (lambda store: store.folder_for("audit", "d"), {"HEAD": 1, "PUT": 1}),
     "a twin is claimed": (lambda store: store.folder_for("attributions", "e"), {"HEAD": 2, "GET": 1, "PUT": 1}),
 }
 
@@ -130,6 +130,19 @@ def test_nothing_is_copied_to_where_others_can_read_it(tmp_path: Path, monkeypat
     folder.chmod(0o700)
     copies.keep("s3://runs/a", b"text")
     assert len(list(folder.iterdir())) == 1
+
+
+def test_an_actor_reads_a_shard_once_and_keeps_no_more_than_it_may(s3: S3Server, run: Store) -> None:
+    size = run.sizes("examples")["train-0.parquet"]
+    run.publish_rows("examples/train-1.parquet", [example()], Example, {"rows": 1})
+    actor = run.remembering(shards_bytes=size + 1)
+    expected = run.read_rows("examples/train-0.parquet", Example)
+    for path, cost in (("train-0", 1), ("train-0", 0), ("train-1", 1), ("train-0", 1)):
+        s3.reset()
+        assert actor.read_rows(f"examples/{path}.parquet", Example) == expected
+        assert s3.requests.total() == cost, path
+    actor.publish_rows("examples/train-0.parquet", [], Example, {})
+    assert actor.read_rows("examples/train-0.parquet", Example) == []
 
 
 def test_the_copies_of_a_machine_are_kept_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
