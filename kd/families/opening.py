@@ -26,7 +26,11 @@ def open_family(loaded: Loaded, limits: ModelConfig) -> Family:
     with refusing(loaded, "opening it"):
         family = _family_of(loaded)(loaded, limits.max_input_tokens, limits.max_answer_tokens, limits.generated_tokens)
     if loaded.embedding_scale is None and loaded.model.device.type != "meta":
-        try_out(family)
+        try:
+            try_out(family)
+        except BaseException:
+            loaded.embedding_scale = None  # one that was refused is refused again
+            raise
     return family
 
 
