@@ -8,7 +8,6 @@ from jobs.cli import Session, main
 
 if TYPE_CHECKING:
     from kd.manifests import Manifest
-    from kd.rows import Split
 
 
 def run(session: Session) -> None:
@@ -32,7 +31,7 @@ def run(session: Session) -> None:
         session.console.say(f"             WARNING: {warning}")
 
 
-def warnings(manifest: "Manifest", splits: Sequence["Split"]) -> Iterator[str]:
+def warnings(manifest: "Manifest", splits: Sequence[str]) -> Iterator[str]:
     """What a person should know of the examples before anything is made of them."""
     from kd.examples import UNSPACED
     from kd.spans import segmenter
