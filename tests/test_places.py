@@ -1,6 +1,6 @@
 """Patterns find files by name on any file system, and what is there by its very name is no glob."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -13,6 +13,7 @@ from kd.side import find_side
 from kd.tasks.anli import Anli
 from kd.tasks.base import SideFile, folder_and_pattern
 from kd.tasks.columns import Columns
+from tests.s3_server import S3Server
 
 FILES = [
     "my[1]/train.jsonl",
@@ -27,26 +28,16 @@ FILES = [
 SHAPE = {"prompt": [{"column": "q"}], "target": "a"}
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A bucket with `FILES` on a real server on loopback."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
-    given = dict.fromkeys(names, "somebody") | {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in (given | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}).items():
-            environment.setenv(name, value)
-        client = pafs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
-        client.create_dir("corpora")
+@pytest.fixture
+def bucket(s3: S3Server) -> str:
+    """A bucket with `FILES`."""
+    client = s3.filesystem()
+    if client.get_file_info("corpora").type == pafs.FileType.NotFound:
+        s3.make_bucket("corpora")
         for name in FILES:
             with client.open_output_stream(f"corpora/{name}") as stream:
                 stream.write(b'{"q": "?", "a": "x"}\n')
-        yield "s3://corpora"
-    server.stop()
+    return "s3://corpora"
 
 
 @pytest.fixture(params=["local", "s3"])
