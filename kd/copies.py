@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 SMALL_BYTES = 8 * 2**20
 """No larger file is copied: it takes longer to fetch than to ask for."""
@@ -22,10 +23,32 @@ _since_look: list[int] = []
 """The sizes of what this process has kept since it last looked."""
 
 
+class Far(Protocol):
+    """A file of an object store, opened: its size and what is said of it are known, its bytes are to be fetched."""
+
+    def size(self) -> int:
+        """In bytes."""
+
+    def metadata(self) -> Mapping[str, bytes]:
+        """What the store says of it."""
+
+    def read(self) -> bytes:
+        """All of it."""
+
+
 def tag_of(metadata: Mapping[str, bytes]) -> str | None:
     """What an object store knows a content by, from what it says of a file; None where it does not say."""
     tag = metadata.get("ETag", b"").strip(b'"').decode()
     return tag if len(tag) == 32 else None
+
+
+def content_of(where: str, stream: Far, whole_bytes: int) -> bytes | None:
+    """The content of a file that is open: the copy if the store has the same, else fetched if it is no larger than that."""
+    content = find(where, tag_of(stream.metadata()))
+    if content is None and stream.size() <= whole_bytes:
+        content = bytes(stream.read())
+        keep(where, content)
+    return content
 
 
 def find(where: str, tag: str | None) -> bytes | None:

@@ -88,6 +88,16 @@ class Memory:
             self.shards.pop(next(iter(self.shards)))
 
 
+def candidates(folder: str, digest: str) -> tuple[str, str]:
+    """Where work with this digest may live: the folder, and its twin where another config was there first."""
+    return folder, f"{folder}-{digest[:8]}"
+
+
+def holder(claims: Mapping[str, str | None], digest: str) -> str | None:
+    """The folder that this digest has claimed."""
+    return next((candidate for candidate, claim in claims.items() if claim == digest), None)
+
+
 def digest(*parts: object) -> str:
     """Sixteen hex digits of the parts' canonical JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

@@ -29,7 +29,7 @@ from kd.arrow import from_table, to_table
 from kd.errors import StoreError
 from kd.filesystems import opened, replacing, uploading
 from kd.fingerprints import Fingerprint, Writable, copy
-from kd.manifests import MANIFEST, Manifest, Memory, Shard
+from kd.manifests import MANIFEST, Manifest, Memory, Shard, candidates, holder
 from kd.refusals import allowed, readable
 from kd.rows import Row
 
@@ -151,16 +151,8 @@ class Store:
         """A file to read from: of an object store this machine's copy if it has the same, and one that is small fetched whole."""
         filesystem, base = self._where
         with filesystem.open_input_file(f"{base}/{relative}") as stream:
-            content = None if self.is_local else self._copied(relative, stream, whole_bytes)
+            content = None if self.is_local else copies.content_of(self._told(relative), stream, whole_bytes)
             yield stream if content is None else io.BytesIO(content)
-
-    def _copied(self, relative: str, stream: pa.NativeFile, whole_bytes: int) -> bytes | None:
-        where = self._told(relative)
-        content = copies.find(where, copies.tag_of(stream.metadata()))
-        if content is None and stream.size() <= whole_bytes:
-            content = bytes(stream.read())
-            copies.keep(where, content)
-        return content
 
     def publish(self, relative: str, data: bytes) -> None:
         """Write a file in one step: a reader sees all of it or none. Writing the same file again is harmless.
@@ -368,7 +360,7 @@ class Store:
         A folder belongs to the digest in its claim, which this writes at the first call.
         """
         claims = self._claims(folder, digest)
-        found = _holder(claims, digest)
+        found = holder(claims, digest)
         free = [candidate for candidate, claim in claims.items() if claim is None]
         if found is None and not free:
             raise StoreError(f"{self.path(folder)} and its twin are both taken by other configs; use a new run name")
@@ -378,7 +370,7 @@ class Store:
 
     def find_folder(self, folder: str, digest: str) -> str | None:
         """The folder that belongs to this digest, if one does."""
-        found = _holder(self._claims(folder, digest), digest)
+        found = holder(self._claims(folder, digest), digest)
         return found and self._remembered(folder, digest, found)
 
     def _claims(self, folder: str, digest: str) -> dict[str, str | None]:
@@ -386,7 +378,7 @@ class Store:
         if self.memory and (folder, digest) in self.memory.folders:
             return {self.memory.folders[folder, digest]: digest}
         claims: dict[str, str | None] = {}
-        for candidate in _candidates(folder, digest):
+        for candidate in candidates(folder, digest):
             claim = self.json_if_there(f"{candidate}/{CLAIM}")
             claims[candidate] = claim["digest"] if claim else None
             if claims[candidate] in (digest, None):
@@ -401,12 +393,3 @@ class Store:
 
 def _part(folder: str, number: int) -> str:
     return f"{folder}/manifest-{number:05d}.json"
-
-
-def _holder(claims: Mapping[str, str | None], digest: str) -> str | None:
-    """The folder that this digest has claimed."""
-    return next((candidate for candidate, claim in claims.items() if claim == digest), None)
-
-
-def _candidates(folder: str, digest: str) -> tuple[str, str]:
-    return folder, f"{folder}-{digest[:8]}"
