@@ -1,5 +1,6 @@
 """What becomes of a stage's nodes and actors while it runs: a node that is lost, actors that start, actors that wait."""
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from ray.exceptions import RayError
 from jobs.cluster import PATIENCE_S, Need, each_actor
 from jobs.console import Line
 from kd.ray_data import Pool, ShardWorker
+
+log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
 """So often the cluster is asked; that takes it some milliseconds."""
@@ -127,7 +130,7 @@ def watched(line: Line, pool: Pool | None = None) -> Iterator[None]:
             try:
                 watch.see(look_around(pool))
             except RayError as error:  # what becomes of the cluster's head, the stage itself says
-                print(f"cannot look at the cluster: {error}")  # noqa: T201 - for the log
+                log.warning("cannot look at the cluster: %s", error)
 
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
