@@ -74,12 +74,13 @@ def test_every_stage_ends_with_its_result_in_the_bucket(done: tuple[Session, Cou
     assert requests["PUT"] > 0
 
 
-def test_started_again_it_does_nothing(done: tuple[Session, Counter[str]], s3: S3Server) -> None:
+def test_started_again_it_writes_its_config_and_its_report_alone(done: tuple[Session, Counter[str]], s3: S3Server) -> None:
     again = session(done[0].config)
     s3.reset()
     pipeline.run(again)
     assert printed(again).count("complete already") == 9
-    assert {path for verb, path in s3.keys if verb != "GET" and verb != "HEAD"} <= {"/runs/all/mini/config.json"}
+    names = ("config.json", "report.json", "report.md", "report.html")
+    assert {path for verb, path in s3.keys if verb not in ("GET", "HEAD")} == {f"/runs/all/mini/{name}" for name in names}
 
 
 def test_no_credential_is_in_the_run_directory(done: tuple[Session, Counter[str]], s3: S3Server, tmp_path: Path) -> None:
