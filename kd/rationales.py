@@ -196,9 +196,9 @@ SourceConfig = Annotated[AttributionSource | RandomSource | ShuffledSource | Llm
 class PoolConfig(Frozen):
     """How the scores of tokens become the weight of a word."""
 
-    pieces: Pooling = "sum"
+    pieces: Pooling = "max"
     """Of the tokens of a word: their sum, their mean, or the one of the largest magnitude. This is the word's importance."""
-    occurrences: Pooling = "sum"
+    occurrences: Pooling = "max"
     """Of the occurrences of a word that is counted once (`merge_duplicates`), likewise."""
 
 
