@@ -194,11 +194,18 @@ SourceConfig = Annotated[AttributionSource | RandomSource | ShuffledSource | Llm
 
 
 class PoolConfig(Frozen):
-    """How the scores of tokens become the weight of a word."""
+    """How the scores of tokens become the weight of a word.
 
-    pieces: Pooling = "sum"
+    The defaults are what the audit says of e-SNLI with a MiniLM classifier (`bench/pooling.py`: 600 rows, 120 of them erased).
+    With saliency, for the sums, pieces by their sum and occurrences by their mean, and the defaults: token F1 against the
+    highlights 0.554, 0.575 and 0.577, area under precision and recall 0.726, 0.726 and 0.728, and the gain over the strongest
+    control, when a rationale is erased, 0.111, 0.140 and 0.133. Sums over occurrences were the worst by F1 and by gain whatever
+    the pieces, with input x gradient too; between the others nothing is certain.
+    """
+
+    pieces: Pooling = "max"
     """Of the tokens of a word: their sum, their mean, or the one of the largest magnitude. This is the word's importance."""
-    occurrences: Pooling = "sum"
+    occurrences: Pooling = "mean"
     """Of the occurrences of a word that is counted once (`merge_duplicates`), likewise."""
 
 

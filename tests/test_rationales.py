@@ -15,6 +15,7 @@ from kd.rationales import (
     Fraction,
     LlmSource,
     NoSource,
+    PoolConfig,
     RandomSource,
     RationalesConfig,
     Rationalise,
@@ -156,7 +157,8 @@ def test_a_curly_apostrophe_is_a_stop_word_too() -> None:
 
 
 def test_the_same_word_is_written_once_as_it_stands_first_and_marked_everywhere() -> None:
-    row = rationalised(of_text("Gold or silver or gold", [2.0, 9.0, 3.0, 9.0, 2.0]), RationalesConfig(selection=TopK(k=1)))
+    config = RationalesConfig(selection=TopK(k=1), pool=PoolConfig(occurrences="sum"))
+    row = rationalised(of_text("Gold or silver or gold", [2.0, 9.0, 3.0, 9.0, 2.0]), config)
     assert row.rationale_text == "Gold"
     assert row.rationale == [True, False, False, False, True]
 
@@ -187,7 +189,9 @@ def test_tokens_are_pooled_to_words_by_the_characters_they_share() -> None:
         token_end=[3, 7, 9],
         scores=[1.0, 3.0, 5.0],
     )
-    assert rationalised(cut).importance == pytest.approx([1.0 + 3.0 * 1 / 3, 3.0 * 2 / 3 + 5.0])
+    summed = RationalesConfig(pool=PoolConfig(pieces="sum"))
+    assert rationalised(cut, summed).importance == pytest.approx([1.0 + 3.0 * 1 / 3, 3.0 * 2 / 3 + 5.0])
+    assert rationalised(cut).importance == [3.0, 5.0], "the largest piece"
 
 
 def test_what_falls_between_words_is_no_loss() -> None:

@@ -349,7 +349,8 @@ class Family(ABC):
         """The embedding of what says nothing, in float32.
 
         Raises:
-            ConfigError: the tokenizer has no such token, or it is the one that ends texts, which does say something.
+            ConfigError: the tokenizer has no such token, it is the one that ends texts, which does say something, or the model
+                has no embedding for it.
         """
         if kind == "mean":
             return self._mean_embedding
@@ -366,12 +367,13 @@ class Family(ABC):
                 f"{self.name}: attribution.method.baseline = {kind} asks for the tokenizer's {called} token: expected one that"
                 f" says nothing, got {found}; set baseline to mean or zero, which every model has"
             )
+        self._check_token(id_, called, self._embeddings_of_input())
         return int(id_)
 
     @cached_property
     def _mean_embedding(self) -> Float[Tensor, "d"]:
         """Over the tokenizer's tokens, in slices: all embeddings of a large vocabulary in float32 are gigabytes."""
-        tokens = torch.arange(min(len(self.tokenizer), self._embedding().weight.shape[0]), device=self.model.device)
+        tokens = torch.arange(min(len(self.tokenizer), self._embeddings_of_input()), device=self.model.device)
         return torch.stack([self.embed(ids).double().sum(0) for ids in torch.split(tokens, 8192)]).sum(0).div(len(tokens)).float()
 
     def _embedding(self) -> Any:
