@@ -116,6 +116,7 @@ def _run(stage: Stage, config: Config, store: Store, job: str, log: JobLog, give
     with console_with_log(log.file) as console, ExitStack() as exits:
         console.say(f"{'log':<12} {log.place}")
         try:
+            store.check_bucket()
             stage(Session(config, store, console, exits, job, retry_errors=RETRY in given, probe=NO_PROBE not in given))
         except UserError as error:
             traceback.print_exc()

@@ -61,6 +61,28 @@ def _s3(address: Address) -> pafs.S3FileSystem:
     )
 
 
+def has_bucket(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Whether the bucket of a path is there; also where nobody may ask, as rights may end at the path. Raises OSError."""
+    try:
+        found = filesystem.get_file_info(path.partition("/")[0] or "/")
+    except OSError as error:
+        if "ACCESS_DENIED" not in str(error):
+            raise
+        return True
+    return bool(found.type != pafs.FileType.NotFound)
+
+
+def delete_folder(filesystem: pafs.FileSystem, path: str) -> None:
+    """Delete a folder with all that is in it, if it is there. Raises OSError."""
+    try:
+        filesystem.delete_dir(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if "No such directory" not in str(error):  # so the client of gs:// says that there is none
+            raise
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Writable]:
     """A stream to a temporary file; it takes the place of a local file, in one step, when all went well."""

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import re
 import uuid
 from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,14 +26,13 @@ from kd import copies
 from kd.addresses import Address, settled
 from kd.arrow import from_table, to_table
 from kd.errors import StoreError
-from kd.filesystems import opened, replacing, uploading
+from kd.filesystems import delete_folder, has_bucket, opened, replacing, uploading
 from kd.fingerprints import Fingerprint, Writable, copy
 from kd.manifests import MANIFEST, Manifest, Memory, Shard, candidates, holder
 from kd.refusals import allowed, readable
 from kd.rows import Row
 
 R = TypeVar("R", bound=Row)
-FOLDER_NAME = re.compile(r"[a-z0-9_-]+")
 CLAIM = "claim.json"
 PARTLY_BYTES = 2**18
 """A file up to this size is fetched whole where a part of it is wanted: a request takes longer than its bytes."""
@@ -103,6 +101,13 @@ class Store:
     def _told(self, relative: str) -> str:
         """The same for the message of an error, which names the endpoint too."""
         return str(self.address.below(relative))
+
+    def check_bucket(self) -> None:
+        """Raise StoreError where there is no such bucket, or its service does not answer."""
+        with allowed("look for", self._told("")):
+            there = has_bucket(*self._where)
+        if not there:
+            raise StoreError(f"there is no bucket for {self._told('')}; make it, or set root to one that is there")
 
     def names(self, folder: str) -> list[str]:
         """The names of the files in a folder, sorted; none if there is no such folder."""
@@ -203,12 +208,8 @@ class Store:
     def delete_folder(self, folder: str) -> None:
         """Take a folder away with all that is in it, if it is there."""
         filesystem, base = self._where
-        with allowed("delete", self._told(folder)), suppress(FileNotFoundError):
-            try:
-                filesystem.delete_dir(f"{base}/{folder}")
-            except OSError as error:
-                if "No such directory" not in str(error):  # so the client of gs:// says that there is none
-                    raise
+        with allowed("delete", self._told(folder)):
+            delete_folder(filesystem, f"{base}/{folder}")
 
     def upload(self, local: Path, folder: str) -> None:
         """Publish every file below a local folder under the same names."""

@@ -159,6 +159,16 @@ def test_a_bucket_that_is_not_there_is_named(s3: S3Server) -> None:
         Store.at("s3://nobucket/one").publish("a", b"x")
 
 
+def test_a_bucket_that_is_not_there_is_told_before_any_work(s3: S3Server, gs: str) -> None:
+    s3.make_bucket("runs")
+    for scheme in ("s3", "gs"):
+        Store.at(f"{scheme}://runs/one").check_bucket()
+        with pytest.raises(
+            StoreError, match=rf"there is no bucket for {scheme}://nobucket/one at http://\S+; make it, or set root"
+        ):
+            Store.at(f"{scheme}://nobucket/one").check_bucket()
+
+
 @pytest.fixture
 def checking(s3: S3Server) -> Iterator[S3Server]:
     """The server, which believes nobody."""
@@ -230,7 +240,7 @@ def test_a_job_ends_soon_with_one_error(
     )
     took_s, said = job(config | {"task": {"type": "planted", "path": str(tmp_path / "corpus")}}, tmp_path)
     assert said.count("error:") == 1, said
-    assert f"s3://{bucket}/x/mini/" in said
+    assert f"s3://{bucket}/x/mini" in said
     assert f"at http://{endpoint}" in said
     assert "Traceback" not in said
     assert took_s - idle_s < within_s
