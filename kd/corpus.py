@@ -30,6 +30,8 @@ from kd.tasks.fields import iconv, wrong_byte
 FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}
 PROBED_RECORDS = 100
 READ_BYTES = 2**20
+GZIP = b"\x1f\x8b"
+"""How a file begins that gzip has compressed."""
 NOT_THERE = frozenset(("", "nan", "NaN", "-nan", "-NaN"))
 """Cells of CSV without a value: empty ones, and what programs write there for a number that is none."""
 _UNREADABLE = "unreadable record"
@@ -113,7 +115,7 @@ class Source:
         first = list(itertools.islice(self.all_records(), PROBED_RECORDS))
         readable = [record for record in map(decoded, first) if record is not None]
         if not readable or (self.files[0].format == "jsonl" and first[0].startswith("[")):
-            found = f"it begins with {first[0][:40]!a}" if first else "it is empty"
+            found = f"it begins with {str(why_unreadable(first[0])[1])[:40]!a}" if first else "it is empty"
             raise InputError(
                 f"{self.files[0].path}: expected one JSON object per line, Parquet, or CSV with lines as long as its header;"
                 f" {found}"
@@ -257,6 +259,8 @@ def _text_stream(filesystem: pafs.FileSystem, path: str, **decoding: Any) -> io.
     compression = "gzip" if path.endswith(".gz") else None
     stream = io.BufferedReader(filesystem.open_input_stream(path, compression=compression), READ_BYTES)
     begins = stream.peek(2)[:2]
+    if begins == GZIP:
+        raise UnicodeError("it is compressed by gzip, expected text or a name that ends in .gz")
     if begins in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in begins:
         raise UnicodeError(f"it begins like UTF-16, expected UTF-8: {iconv('UTF-16')}")
     return io.TextIOWrapper(stream, encoding="utf-8-sig", **decoding)

@@ -68,10 +68,11 @@ class CsvRows:
                 cells = next(self._reader)
             except csv.Error as error:
                 return self._malformed(str(error))
+            if not cells:  # a blank line
+                continue
             if len(cells) == self._width and not self._on_trial:
                 return cells
-            if cells:  # a blank line has none
-                return self._checked(cells)
+            return self._checked(cells)
 
     def _fresh(self) -> Iterator[list[str]]:
         return csv.reader(self._lines, delimiter=self._delimiter, strict=True)

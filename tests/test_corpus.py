@@ -198,6 +198,8 @@ def test_a_source_travels_to_a_worker(tmp_path: Path) -> None:
         ("x.csv", b"a,caf\xe9\n1,2\n", r"line 1: the byte 0xe9 is no UTF-8; .* iconv -f LATIN1"),
         ("x.csv", "a,b\n1,2\n".encode("utf-16"), r"it begins like UTF-16, expected UTF-8: convert the file: iconv -f UTF-16"),
         ("x.jsonl", '{"a": 1}\n'.encode("utf-16-le"), r"x\.jsonl as jsonl: it begins like UTF-16, expected UTF-8"),
+        ("x.csv", gzip.compress(b"a,b\n1,2\n"), r"x\.csv as csv: it is compressed by gzip, expected .* a name that ends in \.gz"),
+        ("x.csv", b'a,b\n"1"2,3\n', r"lines as long as its header; it begins with '\"1\"2,3'"),
         ("x.tsv", b"a\tb\n1\t2\n", r"x\.tsv: CSV has commas between its cells, this has tabs .*; set task\.delimiter to tab"),
         ("x.csv", b"a,b,a\n1,2,3\n", r"cannot read .*x\.csv as csv: its header has 'a' more than once; mend it"),
         ("x.jsonl", b"", r"expected one JSON object per line, .*; it is empty"),

@@ -55,6 +55,10 @@ def test_where_it_is_not_clear_where_the_next_row_begins_the_line_is_named(text:
         read(text)
 
 
+def test_blank_lines_are_no_rows_not_even_before_the_header() -> None:
+    assert read("\n\r\nq,a\n\n1,2\n\n") == [["q", "a"], ["1", "2"]]
+
+
 def test_a_quote_that_is_never_closed_takes_a_bounded_number_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv_rows, "MOST_LINES", 5)
     lines = iter([HEAD, '1,"open,0\n', *(f"{number},a,0\n" for number in range(2, 100))])
