@@ -145,8 +145,9 @@ def test_every_value_that_is_missing_has_its_reason_and_the_report_says_it_in_fe
         " 10 of 10 rows: the row has no word that stands in several of its texts."
     ) in reasons
     assert (
-        "No comprehensiveness, sufficiency of importance, random, lexical; comprehensiveness_gain, sufficiency_gain of random,"
-        " lexical for random, llm, none: 10 of 10 rows: the row has a rationale whose words are not ranked."
+        "No comprehensiveness, sufficiency of importance, random, shuffled, lexical, rationale_shuffled; comprehensiveness_gain,"
+        " sufficiency_gain of random, shuffled, lexical, rationale_shuffled for random, llm, none: 10 of 10 rows: the row has a"
+        " rationale whose words are not ranked."
     ) in reasons
     assert len(reasons) < 10
     report = to_json(Findings(done).report())
@@ -163,7 +164,7 @@ def test_without_the_teacher_s_answers_what_follows_from_them_is_null_with_the_r
     assert "No accuracy for teacher: no measured row has both a label and an answer of the teacher's own." in reasons
     assert (figures["attribution", "overlap_any:gold/predicted/in/all"].value, figures["attribution", "token_f1"].n) == (None, 30)
     (said,) = [reason for reason in reasons if "for attribution, random, llm, none" in reason and "no answer" in reason]
-    assert said.startswith("No overlap_any, overlap_any_chance, overlap_any_option_chance, overlap_top1,")
+    assert said.startswith("No overlap_any, overlap_any_chance, overlap_any_option_chance, overlap_any_shuffled, overlap_top1,")
     parts = "gold/predicted/in/all, gold/predicted/out/all"
     assert said.endswith(f" of {parts} for attribution, random, llm, none: 30 of 30 rows: the row has no answer of the model.")
 
