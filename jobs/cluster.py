@@ -128,12 +128,15 @@ def waiting_for_workers(session: Session, needs: Sequence[Need], patience_s: flo
     """
 
     def waiting(waited_s: float) -> str | None:
-        nodes = ray.nodes()
-        short = [f"{need}, of which the cluster has {need.among(nodes):g}" for need in needs if need.among(nodes) < need.amount]
-        if short:
-            return f"waits for {' and '.join(short)}"
-        if waited_s < patience_s:
-            return None
-        return f"waits for workers: the cluster has {' and '.join(map(str, needs))}, so they are starting or another job holds it"
+        return said_of_waiting(needs, ray.nodes(), is_patient=waited_s < patience_s)
 
     return waiting if cluster_address(session.config.cluster) is not None else lambda _: None
+
+
+def said_of_waiting(needs: Sequence[Need], nodes: Sequence[Mapping[str, Any]], is_patient: bool) -> str | None:
+    """What these nodes lack, and unless one is patient also that they lack nothing, with what they have in all."""
+    short = [need for need in needs if need.among(nodes) < need.amount]
+    if is_patient and not short:
+        return None
+    said = " and ".join(f"{need}, of which the cluster has {need.among(nodes):g}" for need in short or needs)
+    return f"waits for {said}{'' if short else ': they are starting, or another job holds them'}"

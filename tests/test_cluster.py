@@ -15,7 +15,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from jobs.cli import Session
-from jobs.cluster import Need, needs_of, refuse_impossible, waiting_for_workers
+from jobs.cluster import Need, needs_of, refuse_impossible, said_of_waiting, waiting_for_workers
 from jobs.console import Console
 from jobs.watching import PATIENCE_S, Look, Watch, look_around
 from jobs.wiring import Wiring
@@ -80,6 +80,15 @@ def test_only_living_nodes_with_the_labels_count() -> None:
     need = Need("key", "GPU", 2, SPOT)
     nodes = [node(SPOT | {"zone": "a"}, GPU=2, CPU=8), node(ON_DEMAND, GPU=4), node(GPU=8), node(SPOT, GPU=1) | {"Alive": False}]
     assert need.among(nodes) == 2
+
+
+def test_what_is_said_of_the_cluster_is_what_it_has_not_what_is_asked_of_it() -> None:
+    need = Need("key", "CPU", 2, {})
+    assert said_of_waiting([need], [node(CPU=3), node(CPU=1)], is_patient=False) == (
+        "waits for 2 CPUs (key), of which the cluster has 4: they are starting, or another job holds them"
+    )
+    assert said_of_waiting([need], [node(CPU=4)], is_patient=True) is None
+    assert said_of_waiting([need], [node(CPU=1)], is_patient=True) == "waits for 2 CPUs (key), of which the cluster has 1"
 
 
 def test_a_job_that_never_fits_on_this_machine_ends_before_its_first_stage(tmp_path: Path) -> None:
@@ -157,8 +166,8 @@ def test_training_without_workers_says_at_once_what_the_cluster_lacks_and_later_
     busy = waiting_for_workers(session_at(labelled.address, wiring), [two], patience_s=30.0)
     assert busy(0.0) is None, "workers take a while to start"
     assert busy(31.0) == (
-        f"waits for workers: the cluster has 2 CPUs on nodes with market=on-demand ({keys}),"
-        " so they are starting or another job holds it"
+        f"waits for 2 CPUs on nodes with market=on-demand ({keys}), of which the cluster has 2:"
+        " they are starting, or another job holds them"
     )
     assert waiting_for_workers(session_at(None, wiring), [three])(99.0) is None
 
