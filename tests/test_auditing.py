@@ -259,7 +259,7 @@ def test_a_source_is_judged_by_the_strongest_of_its_controls() -> None:
 def test_what_a_teacher_near_chance_says_passes_no_gate() -> None:
     (verdict,) = judged(AuditConfig(min_faithfulness_gain=0.1), gain(0.5), accuracy(0.26), 0.25)
     assert not verdict.passed
-    assert verdict.text.endswith("is void: the teacher is near chance there")
+    assert verdict.text.endswith("is void: on train the teacher is near chance")
     (verdict,) = judged(AuditConfig(min_faithfulness_gain=0.1), gain(0.5), None, 0.25)
     assert verdict.passed
     assert verdict.text.endswith("how often the teacher is right there is not known")
