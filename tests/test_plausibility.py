@@ -20,7 +20,7 @@ from kd.evaluation.plausibility import (
     soft_plausibility,
 )
 from kd.evaluation.sums import Measure, Sums, Why
-from kd.rationales import RandomSource, RationalesConfig, Rationalise, TopK
+from kd.rationales import PoolConfig, RandomSource, RationalesConfig, Rationalise, TopK
 from kd.rows import Attribution, RationaleRow, RowError, Segment, Span
 from tests.test_rationales import attributed
 from tests.tiny_measures import by_name, rationale_row, single_words, units_of, values
@@ -206,6 +206,7 @@ def test_words_that_occur_twice_change_no_chance_level(merged: bool) -> None:
     assert_chance(hard_plausibility(rows, config.units), HARD, "token_f1", "iou_f1")
     unmerged = config.model_copy(update={"merge_duplicates": False})
     assert_chance(soft_plausibility(rows, unmerged.units), SOFT, "auprc")
-    # Merged, the word that occurs three times is ranked first far more often than by chance: that is why rankings are not.
-    summed = by_name(soft_plausibility(rows, config.model_copy(update={"merge_duplicates": True}).units).results(SOFT))
+    # Merged and summed, the word that occurs three times is ranked first far more often than by chance: so rankings are not.
+    together = config.model_copy(update={"merge_duplicates": True, "pool": PoolConfig(occurrences="sum")})
+    summed = by_name(soft_plausibility(rows, together.units).results(SOFT))
     assert (summed["auprc"].ci_low or 0) > (summed["auprc_chance"].value or 1)

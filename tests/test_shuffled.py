@@ -162,7 +162,7 @@ def test_an_untrained_teacher_beats_random_words_by_their_pieces_and_not_its_own
     examples = [tiny.example(row.segments[0].text, uid=row.uid) for row in asked]
     found = Engine(AttributionConfig(answers=False), family).attribute(examples, Counter())
     rows = [with_long_words_marked(row) for row in found if isinstance(row, Attribution)]
-    config = RationalesConfig(roles=("question",), selection=TopK(k=1))
+    config = RationalesConfig(roles=("question",), selection=TopK(k=1), pool=PoolConfig(pieces="sum", occurrences="sum"))
     pieces, importance = zip(*(pair for row in rows for pair in by_pieces(row, config)), strict=True)
     assert statistics.correlation(pieces, importance) > 0.7
     by_teacher, shuffled, drawn = (

@@ -13,14 +13,14 @@ from jobs.slices import first_rows
 from jobs.wiring import Wiring
 from kd.config import Config, validate
 from kd.errors import InputError, StageError, StoreError
-from kd.loading import save
+from kd.loading import load, save
 from kd.manifests import Shard
 from kd.rows import Prediction
 from kd.shards import Work, completed
 from kd.training.runs import FAILURE, Failure
 from kd.training.session import train_here
 from tests.mini import TINY, alone, mini_config, plain, prepared, studied, taught, write_mini
-from tests.tiny import tiny_pair, tiny_t5
+from tests.tiny import SPEC, tiny_pair, tiny_source
 
 SHARDS = [Shard("a", "train", 20), Shard("b", "train", 20), Shard("c", "train", 5)]
 
@@ -38,9 +38,17 @@ def test_the_first_rows_of_a_split_end_inside_a_shard(rows: int | None, taken: l
 @pytest.fixture
 def wiring(tmp_path: Path) -> Wiring:
     """A run with its examples, and a teacher from a folder that is used as it is."""
-    save(tiny_t5(tmp_path), tmp_path / "teacher")
+    path = write_mini(tmp_path)
+    save_teacher(tmp_path)
     teacher = {"name": str(tmp_path / "teacher"), "max_input_tokens": 128, "max_answer_tokens": 16}
-    return prepared(mini_config(write_mini(tmp_path), teacher=teacher, teach=None, training=alone()))
+    return prepared(mini_config(path, teacher=teacher, teach=None, training=alone()))
+
+
+def save_teacher(folder: Path, seed: int = 0) -> None:
+    """A random T5 that can read the corpus below `folder`: no two options are the same to it."""
+    texts = (folder / "corpus" / "train.jsonl").read_text().splitlines()
+    spec = SPEC.model_copy(update={"vocab_size": TINY["vocab_size"]})
+    save(load(tiny_source(folder, spec, seed, texts), "cpu"), folder / "teacher")
 
 
 def changed(wiring: Wiring, section: str, **values: object) -> Wiring:
@@ -85,7 +93,7 @@ def test_another_teacher_is_explained_anew(wiring: Wiring, tmp_path: Path) -> No
     runs = [wiring, *(replaced(wiring, teacher=teacher) for teacher in teachers)]
     digests = {run.attributions().digest for run in runs} | {run.teacher_predictions().digest for run in runs}
     assert len(digests) == 10
-    save(tiny_t5(tmp_path, seed=1), tmp_path / "teacher")
+    save_teacher(tmp_path, seed=1)
     assert Wiring(wiring.config, wiring.store).attributions().digest not in digests
     bert(tmp_path / "first", seed=2)
     assert replaced(wiring, teacher=first).attributions().digest not in digests

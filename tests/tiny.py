@@ -1,5 +1,6 @@
 """Tiny random models of each family for tests, and rows for them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,9 @@ def examples() -> list[Example]:
     ]
 
 
-def tiny_source(folder: Path, spec: T5Spec = SPEC, seed: int = 0, **limits: Any) -> ModelSource:
-    """A source that builds a random T5; its tokenizer is written into a run directory at `folder`."""
-    train_tokenizer(spec, TEXTS).save_pretrained(folder / "tokenizers" / "tiny")
+def tiny_source(folder: Path, spec: T5Spec = SPEC, seed: int = 0, texts: Sequence[str] = TEXTS, **limits: Any) -> ModelSource:
+    """A source that builds a random T5; its tokenizer learns the texts and is written into a run directory at `folder`."""
+    train_tokenizer(spec, texts).save_pretrained(folder / "tokenizers" / "tiny")
     return ModelSource(ModelConfig(spec=spec, **limits), Store.at(str(folder)), tokenizer_folder="tokenizers/tiny", seed=seed)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kd.audit_rows import Erasure
 from kd.evaluation.erasing import Eraser
@@ -28,14 +28,18 @@ def rationalised(
     question: str = "alpha beta gamma delta?",
     k: int = 1,
     uid: str = "r1",
-    scores: dict[str, float] = WEIGHTS,
+    scores: dict[str, float] | Callable[[str], float] = WEIGHTS,
     source: SourceConfig | None = None,
     **changes: object,
 ) -> RationaleRow:
-    """A question with two options, of which the best k words of the question are the rationale."""
+    """A question with two options, of which the best k words of the question are the rationale.
+
+    `scores` gives the score of every occurrence of a word; a dictionary gives those that it lacks zero.
+    """
     segments = [Segment("question", question), Segment("prompt", "\n(a) "), Segment("choice", "bank"), Segment("choice", "park")]
     found = [segments[word.segment].text[word.start : word.end] for word in words(segments)]
-    row = attributed(segments, [scores.get(word, 0.0) for word in found], uid=uid)
+    given = [scores(word) if callable(scores) else scores.get(word, 0.0) for word in found]
+    row = attributed(segments, given, uid=uid)
     config = RationalesConfig(selection=TopK(k=k))
     changed = dataclasses.replace(row, **changes)  # type: ignore[arg-type]
     (made,) = Rationalise(config, source or AttributionSource()).open()([changed], Counter())
