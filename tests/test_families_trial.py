@@ -175,6 +175,13 @@ def test_a_model_that_cannot_do_what_the_stages_ask_is_refused_with_the_reason(
         tiny.family(copy_of(config(), family))
 
 
+def test_a_model_whose_weights_are_no_numbers_is_refused_by_their_name(tmp_path: Path) -> None:
+    loaded = tiny.tiny_t5(tmp_path)
+    torch.nn.init.constant_(loaded.model.shared.weight, float("nan"))
+    with pytest.raises(ConfigError, match=r"is nan; expected a finite number: 1 of its weights .* first shared\.weight\. Take a"):
+        tiny.family(loaded)
+
+
 def test_memory_that_runs_out_is_no_fault_of_the_architecture(tmp_path: Path) -> None:
     loaded = tiny.tiny_t5(tmp_path)
 

@@ -11,6 +11,14 @@ from torch import distributed
 from kd.training.objectives import LabelOnly, Term
 
 
+class Diverges(LabelOnly):
+    """The loss is no number."""
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return (Term("label", float("nan")),)
+
+
 class Raises(LabelOnly):
     """One rank alone cannot open the run."""
 

@@ -41,8 +41,8 @@ def try_out(family: Family) -> None:
     That is six passes over one or two rows of a few tokens and a backward, and two more where embeddings are scaled.
 
     Raises:
-        ConfigError: the model cannot do one of these, or what it says from ids is not what it says from embeddings, or what it
-            says of a row depends on the row beside it.
+        ConfigError: the model cannot do one of these, or what it says is not finite, or what it says from ids is not what it
+            says from embeddings, or what it says of a row depends on the row beside it.
     """
     short = dataclasses.replace(family, max_generated_tokens=min(GENERATED_TOKENS, family.max_generated_tokens))
     rows = [_encoded(family, text) for text in TEXTS]
@@ -50,6 +50,7 @@ def try_out(family: Family) -> None:
     with refusing(family.loaded, "reading a row"):
         from_ids, alone = _from_ids(short, rows, answers), _from_ids(short, rows[:1], answers[:1])
         reading, from_embeddings = _read(short, rows, answers, from_ids)
+    _check_finite(family.loaded, [*alone, *from_ids, *from_embeddings])
     _check_equal(family, alone, from_ids[:1], "a row alone and of the same row beside a longer one")
     _check_equal(family, from_ids, from_embeddings, "rows that are given as ids and of the same rows given as embeddings")
     with refusing(family.loaded, "writing an answer"):
@@ -98,6 +99,19 @@ def _explain(reading: Reading, answers: Sequence[Answer]) -> None:
     (gradient,) = torch.autograd.grad(what.forward(embeds, what.rows).sum(), [embeds])
     if not gradient.isfinite().all():
         raise ArithmeticError("the gradient at the input is not finite")
+
+
+def _check_finite(loaded: Loaded, found: Sequence[float]) -> None:
+    """A checkpoint that was saved after its training had diverged is no matter of the architecture."""
+    wrong = [own for own in found if not math.isfinite(own)]
+    if not wrong:
+        return
+    broken = [name for name, weight in loaded.model.named_parameters() if not weight.isfinite().all()]
+    where = f": {len(broken)} of its weights have values that are not finite, first {broken[0]}" if broken else ""
+    raise ConfigError(
+        f"{_named(loaded)}: the log-probability of an answer is {wrong[0]}; expected a finite number{where}."
+        " Take a checkpoint from before its training diverged, or a dtype of wider range"
+    )
 
 
 def _excess(one: Sequence[float], other: Sequence[float], dtype: torch.dtype) -> tuple[float, float, float]:

@@ -74,7 +74,7 @@ class Checkpoints:
     attempt: str
     _whole: list[Checkpoint] = field(default_factory=list)
     _folders: set[str] | None = None
-    """The folders that there are, once they were listed: only this attempt makes others."""
+    """The folders that there are, once they were listed, on the first rank: only this attempt makes others."""
 
     @classmethod
     def begin(cls, store: Store, run: str, digest: str, keep: int) -> "Checkpoints":
@@ -126,9 +126,8 @@ class Checkpoints:
         check_newest(self.store, self.run, self.attempt, "training")
 
     def clear(self) -> None:
-        """Delete them all, since the run is finished."""
-        if self._whole:
-            by_first(lambda: clear(self.store, self.run))
+        """Delete them all, since the run is finished. Where `newest` has found no folder and none was made, nothing is asked."""
+        by_first(lambda: clear(self.store, self.run) if self._folders != set() else None)
 
     def _save_mine(self, trainer: Trainer, name: str) -> list[Stored]:
         """This rank's part of a checkpoint."""
@@ -193,7 +192,8 @@ class Checkpoints:
         """This run's checkpoints that have a manifest, the newest first, and what is wrong with others."""
         listed: list[Checkpoint] = []
         faults: list[Harmed] = []
-        for name in self.store.folders(self.folder):
+        self._folders = set(self.store.folders(self.folder))
+        for name in sorted(self._folders):
             if self.store.exists(f"{self.folder}/{name}/{CHECKPOINT_MANIFEST}"):
                 try:
                     listed.append(self._read(name))
