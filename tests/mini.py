@@ -14,6 +14,7 @@ from jobs.wiring import Wiring
 from kd.config import Config, validate
 from kd.corpus import find_splits
 from kd.examples import Stream, plan
+from kd.loading import load, save
 from kd.manifests import Manifest
 from kd.planning.price import Case, Gpu, Prices
 from kd.shards import Work, claim, finish, run_shard
@@ -21,6 +22,7 @@ from kd.sources import freeze
 from kd.store import Store
 from kd.tasks.planted import generate
 from kd.training.session import train_here
+from tests.tiny import SPEC, tiny_source
 
 TINY = {"type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 600}
 MINI: dict[str, Any] = {
@@ -158,3 +160,10 @@ def without_teacher(path: Path, **changes: Any) -> Config:
     ]
     data["rationales"] |= {"sources": [{"type": "llm"}, {"type": "none"}]}
     return validate(data | {"training": data["training"] | {"variants": variants}} | changes, str(path))
+
+
+def save_teacher(folder: Path, seed: int = 0) -> None:
+    """A random T5 that can read the corpus below `folder`: no two options are the same to it."""
+    texts = (folder / "corpus" / "train.jsonl").read_text().splitlines()
+    spec = SPEC.model_copy(update={"vocab_size": TINY["vocab_size"]})
+    save(load(tiny_source(folder, spec, seed, texts), "cpu"), folder / "teacher")

@@ -10,13 +10,12 @@ import pytest
 from jobs.costs import costs
 from jobs.wiring import Wiring
 from kd.evaluation.answers import ANSWERING_MS
-from kd.loading import save
 from kd.origins import size_of
 from kd.reporting.cost_table import Cost, cost_table
 from kd.training.runs import trained
 from kd.training.session import train_here
-from tests.mini import alone, mini_config, plain, prepared, taught, write_mini
-from tests.tiny import cached, saved_t5, tiny_t5
+from tests.mini import alone, mini_config, plain, prepared, save_teacher, taught, write_mini
+from tests.tiny import cached, saved_t5
 from tests.tiny_reports import manifest
 
 ANSWERED = {("teacher", 0): ("predictions/teacher/0", manifest(rows=20, counts={ANSWERING_MS: 4000}))}
@@ -24,9 +23,10 @@ ANSWERED = {("teacher", 0): ("predictions/teacher/0", manifest(rows=20, counts={
 
 @pytest.fixture
 def wiring(tmp_path: Path) -> Wiring:
-    save(tiny_t5(tmp_path), tmp_path / "teacher")
+    path = write_mini(tmp_path)
+    save_teacher(tmp_path)
     teacher = {"name": str(tmp_path / "teacher"), "dtype": "bfloat16", "max_input_tokens": 128, "max_answer_tokens": 16}
-    return prepared(mini_config(write_mini(tmp_path), teacher=teacher, teach=None, training=alone()))
+    return prepared(mini_config(path, teacher=teacher, teach=None, training=alone()))
 
 
 def test_the_size_of_a_teacher_in_a_folder_is_that_of_the_files_that_are_read(wiring: Wiring, tmp_path: Path) -> None:

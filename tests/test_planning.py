@@ -15,7 +15,6 @@ from kd.config import Config
 from kd.corpus import SourceFile, find_splits
 from kd.errors import ConfigError, InputError
 from kd.evaluation.faithfulness import FaithfulnessConfig
-from kd.loading import save
 from kd.manifests import Manifest, Shard
 from kd.planning import sample
 from kd.planning.lengths import measured
@@ -29,9 +28,9 @@ from kd.rationales import AttributionSource, NoSource, RationalesConfig, TopK
 from kd.rows import Example
 from kd.store import Store
 from kd.tasks.columns import Columns
-from tests.mini import MINI, PRICES, TINY, mini_config, prepared, without_teacher, write_mini
+from tests.mini import MINI, PRICES, TINY, mini_config, prepared, save_teacher, without_teacher, write_mini
 from tests.test_rows import example
-from tests.tiny import examples, family, tiny_source, tiny_t5
+from tests.tiny import examples, family, tiny_source
 
 ROOT = Path(__file__).parents[1]
 
@@ -163,10 +162,11 @@ def planned(config: Config, samples: dict[str, SplitSample]) -> Plan:
 
 def test_a_plan_without_a_probe_reads_no_weights(tmp_path: Path) -> None:
     """The teacher's folder has none."""
-    save(tiny_t5(tmp_path), tmp_path / "teacher")
+    path = write_mini(tmp_path)
+    save_teacher(tmp_path)
     (tmp_path / "teacher" / "model.safetensors").unlink()
     teacher = {"name": str(tmp_path / "teacher"), "max_input_tokens": 128, "max_answer_tokens": 64}
-    config = mini_config(write_mini(tmp_path), teacher=teacher, teach=None)
+    config = mini_config(path, teacher=teacher, teach=None)
     plan = planned(config, of_corpus(config.task))
     assert (plan.probe, plan.attribution) == (None, None)
     assert list(plan.stages) == ["attribute", "audit", "train", "evaluate", "agreement"]

@@ -13,14 +13,13 @@ from jobs.slices import first_rows
 from jobs.wiring import Wiring
 from kd.config import Config, validate
 from kd.errors import InputError, StageError, StoreError
-from kd.loading import load, save
 from kd.manifests import Shard
 from kd.rows import Prediction
 from kd.shards import Work, completed
 from kd.training.runs import FAILURE, Failure
 from kd.training.session import train_here
-from tests.mini import TINY, alone, mini_config, plain, prepared, studied, taught, write_mini
-from tests.tiny import SPEC, tiny_pair, tiny_source
+from tests.mini import TINY, alone, mini_config, plain, prepared, save_teacher, studied, taught, write_mini
+from tests.tiny import tiny_pair
 
 SHARDS = [Shard("a", "train", 20), Shard("b", "train", 20), Shard("c", "train", 5)]
 
@@ -42,13 +41,6 @@ def wiring(tmp_path: Path) -> Wiring:
     save_teacher(tmp_path)
     teacher = {"name": str(tmp_path / "teacher"), "max_input_tokens": 128, "max_answer_tokens": 16}
     return prepared(mini_config(path, teacher=teacher, teach=None, training=alone()))
-
-
-def save_teacher(folder: Path, seed: int = 0) -> None:
-    """A random T5 that can read the corpus below `folder`: no two options are the same to it."""
-    texts = (folder / "corpus" / "train.jsonl").read_text().splitlines()
-    spec = SPEC.model_copy(update={"vocab_size": TINY["vocab_size"]})
-    save(load(tiny_source(folder, spec, seed, texts), "cpu"), folder / "teacher")
 
 
 def changed(wiring: Wiring, section: str, **values: object) -> Wiring:
