@@ -110,10 +110,12 @@ def order(queue: Queue) -> Order:
 
 
 def save(trainer: Trainer, saved: Path) -> None:
-    """A checkpoint as a group finds it when it goes on: every rank's files, in one folder."""
+    """A checkpoint as a group finds it when it goes on: every rank's files and the best model, in one folder."""
     with TemporaryDirectory() as mine:
         trainer.save(Path(mine))
         shutil.copytree(mine, saved, dirs_exist_ok=True)
+    if trainer.engine.rank == 0 and (trainer.folder / BEST).exists():
+        shutil.copytree(trainer.folder / BEST, saved / BEST, dirs_exist_ok=True)
     distributed.barrier()
 
 

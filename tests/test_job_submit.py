@@ -137,7 +137,7 @@ def stopped(dashboard: str, command: list[str], when: str) -> str:
 
 
 def test_a_submitted_job_that_is_stopped_says_so_in_one_line(dashboard: str, tmp_path: Path) -> None:
-    said = stopped(dashboard, [sys.executable, "-c", WAITS, str(write_mini(tmp_path))], "at work")
+    said = stopped(dashboard, [sys.executable, "-c", WAITS, str(write_mini(tmp_path))], "\nat work")
     assert said.rstrip().splitlines()[-1].startswith("stopped by SIGTERM: finished stages and shards and the last checkpoints")
     assert "Traceback" not in said
 
