@@ -103,7 +103,7 @@ from jobs.cli import main
 def waits(session):
     session.connect()
     session.console.say("at work")
-    ray.get(ray.remote(num_cpus=0)(time.sleep).remote(600))
+    ray.get(ray.remote(num_cpus=0)(lambda: time.sleep(600)).remote())
 sys.argv = ["jobs/demo.py", sys.argv[1]]
 main(waits, "A demonstration.")
 """
