@@ -4,7 +4,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pyarrow.fs as pafs
 
@@ -19,9 +22,10 @@ ATTEMPTS = 3
 that never answers is an error after 12 s where something is read, and after 30 s where it is written: there the client waits 6 s
 longer each time.
 """
+GS_URL = "https://storage.googleapis.com"
 GS_RETRY_S = 10
-"""So long a request to `gs://` is sent again. A service that accepts and never answers is an error after 120 s: the client has
-no shorter time-out."""
+"""So long a request to `gs://` is sent again. Its client has no time-out below 120 s, so each process asks the service once
+whether it answers before it uses the client."""
 
 
 def opened(address: Address) -> pafs.FileSystem:
@@ -37,6 +41,7 @@ def opened(address: Address) -> pafs.FileSystem:
     if address.scheme == "s3":
         return _s3(address)
     if address.scheme == "gs":
+        _check_answers(address.endpoint or GS_URL)
         limit = timedelta(seconds=GS_RETRY_S)
         anonymous = address.user == "anonymous" or scheme == "http"
         return pafs.GcsFileSystem(anonymous=anonymous, scheme=scheme, endpoint_override=endpoint, retry_time_limit=limit)
@@ -59,6 +64,16 @@ def _s3(address: Address) -> pafs.S3FileSystem:
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         allow_delayed_open=True,  # a small file is then one request
     )
+
+
+def _check_answers(url: str) -> None:
+    """Ask a web service for its first page; any answer will do. Raises OSError if none comes."""
+    try:
+        urlopen(url, timeout=ATTEMPTS * READ_S).close()
+    except HTTPError as refused:
+        refused.close()
+    except (OSError, HTTPException) as error:
+        raise OSError(f"no answer from {url}: {getattr(error, 'reason', error)}") from error
 
 
 def has_bucket(filesystem: pafs.FileSystem, path: str) -> bool:

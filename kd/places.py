@@ -50,7 +50,9 @@ class Place:
         """The file system, and the folder's path in it."""
         try:
             return opened(self.address), self.address.path
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise InputError(f"cannot open {self.address}: {error}; check the address and its service") from error
+        except ValueError as error:
             raise InputError(f"cannot open {self.address}: expected a local path, s3://, gs:// or hf://; {error}") from error
 
     def exists(self) -> bool:

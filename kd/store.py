@@ -78,7 +78,9 @@ class Store:
     def _where(self) -> tuple[pafs.FileSystem, str]:
         try:
             return opened(self.address), self.address.path
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise StoreError(f"cannot open {self.address}: {error}; check the address and its service") from error
+        except ValueError as error:
             raise StoreError(f"cannot open {self.address}: expected a local path, s3:// or gs://; {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:

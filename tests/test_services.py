@@ -197,11 +197,21 @@ def test_a_hub_that_does_not_answer_is_a_clear_error(
         find(f"hf://datasets/me/{endpoint}", "*", "auto", "task.files.train")
 
 
-def test_a_google_bucket_that_does_not_answer_is_a_clear_error(closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kd.filesystems.GS_RETRY_S", 1)
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{closed}")
-    with pytest.raises(StoreError, match=rf"cannot look for gs://runs/one/a at http://{closed}: .*Could not connect"):
-        Store.at("gs://runs/one").exists("a")
+@pytest.mark.parametrize("endpoint", ["silent", "closed"])
+def test_a_google_bucket_that_does_not_answer_is_a_clear_error_soon(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    """Before the service's own client is asked, which waits 120 s."""
+    monkeypatch.setattr("kd.filesystems.READ_S", 0.3)
+    url = f"http://{request.getfixturevalue(endpoint)}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    for ask in ASKS:
+        with pytest.raises(
+            StoreError, match=rf"cannot open gs://runs/one at {url}: no answer from {url}: (timed out|.*refused); check"
+        ):
+            ask(Store.at("gs://runs/one"))
+    with pytest.raises(InputError, match=rf"cannot open gs://runs/one at {url}: no answer from {url}: "):
+        find("gs://runs/one", "*", "auto", "task.files.train")
 
 
 def test_a_service_of_s3_is_asked_with_both_time_outs(alone: None, closed: str) -> None:
