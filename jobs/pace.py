@@ -26,13 +26,15 @@ class Pace:
 
     workers: int = 1
     """How many are at work, each with a part of its own; where it is not known, one."""
-    _done: int | None = None
+    done: int = 0
+    """The most that was ever said to be done."""
+    _begun: bool = False
     _moves: deque[tuple[float, int]] = field(default_factory=deque)
 
     def add(self, now_s: float, done: int) -> bool:
         """Note how much is done by now; the first call says what was done before. Whether it is more than at the last call."""
-        is_move = self._done is not None and done > self._done
-        self._done = max(done, self._done or 0)
+        is_move = self._begun and done > self.done
+        self.done, self._begun = max(done, self.done), True
         if is_move:
             self._moves.append((now_s, done))
             self._forget(now_s - WINDOW_S)

@@ -1,11 +1,11 @@
 """What a person sees of training: one line per run while it goes on, and one that stays when it is over."""
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from jobs.console import Line, duration
+from jobs.pace import Pace
 from kd.manifests import Manifest
 from kd.training.progress import Finished, Look, Progress, Status
 from kd.training.runs import Claimed, Failure, Queue
@@ -13,28 +13,6 @@ from kd.training.runs import Claimed, Failure, Queue
 _LOOK_INTERVAL_S = 1.0
 WAIT_AGAIN_S = 180.0
 """So often it is said again that runs wait for workers."""
-PACE_OVER_S = 60.0
-"""The speed that is shown is that of the last so many seconds of a run,"""
-PACE_FROM_S = 10.0
-"""and none before it has been seen for so long: the first steps say little of the others."""
-
-
-class Pace:
-    """How fast a run is, of what it has lately said of itself."""
-
-    def __init__(self) -> None:
-        self._points: deque[tuple[float, int]] = deque()
-
-    def __call__(self, progress: Progress) -> float | None:
-        """Steps per second; None where too little of the run has been seen since it was begun, or begun again."""
-        points = self._points
-        if points and progress.step < points[-1][1]:
-            points.clear()
-        points.append((progress.seconds, progress.step))
-        while progress.seconds - points[0][0] > PACE_OVER_S and len(points) > 2:
-            points.popleft()
-        seconds, steps = progress.seconds - points[0][0], progress.step - points[0][1]
-        return steps / seconds if steps and seconds >= PACE_FROM_S else None
 
 
 class TrainingLines:
@@ -119,10 +97,18 @@ class TrainingLines:
         """How far a run is; what is wanted most stands first, as a narrow terminal cuts the end."""
         share = 100 * progress.step // progress.steps
         parts = [f"{progress.run:<{self._width}}", f"step {progress.step:,}/{progress.steps:,}  {share} %"]
-        rate = self._paces.setdefault(progress.run, Pace())(progress)
+        rate = self._rate(progress)
         if rate is not None:
             parts += [f"{rate:,.1f} steps/s  ETA {duration((progress.steps - progress.step) / rate)}"]
         return "  ".join([*parts, *_figures(progress)])
+
+    def _rate(self, progress: Progress) -> float | None:
+        """Steps per second; None where too little of the run has been seen since it was begun, or begun again."""
+        pace = self._paces.get(progress.run)
+        if pace is None or progress.step < pace.done:
+            pace = self._paces[progress.run] = Pace()
+        pace.add(progress.seconds, progress.step)
+        return pace.per_second()
 
 
 def _figures(progress: Progress) -> Iterator[str]:

@@ -11,7 +11,7 @@ class StudentAttribution(RationaleRow):
     """A row that a student was explained on: its `importance` is the teacher's, `student_importance` the student's.
 
     Both are of the same words, for the same answer. A word that the student did not read, since its input was cut by
-    `student_truncated_tokens`, has the importance nought.
+    `student_truncated_tokens`, has the importance zero.
     """
 
     student: str

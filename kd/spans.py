@@ -103,7 +103,7 @@ def pool(
 
     `sum` conserves mass: the word scores and what fell on no word sum to `sum(scores)`. So do `mean`'s, each times the number
     of its word's pieces, a shared one counted by its share; they lie between the smallest and the largest of the pieces'
-    scores. `max` takes the score of one piece as it is. A word without a piece has the score nought.
+    scores. `max` takes the score of one piece as it is. A word without a piece has the score zero.
 
     Args:
         tokens: spans in reading order; scores: one each, signed or not; onto: the words, in reading order, not overlapping.
@@ -123,7 +123,7 @@ def pool(
 
 
 def pooled(weighed: Iterable[tuple[float, float]], how: Pooling) -> float:
-    """One score of several, each with its weight, which `max` does not look at; nought of none."""
+    """One score of several, each with its weight, which `max` does not look at; zero of none."""
     own = list(weighed)
     if how == "max":
         return max((score for score, _ in own), key=abs, default=0.0)

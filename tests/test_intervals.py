@@ -1,4 +1,4 @@
-"""Intervals of comparisons: nought is outside exactly where a difference is shown, and they cover the true one as often as said."""
+"""Intervals of comparisons: zero is outside exactly where a difference is shown, and they cover the true one as often as said."""
 
 from itertools import permutations
 
@@ -25,7 +25,7 @@ from tests.test_significance import AB, AC, AD, simulated, verdict
 
 
 def is_outside(found: Verdict) -> bool:
-    """Whether nought is outside the interval."""
+    """Whether zero is outside the interval."""
     assert found.ci_low is not None
     assert found.ci_high is not None
     return found.ci_low > 0 or found.ci_high < 0
@@ -36,7 +36,7 @@ def is_outside(found: Verdict) -> bool:
 
 @pytest.mark.parametrize("gain", [0.0, 0.3, 0.8])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_nought_is_outside_the_interval_exactly_where_a_difference_is_shown(seeds: int, gain: float) -> None:
+def test_zero_is_outside_the_interval_exactly_where_a_difference_is_shown(seeds: int, gain: float) -> None:
     draw = np.random.default_rng([seeds, int(10 * gain)])
     found = [verdict(*simulated(draw, seeds, 300, 0.15, 0.3, gain), draws=399) for _ in range(60)]
     assert [is_outside(each) for each in found] == [each.shown for each in found]

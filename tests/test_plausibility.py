@@ -67,7 +67,7 @@ def test_the_chance_of_iou_is_the_mean_over_all_choices_of_as_many_words() -> No
     assert drawn["iou_f1_chance"] == pytest.approx(sum(every) / len(every), abs=0.01)
 
 
-def test_a_rationale_that_holds_nothing_scores_nought_and_so_does_its_chance() -> None:
+def test_a_rationale_that_holds_nothing_scores_zero_and_so_does_its_chance() -> None:
     assert set(hard(rationale_row(TEXT, evidence=[(0, "green")])).values()) == {0.0}
 
 

@@ -111,7 +111,7 @@ def test_each_accuracy_of_the_teacher_is_judged_by_the_level_of_its_own_rows() -
     assert teacher_near_chance([*answers("teacher", 45, subject="teacher"), *chance_of(0.5), *audited(90, 0.5)]) is not None
 
 
-def test_a_teacher_near_nought_on_free_text_is_warned_of_in_words() -> None:
+def test_a_teacher_near_zero_on_free_text_is_warned_of_in_words() -> None:
     (warning,) = warnings(report(audited(3, None)))
     assert "3.0% (100.0% parsed, 0.0% cut) of 100 rows of train, whose answers are text that nobody guesses." in warning
     assert "–" not in warning

@@ -224,7 +224,7 @@ def test_more_patterns_than_fit_at_once_are_drawn_in_parts() -> None:
     assert abs(found.mean()) < 0.02
 
 
-def test_a_p_value_of_draws_is_never_nought() -> None:
+def test_a_p_value_of_draws_is_never_zero() -> None:
     assert p_of(np.full(999, 0.5)) == 2 / 1000
     assert p_of(np.array([-1.0, 1.0, 1.0, 1.0])) == pytest.approx(2 * 2 / 5)
     assert p_of(np.zeros(9)) == 1.0

@@ -9,7 +9,7 @@ import pytest
 
 from jobs import training_lines
 from jobs.console import Console, duration
-from jobs.training_lines import PACE_OVER_S, Pace, TrainingLines, validated
+from jobs.training_lines import TrainingLines, validated
 from kd.training.loop import State
 from kd.training.progress import Finished, Look, Progress, Status
 from kd.training.roster import End, Roster
@@ -47,7 +47,7 @@ def test_every_run_under_way_has_a_line_with_what_it_learns_and_how_long_it_take
     figures = {"loss": 1.5, "loss_label": 1.0, "loss_rationale": 2.0}
     figures |= {"validation_accuracy": 0.612, "validation_parse_rate": 0.9, "validation_truncation_rate": 0.05}
     label = Progress("label/0", 0, 400, {"loss": 1.0, "loss_label": 1.0}, 0.0)
-    for now[0], step in ((1.0, 80), (21.0, 100)):
+    for now[0], step in ((1.0, 60), (21.0, 80), (41.0, 100)):
         lines.show(Status(progress=[Progress("words/0", step, 400, figures, 30.0 + now[0]), label]))
     assert screen.getvalue().rpartition("\x1b[J")[2] == (
         "train        words/0  step 100/400  25 %  1.0 steps/s  ETA 5:00  loss 1.500  validation 61.2% (90.0% parsed, 5.0% cut)"
@@ -57,13 +57,18 @@ def test_every_run_under_way_has_a_line_with_what_it_learns_and_how_long_it_take
     assert lines.line.moved
 
 
-def test_the_pace_is_that_of_the_last_minute_and_there_is_none_before_it_means_something() -> None:
-    pace = Pace()
-    assert [pace(Progress("a/0", step, 400, {}, seconds)) for step, seconds in ((1, 30.0), (2, 31.0), (10, 39.0))] == [None] * 3
-    assert pace(Progress("a/0", 21, 400, {}, 50.0)) == 1.0, "the thirty seconds before the first step count for nothing"
-    later = [pace(Progress("a/0", 21 + 4 * second, 4000, {}, 50.0 + second)) for second in range(10, 200, 10)]
-    assert later[-1] == 4.0, f"what lies more than {PACE_OVER_S} s back is forgotten"
-    assert pace(Progress("a/0", 60, 400, {}, 100.0)) is None, "it is begun again from a checkpoint"
+def test_a_run_that_is_begun_again_has_no_speed_until_enough_of_it_was_seen(tmp_path: Path) -> None:
+    queue, screen = tiny_queue(tmp_path, SHORT.model_copy(update={"steps": 400})), Terminal()
+    now = [0.0]
+    lines = TrainingLines(Console(screen, lambda: now[0]).stage("train", "steps"), queue, queue.todo())
+
+    def said_at(step: int, seconds: float) -> bool:
+        now[0] += 10.0
+        lines.show(halfway("words/0", step, seconds))
+        return "steps/s" in screen.getvalue().rpartition("\r")[2]
+
+    assert [said_at(*at) for at in ((1, 30.0), (2, 31.0), (20, 51.0))] == [False, False, True]
+    assert [said_at(*at) for at in ((10, 60.0), (12, 62.0), (20, 70.0))] == [False, False, True], "begun again from a checkpoint"
 
 
 def test_a_run_of_a_version_that_did_not_count_what_could_be_read_has_its_accuracy_alone() -> None:

@@ -183,7 +183,7 @@ def is_near_chance(accuracy: MetricRow, level: float | None) -> bool:
     """Whether a model has learnt too little for its explanations to mean anything.
 
     True where the interval reaches down to chance, or the accuracy is not a tenth of the way from chance to perfect. By
-    guessing nobody writes the right free text: without a `level` chance is nought.
+    guessing nobody writes the right free text: without a `level` chance is zero.
     """
     if accuracy.value is None:
         return False

@@ -219,7 +219,7 @@ def any_by_chance(n: int, right: int, drawn: int) -> float:
 
 
 def all_by_chance(n: int, right: int, drawn: int) -> float:
-    """Probability that all of `drawn` words are among the `right` ones; nought where none is drawn."""
+    """Probability that all of `drawn` words are among the `right` ones; zero where none is drawn."""
     return math.comb(right, drawn) / math.comb(n, drawn) if drawn else 0.0
 
 

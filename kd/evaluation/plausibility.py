@@ -17,7 +17,7 @@ Source: ERASER (DeYoung et al. 2020, arXiv 1911.03429, section 4.1, and the auth
 - Rows whose importance is the same on every unit rank nothing and are left out of the area. Where some are equal, the area is
   scikit-learn's, a straight line over all of them at once, and not the mean over their orders.
 
-Rows without evidence are left out and counted. A rationale that holds nothing scores nought.
+Rows without evidence are left out and counted. A rationale that holds nothing scores zero.
 """
 
 import math

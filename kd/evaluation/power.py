@@ -27,7 +27,7 @@ def smallest_detectable(t_error: float, seeds: int, bootstrap_error: float, alph
     difference. Where little but single answers scatter, whose noise the bootstrap takes three times, it is larger than need be.
 
     Args:
-        t_error: the standard error of the mean by the seeds' differences, above nought. bootstrap_error: by the bootstrap.
+        t_error: the standard error of the mean by the seeds' differences, above zero. bootstrap_error: by the bootstrap.
         alpha: of both tests, two-sided. power: above alpha.
     """
     from scipy.optimize import brentq

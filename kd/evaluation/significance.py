@@ -3,7 +3,7 @@
 Seeds and rows are crossed: every student of a variant answers the same rows, and the students of one seed saw the same data in
 the same order. What differs by chance is the student (another seed) and the test split (other rows).
 
-- Paired t over seeds: is the mean of the seeds' differences further from nought than the seeds' scatter explains? It is
+- Paired t over seeds: is the mean of the seeds' differences further from zero than the seeds' scatter explains? It is
   right for few seeds, but knows nothing of the rows, which all seeds share.
 - Hierarchical bootstrap over seeds and rows (the pigeonhole bootstrap of crossed factors: Owen 2007, Ann. Appl. Stat. 1,
   386): seeds and rows are drawn anew, independently, and the difference is taken again. It knows both, but underrates the
@@ -14,7 +14,7 @@ A difference is *shown* where both p-values are at most alpha: the joint p-value
 One primary comparison is declared before the run; the p-values of the others are corrected by Holm (1979).
 
 The interval is that of the joint test turned round: at each end the wider of the t interval and the bootstrap's, at the level
-at which the comparison was tested. So it leaves out nought exactly where a difference is shown.
+at which the comparison was tested. So it leaves out zero exactly where a difference is shown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -117,7 +117,7 @@ class Verdict:
 
     Args:
         alpha: of both tests. difference: mean over seeds and rows. ci_low, ci_high: its interval, of coverage 1 - level or more;
-            nought is outside exactly where a difference is shown. level: alpha; where p-values are corrected, the share of
+            zero is outside exactly where a difference is shown. level: alpha; where p-values are corrected, the share of
             alpha at which Holm's procedure decided this one (`holm_levels`).
         p_seeds, p_bootstrap: of the two tests, two-sided. p_value: the larger of both, corrected where it is not the primary
             comparison. detectable: the smallest difference, of either sign, that a run like this one shows with the configured
@@ -236,7 +236,7 @@ def standard_error(per_seed: Floats, rows: int) -> float:
 
 
 def t_over_seeds(per_seed: Floats, rows: int) -> float:
-    """Two-sided p-value of the paired t test that the seeds' differences scatter around nought (Student 1908)."""
+    """Two-sided p-value of the paired t test that the seeds' differences scatter around zero (Student 1908)."""
     from scipy.stats import t
 
     return float(2 * t.sf(abs(float(per_seed.mean())) / standard_error(per_seed, rows), len(per_seed) - 1))
@@ -269,13 +269,13 @@ def bootstrap(paired: Paired, draws: int, rng: np.random.Generator) -> Floats:
 
 
 def p_of(means: Floats) -> float:
-    """Two-sided p-value of a bootstrap: twice the share of draws on nought or beyond it (Davison and Hinkley 1997)."""
+    """Two-sided p-value of a bootstrap: twice the share of draws on zero or beyond it (Davison and Hinkley 1997)."""
     beyond = min(int((means <= 0).sum()), int((means >= 0).sum()))
     return min(1.0, 2 * (1 + beyond) / (len(means) + 1))
 
 
 def interval_of(means: Floats, level: float) -> Interval:
-    """The percentile interval whose ends are on one side of nought exactly where `p_of` is at most the level.
+    """The percentile interval whose ends are on one side of zero exactly where `p_of` is at most the level.
 
     Its ends are the k-th draws from either side, k the largest with 2k / (draws + 1) of at most the level. There must be draws
     enough for k to be 1.

@@ -4,7 +4,7 @@ A measure is a function from one row to its *findings*: for each metric a number
 nothing about it. `add_up` collects the findings of a shard in `Sums`, which are small, add up over shards, workers and runs,
 and are divided once, in `results`: the mean over the rows that say something, its 95 % interval over rows, how many rows that
 were, and how many said nothing, by reason. Where no row says anything the value is null, and `why_null` says why: a measure
-is never NaN, and never an empty mean that looks like a nought.
+is never NaN, and never an empty mean that looks like a zero.
 
 To add a measure: its `Measure` entries, the function from a row to its findings, and a test with numbers worked out by hand.
 """

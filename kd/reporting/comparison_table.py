@@ -92,7 +92,7 @@ def _method(config: SignificanceConfig) -> str:
     return (
         "Differences in percentage points of accuracy, the first one's less the other's, over the seeds and rows that both have."
         f" Shown: a paired t test over seeds and a bootstrap over seeds and rows both have a p-value of at most {config.alpha:g},"
-        f" the larger one is printed{corrected}. Interval: at each end the wider of both tests', so nought is outside exactly"
+        f" the larger one is printed{corrected}. Interval: at each end the wider of both tests', so zero is outside exactly"
         f" where a difference is shown; coverage {percent(1 - config.alpha)} %{levels}. Smallest: the smallest difference that a"
         f" run with seeds and rows that scatter like these shows with a probability of {100 * config.power:g} %."
     )

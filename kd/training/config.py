@@ -29,7 +29,7 @@ class LoopConfig(Frozen):
     schedule: Literal["linear", "constant"] = "linear"
     """After the warm-up: linear decay to zero at the last step, or constant."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps of linear warm-up, from a first update at nought to one at `learning_rate`, as transformers does it."""
+    """Steps of linear warm-up, from a first update at zero to one at `learning_rate`, as transformers does it."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled decay of matrices; norms and biases have none."""
     clip_norm: float = Field(default=1.0, ge=0)
@@ -153,7 +153,7 @@ class LoopConfig(Frozen):
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of the update that follows `step` finished ones, by transformers' schedules: with a warm-up the
-        first is nought."""
+        first is zero."""
         if step < self.warmup_steps:
             return self.learning_rate * step / self.warmup_steps
         if self.schedule == "constant":
