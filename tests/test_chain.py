@@ -129,7 +129,8 @@ def test_a_second_training_gives_the_same_losses(done: Session, tmp_path: Path) 
     take_over(done, again.store, EXAMPLES, TEACHER, "attributions", "rationales", "tokenizers")
     wiring = Wiring(config, again.store)
     run_works(again, "features", wiring.student_features(), wiring.cpu_pool)
-    run_queue(again, "train", wiring.training_queue())
+    queue = wiring.training_queue()
+    run_queue(again, "train", queue, queue.todo())
     for run in wiring.students():
         first, second = (json.loads(store.read(f"{run.target}/history.json")) for store in (done.store, again.store))
         assert first == second
