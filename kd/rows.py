@@ -272,10 +272,14 @@ def extended(row: Row, row_type: type[R], **added: Any) -> R:
 
 
 def widened(row: Row, row_type: type[R], **given: Any) -> R:
-    """A row of another type: what `row` has, `given`, and blanks in the rest of what `row_type` has."""
+    """A row of another type: what `row` has, `given`, and blanks in the rest of what `row_type` has.
+
+    What is null in `row` is blank too: `row_type` may have a field of that name which is never null.
+    """
     had = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+    known = {name: value for name, value in had.items() if value is not None}
     blanks = {name: blank(hint) for name, hint in hints(row_type).items()}
-    return row_type(**{name: had.get(name, empty) for name, empty in blanks.items()} | given)
+    return row_type(**{name: known.get(name, empty) for name, empty in blanks.items()} | given)
 
 
 def as_errored(row: Row, row_type: type[R], error: RowError) -> R:

@@ -9,6 +9,7 @@ import pytest
 from kd import arrow, rows
 from kd.agreement_rows import StudentAttribution
 from kd.audit_rows import Erasure, Measured
+from kd.contract import hints, optional
 from kd.rows import Attribution, Example, Features, MetricRow, Prediction, RationaleRow, RowError, Segment, Span
 from kd.shards import check_conserved
 
@@ -183,3 +184,15 @@ def test_what_is_counted_about_a_row() -> None:
     assert attribution(ranked="away", generated="away").tally() == ()
     assert attribution(ranked=None, label_set=[]).tally() == (), "of free text the task says what is right"
     assert attribution(error=RowError("too_long", "")).tally() == ()
+
+
+@pytest.mark.parametrize("row_type", [each for each in ROW_TYPES if each is not MetricRow])
+@pytest.mark.parametrize("known", [example(), attribution()], ids=["example", "attribution"])
+def test_a_row_that_failed_in_an_earlier_stage_can_be_written_by_every_later_one(
+    known: Example, row_type: type[rows.Row]
+) -> None:
+    """What an earlier stage could not say is null there; a later row may have a field of that name which must not be."""
+    nulls = {name: None for name, hint in hints(type(known)).items() if optional(hint)[1]}
+    failed = dataclasses.replace(known, **nulls | {"error": RowError("too_long", "300 tokens")})
+    written = arrow.to_table([rows.as_errored(failed, row_type, failed.error)], row_type)
+    assert arrow.from_table(written, row_type)[0].error == failed.error
