@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from kd.planning.planner import lesson_of_students
 from kd.planning.probe import Probe
 from kd.planning.sample import of_corpus
 from kd.planning.sampled import Sampled
+from kd.planning.tables import here_table
 from kd.training.config import LoopConfig
 from tests.mini import alone, mini_config, write_mini
 
@@ -72,3 +74,9 @@ def test_learning_and_answering_are_measured(sampled: Sampled, monkeypatch: pyte
     assert found.step_s > 0
     assert found.answered_rows_per_s > 0
     assert found.load_s > found.open_s > 0
+
+
+def test_both_ends_of_a_span_are_in_one_unit() -> None:
+    plan = HerePlan(seconds={"teach": (456.0, 760.0), "train": (30_000.0, 50_000.0), "audit": (57.0, 96.0)}, total=(0.0, 0.0))
+    rows = here_table(SimpleNamespace(here=plan)).rows
+    assert rows[:3] == [("teach", "8 min", "13 min"), ("train", "8.3 h", "13.9 h"), ("audit", "57 s", "96 s")]

@@ -107,7 +107,7 @@ def here_table(plan: Plan) -> Table:
     if plan.here is None:
         return Table("The run on this machine", (), ())
     parts = {**plan.here.seconds, "in all": plan.here.total}
-    lines = [(title, *(_time(value) for value in span)) for title, span in parts.items()]
+    lines = [(title, *(_time(value, max(span)) for value in span)) for title, span in parts.items()]
     notes = ["By what was measured below; starts of processes are assumed, and a quarter more or less."]
     return Table("The run on this machine", ("stage", "from", "to"), lines, notes=notes, left=frozenset({"stage"}))
 
@@ -173,7 +173,7 @@ def _batches(batches: BatchPlan) -> list[str]:
     ]
 
 
-def _time(seconds: float) -> str:
-    return (
-        f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min" if seconds < 36_000 else f"{seconds / 3600:,.1f} h"
-    )
+def _time(seconds: float, largest: float | None = None) -> str:
+    """Seconds in the unit that suits them, or the largest number beside them."""
+    by = largest or seconds
+    return f"{seconds:,.0f} s" if by < 600 else f"{seconds / 60:,.0f} min" if by < 36_000 else f"{seconds / 3600:,.1f} h"
