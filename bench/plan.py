@@ -75,7 +75,8 @@ def written_config(scratch: Path, given: argparse.Namespace) -> Path:
     task = (
         {"type": "commonsense_qa", "path": str(given.data)} if given.data else {"type": "planted", "path": f"{scratch}/planted"}
     )
-    small = {"type": "t5", "d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 2, "num_heads": 4, "vocab_size": 2000}
+    small = {"type": "t5", "d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 2, "num_heads": 4}
+    small |= {"vocab_size": 2000, "tokenizer": "unigram"}  # of whole words, 2,000 would leave rows with options that read alike
     limits = {"max_input_tokens": 128, "max_answer_tokens": 32}
     loop = {"batch_rows": 32, "micro_batch_tokens": 2048, "eval_rows": 100, "save_every_steps": 0}
     variants = [
