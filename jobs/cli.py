@@ -89,10 +89,12 @@ def _code(stage: Stage, description: str | None, option: str) -> int:
             given = {option} & set(sys.argv[1:])
             return _run(stage, config, store, job, log, given)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        with suppress(OSError):  # an output that is gone
+            sys.stderr.write(f"error: {error}\n")
         return WRONG_CONFIG if isinstance(error, ConfigError) else FAILED
     except KeyboardInterrupt:  # before there is a console, or after it
-        sys.stderr.write(f"{_stopped(job)}\n")
+        with suppress(OSError):
+            sys.stderr.write(f"{_stopped(job)}\n")
         return interrupts.exit_code()
 
 
@@ -125,11 +127,11 @@ def _run(stage: Stage, config: Config, store: Store, job: str, log: JobLog, give
             return WRONG_CONFIG if isinstance(error, ConfigError) else FAILED
         except KeyboardInterrupt:
             traceback.print_exc()
-            with suppress(OSError):  # a terminal that is gone
-                console.say(f"\n{_stopped(job)}")
+            console.say(f"\n{_stopped(job)}")
             log.settle()
             return interrupts.exit_code()
         except BaseException:
+            traceback.print_exc()
             console.say(f"\n{traceback.format_exc()}")
             console.say(f"This is a defect of the program; please report it with {log.settle()}")
             raise

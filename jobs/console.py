@@ -4,6 +4,7 @@ Frameworks print to file descriptors 1 and 2, so these are redirected for the le
 real output for itself.
 """
 
+import logging
 import os
 import sys
 import threading
@@ -68,13 +69,17 @@ class Line:
 
 
 class Console:
-    """Writes to the terminal or to the job's log; in a terminal running lines are rewritten in place."""
+    """Writes to the terminal or to the job's log; in a terminal running lines are rewritten in place.
+
+    An output that is gone (a closed terminal, the end of `| head`) ends no job: from then on the console is silent.
+    """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream = stream
         self.clock = clock
         self.is_terminal = stream.isatty()
         self.running = 0
+        self._is_gone = False
         self._one_at_a_time = threading.RLock()
 
     def say(self, text: str) -> None:
@@ -89,7 +94,8 @@ class Console:
             self.say(text)
             return
         with self._one_at_a_time:
-            shown = "\n".join(line[: self._width()] for line in text.split("\n"))
+            columns, lines = self._size()
+            shown = "\n".join(line[:columns] for line in text.split("\n")[:lines])
             self._write(self._erase() + shown)
             self.running = shown.count("\n") + 1
 
@@ -98,12 +104,16 @@ class Console:
         up = self.running - 1
         return f"\r\x1b[{up}A\x1b[J" if up > 0 else "\r\x1b[K"
 
-    def _width(self) -> int | None:
-        """Columns that a line may have without being broken; None where the stream does not say."""
+    def _size(self) -> tuple[int | None, int | None]:
+        """How many columns a line and how many lines an update may have; None where the stream does not say.
+
+        A line that is broken, or scrolled away, cannot be rewritten.
+        """
         try:
-            return os.get_terminal_size(self.stream.fileno()).columns - 1 or None
+            size = os.get_terminal_size(self.stream.fileno())
         except OSError:
-            return None
+            return None, None
+        return (size.columns - 1 if size.columns > 1 else None), (size.lines - 1 if size.lines > 1 else None)
 
     def stage(self, title: str, unit: str = "rows") -> Line:
         """Start the line of a stage."""
@@ -111,8 +121,14 @@ class Console:
         return Line(self, title, unit, now, float("-inf") if self.is_terminal else now)
 
     def _write(self, text: str) -> None:
-        self.stream.write(text)
-        self.stream.flush()
+        if self._is_gone:
+            return
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError as error:
+            self._is_gone = True
+            logging.getLogger(__name__).warning("the output is gone, and the job goes on: %s", error)
 
 
 @contextmanager

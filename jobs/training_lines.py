@@ -1,14 +1,19 @@
 """What a person sees of training: one line per run while it goes on, and one that stays when it is over."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+
+from ray.exceptions import RayError
 
 from jobs.console import Line, duration
 from jobs.pace import Pace
 from kd.manifests import Manifest
 from kd.training.progress import Finished, Look, Progress, Status
 from kd.training.runs import Claimed, Failure, Queue
+
+log = logging.getLogger(__name__)
 
 _LOOK_INTERVAL_S = 1.0
 WAIT_AGAIN_S = 180.0
@@ -43,7 +48,10 @@ class TrainingLines:
 
         def follow() -> None:
             while not ended.wait(_LOOK_INTERVAL_S):
-                self.show(look(self._heard))
+                try:
+                    self.show(look(self._heard))
+                except RayError as error:  # what becomes of the cluster's head, the stage itself says
+                    log.warning("cannot look at the runs: %s", error)
 
         follower = threading.Thread(target=follow, daemon=True)
         follower.start()
@@ -59,7 +67,6 @@ class TrainingLines:
         self._tell(status)
         console, progress = self.line.console, status.progress
         self._tell_of_waiting(status.waits, console.clock())
-        self.line.moved = self.line.moved or any(each.step for each in progress)
         texts = [f"{self.line.title:<12} {self._text(each)}" for each in progress]
         if texts and self.line.is_due(console.clock()):
             console.update("\n".join(texts))
@@ -68,7 +75,6 @@ class TrainingLines:
         """Say once of every run how it ended, or why it is begun again and from where."""
         for news in status.news:
             if isinstance(news, Finished):
-                self.line.moved = True
                 manifest = news.manifest
                 self._say(news.run, f"{_ended(manifest, self.queue)}  ({duration(manifest.seconds)})")
             elif isinstance(news, Failure):

@@ -95,3 +95,16 @@ def test_a_log_that_cannot_be_written_says_so_and_leaves_the_output_alone(capfd:
         console_with_log(Path("/proc/nowhere/job.log")).__enter__()
     os.write(1, b"still here\n")
     assert capfd.readouterr().out == "still here\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [((80, 24), "one and\ntwo"), ((4, 24), "one\ntwo"), ((80, 2), "one and"), ((0, 0), "one and\ntwo")]
+)
+def test_running_lines_are_no_more_than_a_terminal_can_show(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], shown: str
+) -> None:
+    monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size(size))
+    screen = Terminal()
+    monkeypatch.setattr(screen, "fileno", lambda: 1)
+    Console(screen).update("one and\ntwo")
+    assert screen.getvalue().removeprefix("\r\x1b[K") == shown

@@ -34,6 +34,12 @@ def is_stopped_behind_a_library(session):
     with interrupts.kept():
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
     waits(session)
+def speaks(session):
+    session.console.say("at work")
+    time.sleep(0.5)
+    for line in range(3):
+        session.console.say("more")
+    print("done")
 def exits(session):
     session.console.say("at work")
     sys.exit(signal.SIGTERM)
@@ -84,6 +90,19 @@ def test_an_exit_that_no_signal_asked_for_is_a_defect(tmp_path: Path) -> None:
     said, _ = job.communicate(timeout=DEADLINE_S)
     assert "This is a defect of the program" in said
     assert job.returncode == signal.SIGTERM
+    (log,) = tmp_path.glob("runs/mini/logs/demo-*.log")
+    assert "in exits" in log.read_text(), "what is to be reported says what happened"
+
+
+def test_a_job_whose_reader_is_gone_goes_on_to_its_end(tmp_path: Path) -> None:
+    job = started(tmp_path, "speaks")
+    assert job.stdout is not None
+    job.stdout.close()
+    with job:  # closes what is left of it
+        assert job.wait(DEADLINE_S) == 0
+    (log,) = tmp_path.glob("runs/mini/logs/demo-*.log")
+    assert "the output is gone" in log.read_text()
+    assert "done" in log.read_text()
 
 
 def test_a_hangup_that_is_ignored_from_outside_stays_so(tmp_path: Path) -> None:
