@@ -17,6 +17,7 @@ from jobs.cli import Session, cluster_address
 from jobs.wiring import Wiring
 from kd.cluster_config import ClusterConfig
 from kd.errors import ConfigError, StageError
+from kd.portions import exact
 from kd.ray_data import Pool
 from kd.training.config import LoopConfig
 
@@ -26,22 +27,27 @@ PATIENCE_S = 30.0
 
 @dataclass(frozen=True)
 class Need:
-    """So much of a resource (`CPU` or `GPU`), asked for at once on nodes with these labels. The keys of the config say so."""
+    """So much of a resource (`CPU` or `GPU`), asked for at once on nodes with these labels. The keys of the config say so.
+
+    Every process takes `each` of it, all on one node.
+    """
 
     keys: str
     resource: str
     amount: float
     labels: Mapping[str, str]
+    each: float = 1.0
 
     def among(self, nodes: Sequence[Mapping[str, Any]]) -> float:
-        """How much of it these nodes, as `ray.nodes()` describes them, have in all."""
+        """How much of it these nodes, as `ray.nodes()` describes them, have for such processes in all."""
         fit = [node for node in nodes if node["Alive"] and self.labels.items() <= node["Labels"].items()]
-        return float(sum(node["Resources"].get(self.resource, 0) for node in fit))
+        return float(sum(exact(node["Resources"].get(self.resource, 0)) // exact(self.each) for node in fit) * exact(self.each))
 
     def __str__(self) -> str:
         where = ", ".join(f"{key}={value}" for key, value in self.labels.items())
         what = f"{self.amount:g} {self.resource}{'' if self.amount == 1 else 's'}"
-        return what + (f" on nodes with {where}" if where else "") + f" ({self.keys})"
+        together = f", {self.each:g} at a time on one node" if self.each > 1 else ""
+        return what + (f" on nodes with {where}" if where else "") + f" ({self.keys}){together}"
 
 
 def each_actor(pool: Pool) -> tuple[str, float, str]:
@@ -53,13 +59,13 @@ def each_actor(pool: Pool) -> tuple[str, float, str]:
 def of_pool(pool: Pool) -> list[Need]:
     """What the actors of a pool ask for at once."""
     resource, each, key = each_actor(pool)
-    return [Need(f"cluster.min_actors x {key}", resource, pool.min_actors * each, pool.labels)]
+    return [Need(f"cluster.min_actors x {key}", resource, pool.min_actors * each, pool.labels, each)]
 
 
 def of_workers(section: str, training: LoopConfig, cluster: ClusterConfig) -> list[Need]:
     """What a training group asks for; `section` of the config describes it."""
     cpus, keys = training.num_workers * training.threads_per_worker, f"{section}.num_workers x {section}.threads_per_worker"
-    needs = [Need(keys, "CPU", cpus, cluster.training_labels)]
+    needs = [Need(keys, "CPU", cpus, cluster.training_labels, training.threads_per_worker)]
     if cluster.device == "cuda":
         needs.append(Need(f"{section}.num_workers", "GPU", training.num_workers, cluster.training_labels))
     return needs

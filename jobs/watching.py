@@ -105,7 +105,7 @@ def _said_of_actors(look: Look, pool: Pool) -> str:
     if not look.waiting:
         return f"{_are_up(look)}, the others are starting"
     resource, each, keys = each_actor(pool)
-    need = Need(keys, resource, look.waiting * each, pool.labels)
+    need = Need(keys, resource, look.waiting * each, pool.labels, each)
     there, free = need.among(look.nodes), need.among(look.free_nodes())
     return f"{_are_up(look)}, {look.waiting} wait for {need}: the cluster has {there:g}, of which {free:g} are free"
 

@@ -83,6 +83,16 @@ def test_only_living_nodes_with_the_labels_count() -> None:
     assert need.among(nodes) == 2
 
 
+def test_what_a_process_takes_must_be_on_one_node() -> None:
+    need = Need("key", "CPU", 8, {}, each=4)
+    assert need.among([node(CPU=2)] * 4) == 0
+    assert need.among([node(CPU=7), node(CPU=4)]) == 8
+    assert Need("key", "GPU", 1, {}, each=0.1).among([node(GPU=1)]) == 1, "ten tenths"
+    assert said_of_waiting([need], [node(CPU=2)] * 4, is_patient=True) == (
+        "waits for 8 CPUs (key), 4 at a time on one node, of which the cluster has 0"
+    )
+
+
 def test_what_is_said_of_the_cluster_is_what_it_has_not_what_is_asked_of_it() -> None:
     need = Need("key", "CPU", 2, {})
     assert said_of_waiting([need], [node(CPU=3), node(CPU=1)], is_patient=False) == (
@@ -97,7 +107,7 @@ def test_a_job_that_never_fits_on_this_machine_ends_before_its_first_stage(tmp_p
     command += ["--cluster.local_cpus=3", "--training.num_workers=2", "--training.threads_per_worker=2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "4 CPUs (training.num_workers x training.threads_per_worker): it has 3" in done.stdout
+    assert "4 CPUs (training.num_workers x training.threads_per_worker), 2 at a time on one node: it has 2" in done.stdout
     assert not (tmp_path / "runs" / "mini" / "examples").exists()
 
 

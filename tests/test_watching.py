@@ -122,7 +122,7 @@ def test_a_look_that_failed_says_nothing() -> None:
         (look(["a", "b"], asked=2), "2 of 2 actors are up, at work on their first shards"),
         (
             look(["a"], waiting=3, free=0.5),
-            "1 of 4 actors are up, 3 wait for 3 CPUs (cluster.cpus_per_actor): the cluster has 4, of which 1 are free",
+            "1 of 4 actors are up, 3 wait for 3 CPUs (cluster.cpus_per_actor): the cluster has 4, of which 0 are free",  # half a CPU on each of two nodes
         ),
     ],
 )
