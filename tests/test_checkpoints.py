@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from kd.training.config import LoopConfig
 from kd.training.engine import TorchEngine
 from kd.training.loop import State, Trainer
 from kd.training.runs import Queue
-from kd.training.saved import CHECKPOINTS, newest_step
+from kd.training.saved import CHECKPOINTS, Harmed, newest_step
 from kd.training.session import open_run
 from tests.deepspeed_worker import LORA
 from tests.full_disk import files_no_larger_than
@@ -113,7 +114,7 @@ def test_adapters_are_put_beside_no_other_model_than_they_were_trained_beside(tm
     train(queue, tmp_path / "whole")
     found = checkpoints(queue).newest(tmp_path / "scratch")
     assert found is not None
-    with pytest.raises(StoreError, match=r"the run started from spec:\w+@seed0, .* and this worker has spec:\w+@seed5"):
+    with pytest.raises(Harmed, match=r"the run started from spec:\w+@seed0, .* and this worker has spec:\w+@seed5"):
         found.load_into(trainer(queue, tmp_path / "other", seed=5))
 
 
@@ -168,6 +169,41 @@ def test_a_lack_of_space_for_reading_is_no_harm_to_a_checkpoint(queue: Queue, tm
         checkpoints(queue).newest(tmp_path / "scratch")
     assert "Delete" not in str(told.value)
     assert [json.loads(path.read_text())["step"] for path in manifests(queue)] == [4, 5]
+
+
+def test_a_checkpoint_that_goes_while_it_is_fetched_is_looked_for_once_more(
+    queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another attempt, which has just been overtaken, makes a newer one and deletes the one that was listed."""
+    train(queue, tmp_path, keep=2)
+    older, newer = manifests(queue)
+    plain = Checkpoints._listed
+
+    def listed_before(self: Checkpoints) -> Any:
+        monkeypatch.setattr(Checkpoints, "_listed", plain)
+        listed, faults = plain(self)
+        shutil.rmtree(older.parent)
+        return listed[1:], faults
+
+    monkeypatch.setattr(Checkpoints, "_listed", listed_before)
+    found = checkpoints(queue).newest(tmp_path / "scratch")
+    assert found is not None
+    assert found.checkpoint.name == newer.parent.name
+
+
+def test_a_finished_run_leaves_no_checkpoint_though_none_could_be_tidied(
+    queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise StoreError("503")
+
+    saved, whole = checkpoints(queue), trainer(queue, tmp_path)
+    assert saved.newest(tmp_path / "scratch") is None
+    monkeypatch.setattr("kd.training.checkpoints.check_newest", lambda *given: refuses() if len(given) > 4 else None)
+    whole.train(ignore, lambda: saved.save(whole))
+    assert manifests(queue)
+    saved.clear()
+    assert manifests(queue) == []
 
 
 def damage(path: Path, harm: str) -> None:

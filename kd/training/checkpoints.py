@@ -43,7 +43,7 @@ class Found:
         """Go on from it on every rank, then free the node's copy.
 
         Raises:
-            StoreError: weights that stay as they are came with another model than the run started from.
+            Harmed: weights that stay as they are came with another model than the run started from.
         """
         together(lambda: self._check_frozen(trainer))
         together(lambda: trainer.load(self.folder))
@@ -53,7 +53,7 @@ class Found:
     def _check_frozen(self, trainer: Trainer) -> None:
         """A run's digest holds its model too, but as it was when the stage began; a branch of a hub can move after that."""
         if is_frozen(trainer.student.model) and trainer.student.name != self.checkpoint.started_from:
-            raise StoreError(
+            raise Harmed(
                 f"the run started from {self.checkpoint.started_from}, of which it trains only a part, and this worker has"
                 f" {trainer.student.name}; make the former available, or start the stage again"
             )
@@ -106,7 +106,17 @@ class Checkpoints:
         Raises:
             Harmed: there are checkpoints, and none of them is whole and this run's.
         """
-        listed, faults = by_first(self._listed)
+        faults: list[Harmed] = []
+        for _ in range(2):  # an attempt that has just been overtaken may have made a newer one, and deleted what was listed
+            listed, faults = by_first(self._listed)
+            found = self._first_whole(listed, faults, scratch)
+            if found is not None or not faults:
+                return found
+        where = self.store.path(self.folder)
+        raise Harmed(f"{faults[0]}; no other checkpoint is whole. Delete {where} to start the run from its first step")
+
+    def _first_whole(self, listed: Sequence[Checkpoint], faults: list[Harmed], scratch: Path) -> Found | None:
+        """Fetch the first of these that is whole; what is wrong with the others is added to `faults`."""
         for place, checkpoint in enumerate(listed):
             try:
                 folder = self._fetch(checkpoint, scratch)
@@ -114,11 +124,8 @@ class Checkpoints:
                 faults.append(fault)
                 continue
             self._warn(faults, checkpoint)
-            self._whole = listed[place:][::-1]
+            self._whole = list(listed[place:])[::-1]
             return Found(checkpoint, folder)
-        if faults:
-            where = self.store.path(self.folder)
-            raise Harmed(f"{faults[0]}; no other checkpoint is whole. Delete {where} to start the run from its first step")
         return None
 
     def check_newest(self) -> None:
@@ -155,6 +162,8 @@ class Checkpoints:
         self.check_newest()
         self.store.publish_json(f"{self.folder}/{name}/{CHECKPOINT_MANIFEST}", dataclasses.asdict(checkpoint))
         self._whole = [*self._whole, checkpoint][-self.keep :]
+        if self._folders is not None:
+            self._folders = self._folders | set(checkpoint.folders())
 
     def _tidy(self) -> None:
         """Delete what is no longer needed; the checkpoint just made counts, whether that can be done now or not."""
@@ -162,7 +171,7 @@ class Checkpoints:
         with tolerated():
             check_newest(self.store, self.run, self.attempt, "training", NEWEST_WITHIN_S)  # it was read to commit
             there = set(self.store.folders(self.folder)) if self._folders is None else self._folders
-            self._folders = there | needed
+            self._folders = there
             for folder in sorted(there - needed):
                 self._delete(folder)
                 self._folders.discard(folder)
