@@ -180,16 +180,21 @@ def padded_tokens(sizes: Sequence[tuple[N, N]]) -> N:
     return len(sizes) * (max(size[0] for size in sizes) + max(size[1] for size in sizes))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a device or of the machine."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
+
+
 def _attempt(work: Callable[[list[S]], Sequence[R]], items: list[S]) -> Sequence[R] | None:
     """What the work makes of the items; None where memory ran out, which is then free again."""
     import torch
 
     try:
         return work(items)
-    except (torch.OutOfMemoryError, MemoryError):
-        pass
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in _NO_MEMORY):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
     gc.collect()  # only here, behind the handlers, is the batch let go that the exception's frames held
     if torch.cuda.is_available():

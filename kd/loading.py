@@ -101,7 +101,7 @@ def _from_name(config: ModelConfig, name: str, called: str, device: str) -> Load
         if device == "meta":
             with torch.device("meta"):
                 model = loader.from_config(architecture, trust_remote_code=config.trust_remote_code)
-            return Loaded(model, tokenizer, f"{called}@{commit}", family)
+            return Loaded(model.to(_dtype(config)), tokenizer, f"{called}@{commit}", family)
         model, report = loader.from_pretrained(
             name,
             dtype=_dtype(config),

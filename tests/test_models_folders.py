@@ -49,6 +49,15 @@ def test_a_model_of_another_family_is_loaded_as_what_it_is(tmp_path: Path, kind:
     assert (outline.family, outline.model.device.type) == (made.family, "meta")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_outline_of_a_model_has_the_dtype_that_is_asked_for_whatever_its_files_have(tmp_path: Path, dtype: str) -> None:
+    made = tiny.tiny_models(tmp_path / "run")["llama"]
+    made.model.to(torch.bfloat16)
+    save(made, tmp_path / "model")
+    source = ModelSource(ModelConfig(name=str(tmp_path / "model"), dtype=dtype))
+    assert load(source, "meta").model.dtype == load(source, "cpu").model.dtype == getattr(torch, dtype)
+
+
 def test_a_t5_in_float32_has_fused_attention(folder: Path) -> None:
     assert load(ModelSource(ModelConfig(name=str(folder))), "cpu").model.config._attn_implementation == "sdpa"
 

@@ -13,7 +13,7 @@ import pytest
 from kd.attribution.engine import Attribute, AttributionConfig
 from kd.config import Config
 from kd.corpus import SourceFile, find_splits
-from kd.errors import ConfigError, InputError
+from kd.errors import ConfigError, InputError, StageError
 from kd.evaluation.faithfulness import FaithfulnessConfig
 from kd.manifests import Manifest, Shard
 from kd.planning import sample
@@ -28,7 +28,7 @@ from kd.rationales import AttributionSource, NoSource, RationalesConfig, TopK
 from kd.rows import Example
 from kd.store import Store
 from kd.tasks.columns import Columns
-from tests.mini import MINI, PRICES, TINY, mini_config, prepared, save_teacher, without_teacher, write_mini
+from tests.mini import MINI, PRICES, TINY, alone, mini_config, prepared, save_teacher, without_teacher, write_mini
 from tests.test_rows import example
 from tests.tiny import examples, family, tiny_source, tiny_t5
 
@@ -143,6 +143,16 @@ def test_a_gpu_that_is_not_there_leaves_the_plan_without_a_probe() -> None:
         pass
 
 
+def no_memory(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")])
+def test_a_probe_without_memory_says_what_to_set(error: Exception) -> None:
+    with probe_processes("cpu", 1) as processes, pytest.raises(StageError, match="for lack of memory; set cluster.max_actors"):
+        processes.side_by_side(no_memory, error, at_once=1)
+
+
 def test_a_probe_explains_every_row_and_says_how_fast(tmp_path: Path) -> None:
     found = measure(
         Attribute(AttributionConfig(), tiny_source(tmp_path, max_input_tokens=64, max_answer_tokens=16), "cpu", 1), examples()
@@ -178,6 +188,19 @@ def test_a_plan_without_a_probe_reads_no_weights(tmp_path: Path) -> None:
     assert {"audit", "agreement"} <= set(plan.output_bytes)
     assert all(size > 0 for size in plan.output_bytes.values())
     assert sum(count for _, count in plan.splits["train"].histogram) == 60
+
+
+def test_a_run_takes_room_for_its_best_model_and_its_last_in_the_precision_of_training(tmp_path: Path) -> None:
+    path = write_mini(tmp_path)
+
+    def students(**changes: object) -> int:
+        config = mini_config(path, training=alone(**changes))
+        return planned(config, of_corpus(config.task)).output_bytes["students"]
+
+    both, best = students(), students(keep_last=False)
+    halved = students(keep_last=False, precision="bfloat16", zero_stage=1)
+    assert both > best > halved
+    assert both - best == pytest.approx(2 * (best - halved), abs=2)
 
 
 def test_the_audit_takes_room_for_each_measured_row_of_each_source_and_for_the_rows_that_are_asked_about(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kd.planning.here import GROUP_S, JOB_S, POOL_S, SPREAD, Measured, run_here, workers_here
+from kd.planning.here import GROUP_S, JOB_S, POOL_S, SPREAD, Measured, _learning, groups_here, learners_here, run_here
 from kd.planning.learning_probe import LearningProbe, measure_learning
 from kd.planning.lengths import openable
 from kd.planning.plan import HerePlan, StagePlan
@@ -59,13 +59,38 @@ def test_variants_take_as_long_as_they_compute(sampled: Sampled) -> None:
     assert least < found < least + 4 * 2.0
 
 
-def test_as_many_workers_are_at_work_as_have_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_groups_train_as_have_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    assert workers_here(LoopConfig(num_workers=2), runs=10) == 8
-    assert workers_here(LoopConfig(num_workers=2), runs=3) == 6
-    assert workers_here(LoopConfig(num_workers=2, threads_per_worker=4), runs=10) == 2
-    assert workers_here(LoopConfig(num_workers=16), runs=10) == 16
-    assert workers_here(LoopConfig(parallel_runs=3), runs=10) == 3
+    assert groups_here(LoopConfig(num_workers=2), 10, "cpu") == 4
+    assert groups_here(LoopConfig(num_workers=2), 3, "cpu") == 3
+    assert groups_here(LoopConfig(num_workers=2, threads_per_worker=4), 10, "cpu") == 1
+    assert groups_here(LoopConfig(num_workers=16), 10, "cpu") == 1
+    assert groups_here(LoopConfig(parallel_runs=3), 10, "cpu") == 3
+    assert learners_here(LoopConfig(num_workers=2), 3, "cpu") == 6
+
+
+def test_every_worker_has_a_gpu_of_its_own_so_one_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    for gpus, groups in ((1, 1), (4, 2), (0, 1)):
+        monkeypatch.setattr("kd.planning.here.gpus_here", lambda gpus=gpus: gpus)
+        assert groups_here(LoopConfig(num_workers=2), 20, "cuda") == groups
+    assert learners_here(LoopConfig(num_workers=2), 20, "cuda") == 1
+
+
+def test_runs_are_not_split_between_groups(sampled: Sampled) -> None:
+    """Three students on two groups take as long as four."""
+    loop = sampled.config.training.model_copy(update={"parallel_runs": 2})
+    three, four = (_learning(sampled, loop, STUDENT, [1.0] * count, runs=1) for count in (3, 4))
+    assert three == four > GROUP_S + STUDENT.load_s
+
+
+def test_a_teacher_that_nobody_teaches_answers_too(sampled: Sampled) -> None:
+    assert sampled.teacher_family is not None
+    taught = middle(run_here(sampled, ASKED, Measured(explained=EXPLAINED, teacher=TEACHER, student=STUDENT)))["evaluate"]
+    asis = middle(run_here(sampled, ASKED, Measured(explained=EXPLAINED, teacher=None, student=STUDENT)))["evaluate"]
+    none = middle(run_here(sampled, ASKED, Measured(explained=None, teacher=None, student=STUDENT)))["evaluate"]
+    assert asis > none + EXPLAINED.load_s
+    assert taught > none
 
 
 def test_learning_and_answering_are_measured(sampled: Sampled, monkeypatch: pytest.MonkeyPatch) -> None:

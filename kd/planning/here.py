@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from kd.loading import gpus_here
 from kd.planning.compute import answered, learned, validations
 from kd.planning.learning_probe import LearningProbe
 from kd.planning.plan import HerePlan, Span, StagePlan, cut_in_shards, makespan
@@ -41,7 +42,7 @@ def run_here(sampled: Sampled, stages: Mapping[str, StagePlan], found: Measured)
         actors = actors_like_these(cluster, local=True)
         shards = [size for rows in sampled.explained.values() for size in cut_in_shards(rows, config.prepare.rows_per_shard)]
         seconds["attribute"] = POOL_S + found.explained.load_s + makespan(shards, actors) / found.explained.rows_per_s
-        flops_per_s = stages["attribute"].flops / max(1, stages["attribute"].rows) * found.explained.rows_per_s
+        flops_per_s = _explaining_flops_per_s(stages, found.explained)
         asked = stages["audit"].flops / flops_per_s / actors if "audit" in stages else 0.0
         seconds["audit"] = POOL_S + found.explained.load_s + asked
     seconds["rationalize"] = POOL_S
@@ -50,10 +51,17 @@ def run_here(sampled: Sampled, stages: Mapping[str, StagePlan], found: Measured)
     return HerePlan(seconds={title: _spread(value) for title, value in seconds.items()}, total=_spread(sum(seconds.values())))
 
 
-def workers_here(loop: LoopConfig, runs: int) -> int:
-    """How many training workers are at work at once: those of as many groups as have cores, or as the config says."""
-    groups = loop.parallel_runs or max(1, (os.cpu_count() or 1) // (loop.num_workers * loop.threads_per_worker))
-    return loop.num_workers * min(groups, runs)
+def groups_here(loop: LoopConfig, runs: int, device: str) -> int:
+    """How many groups of workers train at once: as many as have cores, and a GPU for each worker, or as the config says."""
+    room = (os.cpu_count() or 1) // (loop.num_workers * loop.threads_per_worker)
+    if device != "cpu":
+        room = min(room, gpus_here() // loop.num_workers)
+    return min(loop.parallel_runs or max(1, room), runs)
+
+
+def learners_here(loop: LoopConfig, runs: int, device: str) -> int:
+    """How many workers are probed at once: as many as train at once, since they share the cores. A GPU is one worker's own."""
+    return loop.num_workers * groups_here(loop, runs, device) if device == "cpu" else 1
 
 
 def _learning(sampled: Sampled, loop: LoopConfig, found: LearningProbe, ratios: Sequence[float], runs: int) -> float:
@@ -61,8 +69,8 @@ def _learning(sampled: Sampled, loop: LoopConfig, found: LearningProbe, ratios: 
     rows = min(sampled.validation_rows, loop.eval_rows)
     checked = validations(loop, sampled.validation_rows) * rows / (found.answered_rows_per_s * loop.num_workers)
     each = [found.open_s + loop.steps * found.step_s * ratio + checked for ratio in ratios for _ in range(runs)]
-    groups = max(1, found.at_once // loop.num_workers)
-    return GROUP_S + found.load_s + sum(each) / min(groups, len(each))
+    groups = groups_here(loop, len(each), sampled.config.cluster.device)
+    return GROUP_S + found.load_s + makespan(each, groups)
 
 
 def _ratios(sampled: Sampled) -> list[float]:
@@ -79,11 +87,26 @@ def _evaluation(sampled: Sampled, stages: Mapping[str, StagePlan], found: Measur
     rows = min(split, config.limit_rows or split)
     models = [(found.student, sampled.students)] + ([(found.teacher, 1)] if found.teacher else [])
     each = [count * (probed.open_s + rows / probed.answered_rows_per_s) for probed, count in models]
-    answered = found.student.load_s + sum(each) / actors
+    answered = found.student.load_s + sum(each) / actors + _teacher_as_it_is(sampled, stages, found, rows)
     if "agreement" not in stages:
         return answered
     explained = stages["agreement"].flops / (found.student.answered_rows_per_s * _answer_flops(sampled))
     return answered + POOL_S + found.student.load_s + (explained + sampled.students * found.student.open_s) / actors
+
+
+def _teacher_as_it_is(sampled: Sampled, stages: Mapping[str, StagePlan], found: Measured, rows: int) -> float:
+    """Seconds of a teacher that nobody teaches: it answers on one actor, with as many operations a second as it explains."""
+    if found.teacher is not None or found.explained is None or sampled.teacher_family is None:
+        return 0.0
+    config, shape = sampled.config.evaluation, sampled.shape(sampled.teacher_family)
+    lengths = read(sampled.teacher_family, sampled.samples[config.split])
+    flops = rows * fmean(answered(shape, config, row) for row in lengths.of_rows)
+    return found.explained.load_s + flops / _explaining_flops_per_s(stages, found.explained)
+
+
+def _explaining_flops_per_s(stages: Mapping[str, StagePlan], explained: Probe) -> float:
+    """Of one actor that explains."""
+    return stages["attribute"].flops / max(1, stages["attribute"].rows) * explained.rows_per_s
 
 
 def _answer_flops(sampled: Sampled) -> float:

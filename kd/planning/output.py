@@ -10,6 +10,7 @@ from kd.planning.probe import Probe
 from kd.planning.rows import agreements, bytes_per_row, erasures, findings
 from kd.planning.sampled import Sampled
 from kd.rows import Attribution, Example, Features, RationaleRow
+from kd.training.config import LoopConfig
 
 MEASURED_ROWS = 200
 """Rows that are measured and written as the audit does, at most."""
@@ -17,6 +18,7 @@ MEASURED_ROWS = 200
 
 def output_bytes(sampled: Sampled, stages: Mapping[str, StagePlan], found: Probe | None) -> dict[str, int]:
     """By folder of the run directory. Models are counted as their weights."""
+    exported = _exported(sampled.student_family, sampled.config.training)
     example = bytes_per_row(sampled.lengths["train"].rows, Example)
     rationale = sum(bytes_per_row(rows, RationaleRow) for rows in sampled.rationales.values())
     features = sum(bytes_per_row(rows, Features) for rows in sampled.learned.values())
@@ -25,7 +27,7 @@ def output_bytes(sampled: Sampled, stages: Mapping[str, StagePlan], found: Probe
         **_of_the_teacher(sampled, found),
         "rationales": sampled.rationalised * rationale,
         "audit": _of_the_audit(sampled),
-        "students": sampled.learnt_from * features + sampled.students * weight_bytes(sampled.student_family),
+        "students": sampled.learnt_from * features + sampled.students * exported,
         "predictions": stages["evaluate"].rows * example,
         **_of_agreement(sampled, stages),
     }
@@ -42,13 +44,20 @@ def weight_bytes(family: Family, each: int | None = None) -> float:
     return float(weight_count(family) * (each or family.model.dtype.itemsize))
 
 
+def _exported(family: Family, loop: LoopConfig) -> float:
+    """The best model of a run, and at most the last one beside it, in the precision of training."""
+    return weight_bytes(family, 4 if loop.precision == "float32" else 2) * (2 if loop.keep_last else 1)
+
+
 def _of_the_teacher(sampled: Sampled, found: Probe | None) -> dict[str, float]:
     """The teacher and its attributions; nothing in a run without one."""
     if sampled.teacher is None:
         return {}
-    teacher = sampled.samples["train"].rows * bytes_per_row(sampled.taught, Features) + weight_bytes(sampled.reader)
     attribution = found.bytes_per_row if found and found.bytes_per_row else bytes_per_row(sampled.attributed, Attribution)
-    taught = {"teacher": teacher} if sampled.config.teach else {}
+    taught = {}
+    if loop := sampled.config.teach:
+        inputs = sampled.samples["train"].rows * bytes_per_row(sampled.taught, Features)
+        taught = {"teacher": inputs + _exported(sampled.reader, loop)}
     return taught | {"attributions": sum(sampled.explained.values()) * attribution}
 
 

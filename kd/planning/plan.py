@@ -176,11 +176,11 @@ def on_actors(probe: Probe, actors: int, local: bool, shards: Sequence[int]) -> 
     return TimePlan(actors, local, probe.load_s + makespan(shards, actors) / probe.rows_per_s, max(1, wanted))
 
 
-def makespan(shards: Sequence[int], actors: int) -> int:
-    """The rows of the busiest actor where each takes the longest shard that is left, as the stage does."""
-    busy = [0] * actors
-    for rows in sorted(shards, reverse=True):
-        heapq.heapreplace(busy, busy[0] + rows)
+def makespan(parts: Sequence[float], workers: int) -> float:
+    """What the busiest worker has to do where each takes the largest part that is left, as the stages do."""
+    busy = [0.0] * workers
+    for part in sorted(parts, reverse=True):
+        heapq.heapreplace(busy, busy[0] + part)
     return max(busy)
 
 

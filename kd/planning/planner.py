@@ -9,10 +9,8 @@ from kd.config import Config
 from kd.evaluation.answers import Answer
 from kd.models import ModelSource
 from kd.planning.batches import suggested_batches
-from kd.planning.compute import (
-    attributed,
-)
-from kd.planning.here import Measured, run_here, workers_here
+from kd.planning.compute import attributed
+from kd.planning.here import Measured, learners_here, run_here
 from kd.planning.learning_probe import Lesson, probe_learning
 from kd.planning.lengths import histogram, openable
 from kd.planning.output import output_bytes
@@ -83,8 +81,8 @@ def _planned(sampled: Sampled, prices: Prices, found: Probe | None, here: Measur
 def _measured(sampled: Sampled, local: bool) -> tuple[Probe | None, Measured | None]:
     """A shard's rows explained on this machine; and for a run on it alone, the models that learn and answer."""
     config, cluster = sampled.config, sampled.config.cluster
-    actors, learners = actors_here(cluster), workers_here(config.training, sampled.students)
-    teachers = workers_here(config.teach, 1) if config.teach else 0
+    actors, learners = actors_here(cluster), learners_here(config.training, sampled.students, cluster.device)
+    teachers = learners_here(config.teach, 1, cluster.device) if config.teach else 0
     with probe_processes(cluster.model_device, max(actors, learners, teachers)) as processes:
         found = None
         if sampled.teacher is not None:
@@ -109,7 +107,7 @@ def lesson_of_students(sampled: Sampled) -> Lesson:
 
 def _lesson(sampled: Sampled, model: ModelSource, loop: LoopConfig, objective: AnyObjective, rows: Sequence[Features]) -> Lesson:
     config, cluster = sampled.config, sampled.config.cluster
-    device, threads = cluster.model_device, loop.threads_per_worker
+    device, threads = cluster.device, loop.threads_per_worker  # a model that is trained is on one device
     answer = Answer(config.evaluation, config.task, model, objective.answer_prefix, "probe", 0, device, threads)
     return Lesson(model, objective, loop, rows, answer, sampled.samples[config.evaluation.split].examples)
 

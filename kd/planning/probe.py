@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kd.attribution.engine import Attribute, AttributionConfig, Engine
+from kd.batching import is_out_of_memory
 from kd.cluster_config import ClusterConfig
 from kd.errors import ConfigError, StageError
 from kd.loading import check_device, gpus_here
@@ -73,8 +74,8 @@ class Probing:
         """
         try:
             return [task.result() for task in [self._pool.submit(measure, *arguments) for _ in range(at_once)]]
-        except RuntimeError as error:
-            if not isinstance(error, BrokenProcessPool) and "out of memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, BrokenProcessPool) and not is_out_of_memory(error):
                 raise
             raise StageError(
                 f"the probe: one of {at_once} processes died, probably for lack of memory; set cluster.max_actors,"

@@ -89,16 +89,17 @@ def _learning(sampled: Sampled, family: Family, loop: LoopConfig, learned: Seque
     asked = partial(answered_pass, shape, EvaluationConfig())
     passes += _passes(read(family, sampled.samples["train"]), loop.eval_batch_tokens, asked) * checks
     updates, weights = loop.steps * runs * len(learned), weight_count(family)
+    workers = loop.num_workers * min(loop.parallel_runs or 1, runs * len(learned))
     return StagePlan(
         rows=updates * loop.batch_rows,
         flops=flops + passes.flops,
         memory_gib=_gib(family, TRAINING_BYTES),
-        devices=loop.num_workers * (loop.parallel_runs or 1),
+        devices=workers,
         kernels=passes.kernels,
         updates=updates * loop.num_workers,
         moved_bytes=updates * weights * UPDATE_BYTES * (1 if loop.zero_stage else loop.num_workers),
         exchanged_bytes=updates * weights * _exchanged_bytes(loop),
-        processes=loop.num_workers * (loop.parallel_runs or 1),
+        processes=workers,
         loaded_bytes=runs * len(learned) * loop.num_workers * _gib(family) * 2**30,
     )
 
