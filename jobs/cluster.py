@@ -129,8 +129,10 @@ def _local(cluster: ClusterConfig) -> dict[str, Any]:
 
 
 def waiting_for_workers(session: Session, needs: Sequence[Need], patience_s: float = PATIENCE_S) -> Callable[[float], str | None]:
-    """What to say of training that has waited so many seconds for workers: at once what the cluster lacks, later also that it
-    lacks nothing. None of a local cluster, whose workers only take their time to start.
+    """What to say of training that has waited so many seconds for workers.
+
+    What the cluster lacks is said at once. If it lacks nothing, that is said after `patience_s`. Of a local cluster nothing is
+    said: its workers only take their time to start.
     """
 
     def waiting(waited_s: float) -> str | None:
@@ -140,7 +142,7 @@ def waiting_for_workers(session: Session, needs: Sequence[Need], patience_s: flo
 
 
 def said_of_waiting(needs: Sequence[Need], nodes: Sequence[Mapping[str, Any]], is_patient: bool) -> str | None:
-    """What these nodes lack, and unless one is patient also that they lack nothing, with what they have in all."""
+    """What these nodes lack. If they lack nothing: None while one is patient, else what they have in all."""
     short = [need for need in needs if need.among(nodes) < need.amount]
     if is_patient and not short:
         return None

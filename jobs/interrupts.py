@@ -28,7 +28,8 @@ def caught() -> Iterator[None]:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Inside, a library may set a handler of SIGTERM that exits, as `ray.init` does. It counts as ours, which is back then.
+    """Inside, a library may set a handler of SIGTERM that exits, as `ray.init` does. Its exit is taken for our signal. Our
+    handler is back afterwards.
 
     Outside `caught`, the library's stays.
     """

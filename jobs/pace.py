@@ -14,9 +14,9 @@ class Pace:
     """The rate of the last window of a stage, from its moves: the moments when something more was done.
 
     What was done before this start is no speed, and neither is the time up to the first move: it holds the start of the
-    workers and the load of their models. From there time is counted in rounds. A round is as many moves as there are workers:
-    workers that go in step move all at once and then not at all, and only over a whole round, from a move of one worker to its
-    next, is what was done the work of that time. So the rate is
+    workers and the load of their models. From there time is counted in rounds. A round is as many moves as there are workers.
+    Workers in step report together and then pause, so a rate is taken over whole rounds: from one report of a worker to its
+    next. The rate is
 
         what was done in the last k rounds / the time from the move before them to the last move
 

@@ -19,8 +19,8 @@ SMALL_BYTES = 8 * 2**20
 MOST_BYTES = 2**30
 """The copies together, about; the oldest go first."""
 _LOOK_EVERY_BYTES = MOST_BYTES // 16
-_since_look: list[int] = []
-"""The sizes of what this process has kept since it last looked."""
+_since_look = [_LOOK_EVERY_BYTES]
+"""The sizes of what this process has kept since it last looked; at first so many that it looks at once."""
 
 
 class Far(Protocol):
@@ -54,7 +54,7 @@ def content_of(where: str, stream: Far, whole_bytes: int) -> bytes | None:
 def find(where: str, tag: str | None) -> bytes | None:
     """The content of the file `where`, if there is a copy and the store has the same."""
     try:
-        content = _path(where, tag).read_bytes() if tag else None
+        content = _path(where).read_bytes() if tag else None
     except OSError:
         return None
     return content if content is not None and _tag(content) == tag else None
@@ -64,7 +64,7 @@ def keep(where: str, content: bytes) -> None:
     """Keep a copy of a file, unless it is too large or there is no room: it is then fetched again."""
     if len(content) > SMALL_BYTES:
         return
-    path = _path(where, _tag(content))
+    path = _path(where)
     partial = path.with_suffix(f".{uuid.uuid4().hex[:8]}")
     with suppress(OSError):
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -90,16 +90,20 @@ def _make_room(folder: Path, more_bytes: int) -> None:
     if sum(_since_look) < _LOOK_EVERY_BYTES:
         return
     _since_look.clear()
-    there = sorted(((entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in os.scandir(folder)), reverse=True)
+    there = []
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):  # another process has just put it in its place, or deleted it
+            there.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
     total = 0
-    for _, size, path in there:
+    for _, size, path in sorted(there, reverse=True):
         total += size
         if total > MOST_BYTES:
             Path(path).unlink(missing_ok=True)
 
 
-def _path(where: str, tag: str | None) -> Path:
-    return Path(tempfile.gettempdir(), f"kd-copies-{os.getuid()}", hashlib.sha256(f"{where} {tag}".encode()).hexdigest()[:32])
+def _path(where: str) -> Path:
+    """The copy of a file; one of what it holds now takes the place of the one before."""
+    return Path(tempfile.gettempdir(), f"kd-copies-{os.getuid()}", hashlib.sha256(where.encode()).hexdigest()[:32])
 
 
 def _tag(content: bytes) -> str:

@@ -27,7 +27,7 @@ _LONG_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Shape:
-    """Weights in matrix products by what passes them, and attention widths (heads x size, summed over layers).
+    """Weights of matrix products, counted by which tokens pass them; widths of attention: heads x size, summed over layers.
 
     `reader`: per input token; `crossed`: per input token too, the keys and values that a decoder makes of what an encoder
     read; `writer`: per token that is fed in behind the input; `head`: per token whose logits are wanted. A causal model

@@ -35,7 +35,7 @@ class Tries:
 
 
 def check_tries(died: int, lost: int, where: str, shard: str) -> None:
-    """Raise StageError where so many processes that died of a shard, and so many that were lost with their node, are enough."""
+    """Raise StageError where too many processes died of a shard, or too many were lost with their nodes."""
     if died >= MOST_TRIES or lost >= MOST_LOSSES:
         raise StageError(
             f"shard {shard} of {where}: its process ended {died + lost} times without a word, which is how a machine's memory"

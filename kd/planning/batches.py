@@ -8,7 +8,7 @@ from kd.planning.plan import ROWS_TOGETHER, BatchPlan
 GAIN = 1.1
 """Another budget than the configured one must be so many times as fast: less is within what measuring again changes."""
 LARGEST_TOKENS = 16_384
-"""What lengths alone speak for, at most: so many tokens occupy any device, and with more only memory is known to grow."""
+"""The largest budget that is suggested from lengths alone. So many tokens occupy any device; more cost memory."""
 PADDING_FRAC = 0.05
 """More padding than this speaks for a smaller budget."""
 

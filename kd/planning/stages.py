@@ -131,7 +131,7 @@ def _evaluation(sampled: Sampled) -> StagePlan:
 
 
 def _agreement(sampled: Sampled) -> StagePlan:
-    """Every student explained, for an answer that is given, on rows that its teacher was explained on.
+    """Every student is explained on rows that its teacher was explained on. The answer to explain is given.
 
     Of a row without a label that is the teacher's own answer, taken to be as long as the row's longest.
     """

@@ -79,8 +79,8 @@ class LoopConfig(Frozen):
     threads_per_worker: int = Field(default=1, ge=1)
     """CPUs and torch threads of a worker."""
     max_error_frac: float = Field(default=0.01, ge=0, le=1)
-    """Training does not begin where more than this share of the rows that reach it without an error cannot be read or written
-    by the model (its answer is too long, for instance)."""
+    """The model may fail to read or write at most this share of the rows without an error (an answer is too long, for instance).
+    Above it, training does not begin."""
     max_failures: int = Field(default=3, ge=0)
     """How often one run is begun again, from its last checkpoint, after its group lost a worker or could not reach the run
     directory. Then it has failed, and the queue goes on without it. It is counted anew whenever the run has a newer checkpoint
@@ -141,8 +141,8 @@ class LoopConfig(Frozen):
 
     @property
     def loop(self) -> dict[str, Any]:
-        """What one run's outcome depends on, apart from which run it is: these fields, without how failures are met, by how
-        many a batch is shared, and what only says how much is logged or read at once."""
+        """The fields that change a run's outcome. Left out are the handling of failures, the number of workers, and what says
+        how much is logged or read at once."""
         fields = set(LoopConfig.model_fields) - {"max_error_frac", "max_failures", "keep_checkpoints", "save_every_steps"}
         fields -= {"log_every_steps", "eval_batch_tokens", "num_workers", "threads_per_worker", "parallel_runs", "step_timeout_s"}
         return self.model_dump(mode="json", include=fields)
