@@ -45,7 +45,7 @@ def test_a_lost_node_is_one_line_its_wait_another_and_an_interrupt_ends_it(clust
     config = mini_config(path)
     prepared(config)
     command = [sys.executable, "-m", "jobs.teach", str(path), f"--cluster.address={cluster_of_two.address}"]
-    command += ["--cluster.training_labels={market: on-demand}", "--teach.num_workers=2", "--teach.threads_per_worker=1"]
+    command += ["--cluster.training_labels.market=on-demand", "--teach.num_workers=2", "--teach.threads_per_worker=1"]
     command += ["--teach.steps=1000000", "--teach.save_every_steps=20", "--teach.eval_every_steps=1000000"]
     job = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
     said: list[str] = []
@@ -55,8 +55,9 @@ def test_a_lost_node_is_one_line_its_wait_another_and_an_interrupt_ends_it(clust
     try:
         saved = Path(config.directory, "teacher", CHECKPOINTS)
         wait_until(lambda: list(saved.glob(f"*/{CHECKPOINT_MANIFEST}")) or job.poll() is not None, "no checkpoint")
-        wait_until(lambda: "steps/s" in "".join(said) or "step " in "".join(said), "no line of progress")
-        cluster_of_two.remove_node(cluster_of_two.worker_nodes[0], allow_graceful=False)
+        wait_until(lambda: "step " in "".join(said) or job.poll() is not None, "no line of progress")
+        assert job.poll() is None, "".join(said)
+        cluster_of_two.remove_node(next(iter(cluster_of_two.worker_nodes)), allow_graceful=False)
         wait_until(lambda: "waits for" in "".join(said), f"nothing was said of the loss: {said}")
         time.sleep(20)  # longer than a log waits between two lines of progress
     finally:
