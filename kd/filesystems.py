@@ -7,7 +7,7 @@ from datetime import timedelta
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import HTTPRedirectHandler, build_opener
 
 import pyarrow.fs as pafs
 
@@ -66,10 +66,17 @@ def _s3(address: Address) -> pafs.S3FileSystem:
     )
 
 
+class _NoRedirect(HTTPRedirectHandler):
+    """A redirect is an answer; where it leads may be out of a cluster's reach."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
 def _check_answers(url: str) -> None:
     """Ask a web service for its first page; any answer will do. Raises OSError if none comes."""
     try:
-        urlopen(url, timeout=ATTEMPTS * READ_S).close()
+        build_opener(_NoRedirect).open(url, timeout=ATTEMPTS * READ_S).close()
     except HTTPError as refused:
         refused.close()
     except (OSError, HTTPException) as error:

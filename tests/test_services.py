@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.request import Request, urlopen
 
 import pyarrow as pa
@@ -21,6 +23,7 @@ import yaml
 
 from kd.corpus import Source, decoded, find, is_there
 from kd.errors import InputError, StoreError
+from kd.filesystems import _check_answers
 from kd.places import Place
 from kd.store import Store
 from tests.hub_server import serving_hub
@@ -212,6 +215,26 @@ def test_a_google_bucket_that_does_not_answer_is_a_clear_error_soon(
             ask(Store.at("gs://runs/one"))
     with pytest.raises(InputError, match=rf"cannot open gs://runs/one at {url}: no answer from {url}: "):
         find("gs://runs/one", "*", "auto", "task.files.train")
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """Says of everything that it is on port 9, where nobody is."""
+
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", "http://127.0.0.1:9/")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Not on the terminal."""
+
+
+def test_a_service_that_answers_with_a_redirect_is_there() -> None:
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = Thread(target=server.handle_request)
+        thread.start()
+        _check_answers(f"http://127.0.0.1:{server.server_port}")
+        thread.join()
 
 
 def test_a_service_of_s3_is_asked_with_both_time_outs(alone: None, closed: str) -> None:
